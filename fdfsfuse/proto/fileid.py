@@ -1,0 +1,250 @@
+"""File ids: ``group1/M00/00/1A/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt``.
+
+Source: protocol/file-id.md. The *file name* (also: remote filename) is everything behind the
+group. Layout of the 20 bytes that its 27 base64 characters encode:
+
+=== ==== ========= ==================================================================
+off size field     meaning
+=== ==== ========= ==================================================================
+0   4    source    IPv4 address in network order, or storage id as little-endian u32
+4   4    timestamp Unix seconds, big-endian, signed
+8   8    size      size and flags, big-endian (section 2 there)
+16  4    crc32     zlib CRC-32 of the content, or random; big-endian
+=== ==== ========= ==================================================================
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+import ipaddress
+import re
+import struct
+from dataclasses import dataclass
+
+from fdfsfuse.errors import ProtocolError, UsageError
+from fdfsfuse.proto.header import FILE_NAME_MAX, GROUP_NAME_SIZE
+
+NORMAL_NAME_LENGTH = 44
+TRUNK_NAME_LENGTH = 60
+MAX_NUMERIC_STORAGE_ID = 0xFFFFFF
+METADATA_SUFFIX = "-m"
+
+_RAW = struct.Struct(">4siQI")
+_TRUNK = struct.Struct(">iii")
+_SIZE_IN_LOW_BITS = 1 << 63
+_TRUNK_BIT = 1 << 59
+_APPENDER_BIT = 1 << 58
+_RANDOM_SHIFT = 32
+_RANDOM_MASK = (1 << 23) - 1
+_LOW_32 = 0xFFFFFFFF
+
+_GROUP = re.compile(r"[A-Za-z0-9]{1,16}\Z")
+_LOCATION = re.compile(r"([0-9A-F]{2})/([0-9A-F]{2})/([^/\0]+)\Z")
+EXTENSION = re.compile(r"[A-Za-z0-9._-]{0,6}\Z")
+PREFIX = re.compile(r"[A-Za-z0-9._-]{1,16}\Z")
+
+
+class FileKind(enum.Enum):
+    """What a file name says about its file; the value is the reference's type code."""
+
+    NORMAL = 1
+    APPENDER = 2
+    SLAVE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a file name points on a storage: checked, so that no path escapes the store path.
+
+    ``path_index`` is 0..255, ``high`` and ``low`` are 0..255, ``base`` holds no slash or NUL.
+    """
+
+    path_index: int
+    high: int
+    low: int
+    base: str
+
+    @property
+    def relative(self) -> str:
+        """Path below ``STORE_PATH/data/``: ``00/1A/xxxx``."""
+        return f"{self.high:02X}/{self.low:02X}/{self.base}"
+
+    @property
+    def name(self) -> str:
+        """The file name with its store path: ``M00/00/1A/xxxx``."""
+        return f"M{self.path_index:02X}/{self.relative}"
+
+
+@dataclass(frozen=True, slots=True)
+class NameInfo:
+    """The decoded 20 bytes of a file name.
+
+    ``source`` is the storage id or the IPv4 address as text. ``size`` and ``crc32`` describe the
+    content of normal files only (appenders: size 0 and the crc of the initial content; slaves:
+    those of the master).
+    """
+
+    source: str
+    source_is_id: bool
+    timestamp: int
+    size: int
+    crc32: int
+    kind: FileKind
+    in_trunk: bool
+
+
+def check_group_name(group: str) -> str:
+    """Return *group* if it is 1 to 16 of ``[A-Za-z0-9]``, else raise UsageError."""
+    if not _GROUP.match(group):
+        raise UsageError(
+            f"{group!r} is not a group name: 1 to {GROUP_NAME_SIZE} letters and digits are allowed"
+        )
+    return group
+
+
+def split_file_id(file_id: str) -> tuple[str, str]:
+    """``group1/M00/...`` -> (``group1``, ``M00/...``).
+
+    Raises:
+        UsageError: there is no group, or the name is empty, too long or not ASCII.
+    """
+    group, slash, name = file_id.partition("/")
+    if not slash or not name or len(name) > FILE_NAME_MAX or not file_id.isascii():
+        raise UsageError(f"{file_id!r} is not a file id such as group1/M00/00/00/xxxx.jpg")
+    return check_group_name(group), name
+
+
+def parse_location(name: str, path_count: int) -> Location:
+    """Check a file name as storages do (wire.md section 4) and say where it points.
+
+    A name whose first character is not ``M`` is a legacy name on store path 0.
+
+    Raises:
+        ProtocolError: the name is malformed or names a store path that does not exist.
+    """
+    if len(name) <= 10:
+        raise ProtocolError(f"file name {name!r} is too short")
+    index, rest = 0, name
+    if name[0] == "M":
+        digits = name[1:3]
+        if name[3] != "/" or not all(c in "0123456789abcdefABCDEF" for c in digits):
+            raise ProtocolError(f"file name {name!r} has no valid store path")
+        index, rest = int(digits, 16), name[4:]
+    if index >= path_count:
+        raise ProtocolError(f"file name {name!r} is on store path {index} of {path_count}")
+    match = _LOCATION.match(rest)
+    if match is None or match[3] in (".", ".."):
+        raise ProtocolError(f"file name {name!r} is malformed")
+    return Location(index, int(match[1], 16), int(match[2], 16), match[3])
+
+
+def is_slave(name: str, in_trunk: bool) -> bool:
+    """The recognition rule of file-id.md section 5; short slaves escape it."""
+    return len(name) > TRUNK_NAME_LENGTH or (len(name) > NORMAL_NAME_LENGTH and not in_trunk)
+
+
+def decode_name(name: str) -> NameInfo:
+    """Decode a file name with its ``Mxx/`` prefix.
+
+    Raises:
+        ProtocolError: it is shorter than 37 characters or not base64.
+    """
+    try:
+        raw = base64.b64decode(name[10:37] + "=", b"-_", validate=True)
+        source_raw, timestamp, field, crc = _RAW.unpack(raw)
+    except (binascii.Error, struct.error, ValueError) as exc:
+        raise ProtocolError(f"{name!r} is not a file name made by a storage") from exc
+    number = int.from_bytes(source_raw, "little")
+    source_is_id = 1 <= number <= MAX_NUMERIC_STORAGE_ID
+    in_trunk = bool(field & _TRUNK_BIT) and bool(field & _SIZE_IN_LOW_BITS)
+    if field & _SIZE_IN_LOW_BITS and field & _APPENDER_BIT:
+        kind = FileKind.APPENDER
+    elif is_slave(name, in_trunk):
+        kind = FileKind.SLAVE
+    else:
+        kind = FileKind.NORMAL
+    return NameInfo(
+        source=str(number) if source_is_id else str(ipaddress.IPv4Address(source_raw)),
+        source_is_id=source_is_id,
+        timestamp=timestamp,
+        size=field & _LOW_32 if field & _SIZE_IN_LOW_BITS else field,
+        crc32=crc,
+        kind=kind,
+        in_trunk=in_trunk,
+    )
+
+
+def encode_source(source: str) -> bytes:
+    """The 4 source bytes of *source*, an IPv4 address or a storage id 1..16777215 as text."""
+    if source.isdigit():
+        number = int(source)
+        if not 1 <= number <= MAX_NUMERIC_STORAGE_ID:
+            raise UsageError(f"storage id {source} does not fit a file name")
+        return number.to_bytes(4, "little")
+    return ipaddress.IPv4Address(source).packed
+
+
+def encode_base(
+    source: bytes,
+    timestamp: int,
+    size: int,
+    crc32: int,
+    suffix: str,
+    random_bits: int,
+    *,
+    appender: bool = False,
+) -> str:
+    """The last part of a new normal or appender name: 27 base64 characters and 7 of *suffix*.
+
+    Args:
+        source: 4 bytes of `encode_source`.
+        size: content bytes; ignored for appenders.
+        suffix: 7 characters of `make_suffix`.
+        random_bits: 23 random bits that keep names apart; not used from 4 GiB up.
+    """
+    if appender:
+        field = _SIZE_IN_LOW_BITS | _APPENDER_BIT | (random_bits & _RANDOM_MASK) << _RANDOM_SHIFT
+    elif size <= _LOW_32:
+        field = _SIZE_IN_LOW_BITS | (random_bits & _RANDOM_MASK) << _RANDOM_SHIFT | size
+    else:
+        field = size
+    raw = _RAW.pack(source, timestamp, field, crc32 & _LOW_32)
+    return base64.urlsafe_b64encode(raw)[:27].decode("ascii") + suffix
+
+
+def make_suffix(extension: str, random_number: int) -> str:
+    """The 7 characters behind the base64 part (file-id.md section 3).
+
+    *random_number* gives the pad digits. *extension* has no leading dot of its own.
+    """
+    if not extension:
+        return f"{random_number % 10**7:07d}"
+    digits = 6 - len(extension)
+    pad = f"{random_number % 10**digits:0{digits}d}" if digits else ""
+    return f"{pad}.{extension}"
+
+
+def slave_name(master: str, prefix: str, extension: str) -> str:
+    """The name of a slave of *master* (wire.md, command 21)."""
+    tail = master[-7:]
+    dot = tail.find(".")
+    stem = master if dot < 0 else master[: len(master) - 7 + dot]
+    dotted = extension if not extension or extension.startswith(".") else f".{extension}"
+    return f"{stem}{prefix}{dotted}"
+
+
+def is_object_base(base: str) -> bool:
+    """True when *base*, the last part of a file name, may be the name of an object.
+
+    False for metadata (``-m``), trunk containers, temporary files and anything else that no
+    storage would hand out: an object's name starts with 27 base64 characters that decode.
+    """
+    if len(base) < NORMAL_NAME_LENGTH - 10 or base.endswith(METADATA_SUFFIX):
+        return False
+    try:
+        decode_name("M00/00/00/" + base)
+    except ProtocolError:
+        return False
+    return True
