@@ -1,0 +1,249 @@
+"""File ids against the worked examples of protocol/file-id.md section 8, and as properties."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fdfsfuse.errors import ProtocolError, UsageError
+from fdfsfuse.proto.fileid import (
+    EXTENSION,
+    FileKind,
+    decode_name,
+    encode_base,
+    encode_source,
+    is_object_base,
+    make_suffix,
+    parse_location,
+    slave_name,
+    split_file_id,
+)
+
+N = FileKind.NORMAL
+A = FileKind.APPENDER
+S = FileKind.SLAVE
+
+# (name, source, is id, timestamp, size, crc32, kind, in trunk)
+EXAMPLES = [
+    (
+        "M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt",
+        "127.0.0.11",
+        False,
+        1795354458,
+        11,
+        0x0D4A1185,
+        N,
+        False,
+    ),
+    (
+        "M01/00/00/fwAADGsC71uAEKgjAAAAAAAAAAA9294680",
+        "127.0.0.12",
+        False,
+        1795354459,
+        0,
+        0,
+        N,
+        False,
+    ),
+    (
+        "M01/00/00/fwAAC2sC71uABYuZAAAADC_9g3U.tar.gz",
+        "127.0.0.11",
+        False,
+        1795354459,
+        12,
+        0x2FFD8375,
+        N,
+        False,
+    ),
+    (
+        "M00/00/00/fwAAC2sC71yEb4YYAAAAACWd5eY757.log",
+        "127.0.0.11",
+        False,
+        1795354460,
+        0,
+        0x259DE5E6,
+        A,
+        False,
+    ),
+    (
+        "M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551_150x150.jpg",
+        "127.0.0.11",
+        False,
+        1795354458,
+        11,
+        0x0D4A1185,
+        S,
+        False,
+    ),
+    (
+        "M00/01/09/oYYBAGsC712AbEjgAAAACDm-hlI874.txt",
+        "100001",
+        True,
+        1795354461,
+        8,
+        0x39BE8652,
+        N,
+        False,
+    ),
+    (
+        "M00/00/00/fwAAM2sC712IPPAcAAAAC9a6vZkAAAAAQAAAgAAAAEA400.txt",
+        "127.0.0.51",
+        False,
+        1795354461,
+        11,
+        0xD6BABD99,
+        N,
+        True,
+    ),
+    (
+        "M00/00/00/fwAAM2sC712IPPAcAAAAC9a6vZkAAAAAQAAAgAAAAEA400_150x150.jpg",
+        "127.0.0.51",
+        False,
+        1795354461,
+        11,
+        0xD6BABD99,
+        S,
+        True,
+    ),
+    (
+        "M00/0D/07/oYYBAGsC716EJ-2gAAAAACYqDkA038.dat",
+        "100001",
+        True,
+        1795354462,
+        0,
+        0x262A0E40,
+        A,
+        False,
+    ),
+    (
+        "M00/00/00/fwAAC2sC7FIAAAABAAAABbHCoaM785.bin",
+        "127.0.0.11",
+        False,
+        1795353682,
+        4294967301,
+        0xB1C2A1A3,
+        N,
+        False,
+    ),
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: str(e[0])[-12:])
+def test_worked_examples_decode(
+    example: tuple[str, str, bool, int, int, int, FileKind, bool],
+) -> None:
+    name, source, is_id, timestamp, size, crc, kind, in_trunk = example
+    info = decode_name(name)
+    assert (info.source, info.source_is_id, info.timestamp) == (source, is_id, timestamp)
+    assert (info.size, info.crc32, info.kind, info.in_trunk) == (size, crc, kind, in_trunk)
+
+
+@pytest.mark.parametrize(
+    ("index", "random_bits", "appender"), [(0, 0x7356F9, False), (3, 0x6F8618, True), (9, 0, False)]
+)
+def test_worked_examples_encode(index: int, random_bits: int, appender: bool) -> None:
+    name, source, _, timestamp, size, crc, _, _ = EXAMPLES[index]
+    base = encode_base(
+        encode_source(source), timestamp, size, crc, name[-7:], random_bits, appender=appender
+    )
+    assert name.endswith("/" + base)
+
+
+@given(
+    st.ip_addresses(v=4).map(str).filter(lambda ip: not ip.endswith(".0"))
+    | st.integers(1, 0xFFFFFF).map(str),
+    st.integers(-(2**31), 2**31 - 1),
+    st.integers(0, 2**40),
+    st.integers(0, 2**32 - 1),
+    st.from_regex(EXTENSION, fullmatch=True),
+    st.integers(0, 2**30),
+    st.booleans(),
+)
+def test_any_name_round_trips(
+    source: str, timestamp: int, size: int, crc: int, extension: str, chance: int, appender: bool
+) -> None:
+    suffix = make_suffix(extension, chance)
+    assert len(suffix) == 7
+    base = encode_base(
+        encode_source(source), timestamp, size, crc, suffix, chance, appender=appender
+    )
+    name = f"M0A/1F/00/{base}"
+    assert len(name) == 44
+    info = decode_name(name)
+    assert (info.source, info.timestamp, info.crc32) == (source, timestamp, crc)
+    assert info.size == (0 if appender else size)
+    assert info.kind is (A if appender else N)
+    location = parse_location(name, 256)
+    assert (location.path_index, location.high, location.low) == (10, 0x1F, 0)
+    assert location.name == name
+
+
+@given(st.text() | st.text("M0/AF.-m", max_size=40))
+def test_any_text_is_a_location_or_a_protocol_error(text: str) -> None:
+    try:
+        location = parse_location(text, 2)
+    except ProtocolError:
+        return
+    assert "/" not in location.base
+    assert location.base not in (".", "..")
+    assert location.path_index in (0, 1)
+
+
+@given(st.text())
+def test_any_text_decodes_or_is_a_protocol_error(text: str) -> None:
+    try:
+        decode_name(text)
+    except ProtocolError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "M00/00/../fwAAC2sC71qAc1b5AAAACw1KEYU551.txt",
+        "M00/00/00/..",
+        "M00/00/00/a/b",
+        "M00/0a/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt",
+        "M02/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt",
+        "MXX/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt",
+        "N00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt",
+        "M00/00/00/a\0b",
+        "M00/00/00/",
+        "M00/00/00",
+    ],
+)
+def test_bad_names_are_refused(bad: str) -> None:
+    with pytest.raises(ProtocolError):
+        parse_location(bad, 2)
+
+
+def test_legacy_name_is_on_path_zero() -> None:
+    assert parse_location("00/1A/fwAAC2sC71qAc1b5", 1).name == "M00/00/1A/fwAAC2sC71qAc1b5"
+
+
+@pytest.mark.parametrize(
+    ("master", "prefix", "extension", "slave"),
+    [
+        (EXAMPLES[0][0], "_150x150", "jpg", "M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551_150x150.jpg"),
+        (EXAMPLES[0][0], "-small", "", "M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551-small"),
+        (EXAMPLES[2][0], "_ab", "jpg", "M01/00/00/fwAAC2sC71uABYuZAAAADC_9g3U_ab.jpg"),
+        (EXAMPLES[1][0], "_s", ".jpg", "M01/00/00/fwAADGsC71uAEKgjAAAAAAAAAAA9294680_s.jpg"),
+    ],
+)
+def test_slave_names(master: str, prefix: str, extension: str, slave: str) -> None:
+    assert slave_name(master, prefix, extension) == slave
+
+
+def test_split_file_id() -> None:
+    assert split_file_id("group1/M00/00/00/x.jpg") == ("group1", "M00/00/00/x.jpg")
+    for bad in ("group1", "/M00/00/00/x", "gr_up/M00/00/00/x", "g/", "g/" + "x" * 128, "g/\u00e4"):
+        with pytest.raises(UsageError):
+            split_file_id(bad)
+
+
+def test_object_bases() -> None:
+    base = EXAMPLES[0][0][10:]
+    assert is_object_base(base)
+    for other in (base + "-m", "000001", ".fastdfs_vars", base[:20], base.replace("f", "!")):
+        assert not is_object_base(other)
