@@ -1,0 +1,525 @@
+"""One connection to a tracker or storage: a request, then its answer, over a non-blocking socket.
+
+Framing: protocol/wire.md section 1. Nothing is pipelined: a C storage answers only the first of two
+requests written back to back (wire.md section 5, trap 2).
+
+Each send and receive is tried on the socket first and waits for the kernel only when it would
+block; a small request costs one send and its answer one or two receives.
+
+A `Connection` is used by one task at a time. When an exchange ends in anything but a complete
+answer (an error, a cancellation, an unread body), the stream's position is unknown and the
+connection is closed; `usable` tells. A status other than 0 is a complete answer, except 22, after
+which storages close.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import AsyncIterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import trio
+from trio.lowlevel import wait_readable, wait_writable
+
+from fdfsfuse.client.address import Address
+from fdfsfuse.errors import ConnectFailed, ConnectionBroken, ProtocolError, StatusError, UsageError
+from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_header, unpack_header
+
+ANSWER_MAX = 256 << 10
+"""Default limit of an answer that is kept in memory, in bytes."""
+CHUNK_SIZE = 512 << 10
+"""Bytes of a body that are in memory while it is streamed from or to a file."""
+CONNECT_TIMEOUT_S = 5.0
+DEAD_PEER_S = 12
+"""The kernel breaks a connection whose peer has acknowledged nothing for about this long."""
+
+_FIRST_READ = 4096
+_INLINE_SEND = 64 << 10
+_SKIP_MAX = 1 << 20
+_YIELD_EVERY = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """*length* bytes from *offset* of an open file descriptor, which stays the caller's."""
+
+    fd: int
+    offset: int
+    length: int
+
+
+Source: TypeAlias = bytes | bytearray | memoryview | FileRange | AsyncIterable[bytes]
+"""What a body can be sent from."""
+
+
+async def connect(address: Address, timeout_s: float = CONNECT_TIMEOUT_S) -> Connection:
+    """Connect to *address*; each of the host's addresses is tried in turn within *timeout_s*.
+
+    Raises:
+        ConnectFailed: nobody answered there in time, or the name is unknown.
+    """
+    problem: str = f"no answer within {timeout_s:g} s"
+    with trio.move_on_after(timeout_s):
+        for family, target in await _resolve(address):
+            try:
+                return Connection(await _connect_socket(family, target), address)
+            except OSError as exc:
+                problem = exc.strerror or str(exc)
+    raise ConnectFailed(f"cannot connect to {address}: {problem}")
+
+
+_Target: TypeAlias = "tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]"
+
+
+async def _resolve(address: Address) -> list[tuple[int, _Target]]:
+    """Socket families and addresses of *address*; no thread when the host is a number."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, address.host)
+        except OSError:
+            continue
+        return [(family, (address.host, address.port))]
+    try:
+        found = await trio.socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as exc:
+        raise ConnectFailed(f"cannot find the host {address.host}: {exc.strerror or exc}") from exc
+    return [(family, target) for family, _, _, _, target in found]
+
+
+async def _connect_socket(family: int, target: _Target) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        _set_options(sock)
+        try:
+            sock.connect(target)
+        except BlockingIOError:
+            await wait_writable(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code)) from None
+        if sock.getsockname() == sock.getpeername():
+            # A TCP connection to a free port of this machine can meet itself.
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _set_options(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A machine that vanished is noticed by the kernel, so that no request needs a timer for it.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_PEER_S // 2)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_S * 1000)
+
+
+class Connection:
+    """See the module. ``answered`` tells whether any byte of the last answer has arrived."""
+
+    __slots__ = ("_rest", "_sock", "address", "answered", "idle_since", "reused")
+
+    def __init__(self, sock: socket.socket, address: Address) -> None:
+        self._sock = sock
+        self._rest = b""
+        self.address = address
+        self.answered = False
+        self.reused = False
+        self.idle_since = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Connection to {self.address}{'' if self.usable else ', closed'}>"
+
+    @property
+    def usable(self) -> bool:
+        """False once the connection was closed, by `close` or because an exchange broke off."""
+        return self._sock.fileno() >= 0
+
+    def close(self) -> None:
+        """Close the connection; may be called again."""
+        self._sock.close()
+
+    def alive(self) -> bool:
+        """True when the peer has neither closed nor sent anything unasked; no round trip."""
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    # --- whole exchanges -------------------------------------------------------------------------
+
+    async def request(
+        self, command: int, body: bytes = b"", *, max_answer: int = ANSWER_MAX, status: int = 0
+    ) -> bytes:
+        """Send a request and return the body of its answer.
+
+        Args:
+            max_answer: longest acceptable body; a longer one is a ProtocolError.
+            status: the header's last byte (flags of command 22).
+
+        Raises:
+            StatusError: the peer answered with a status.
+            ConnectionBroken, ProtocolError: the connection is closed.
+        """
+        with self._exchange():
+            await self._send(pack_header(len(body), command, status) + body)
+            length = await self._answer_length()
+            self._check_length(length, max_answer)
+            return await self._receive(length)
+
+    async def command(self, command: int, body: bytes = b"") -> None:
+        """`request` whose answer has no body; an unexpected body (trap 5) is skipped."""
+        with self._exchange():
+            await self._send(pack_header(len(body), command) + body)
+            await self._skip(await self._answer_length())
+
+    async def send_stream(
+        self, command: int, head: bytes, source: Source, size: int, *, max_answer: int = ANSWER_MAX
+    ) -> bytes:
+        """Send a request of *head* and *size* bytes of *source*; return the answer's body.
+
+        An answer that arrives while the body is being sent ends the sending.
+
+        Raises:
+            UsageError: *source* holds more or less than *size* bytes.
+        """
+        with self._exchange():
+            front = pack_header(len(head) + size, command) + head
+            await self._send_body(front, source, size)
+            length = await self._answer_length()
+            self._check_length(length, max_answer)
+            return await self._receive(length)
+
+    async def command_stream(self, command: int, head: bytes, source: Source, size: int) -> None:
+        """`send_stream` whose answer has no body; an unexpected body is skipped."""
+        with self._exchange():
+            front = pack_header(len(head) + size, command) + head
+            await self._send_body(front, source, size)
+            await self._skip(await self._answer_length())
+
+    async def request_into(self, command: int, body: bytes, buffer: memoryview) -> int:
+        """Send a request and receive its answer's body into *buffer*; return the body's length.
+
+        A body longer than *buffer* is a ProtocolError.
+        """
+        with self._exchange():
+            await self._send(pack_header(len(body), command) + body)
+            header = bytearray(HEADER_SIZE)
+            got = await self._recvmsg_into([header, buffer])
+            self.answered = True
+            while got < HEADER_SIZE:
+                got += await self._recv_into(memoryview(header)[got:])
+            length = self._check_header(header)
+            self._check_length(length, len(buffer))
+            got -= HEADER_SIZE
+            if got > length:
+                raise ProtocolError(f"{self.address} sent more than it announced")
+            await self._fill(buffer[got:length])
+            return length
+
+    @contextmanager
+    def request_stream(self) -> Iterator[AnswerStream]:
+        """An exchange whose answer is read bit by bit; see `AnswerStream`.
+
+        The connection is closed when the answer was not read to its end.
+        """
+        with self._exchange():
+            stream = AnswerStream(self)
+            yield stream
+            if stream.remaining:
+                self.close()
+
+    # --- parts of exchanges ------------------------------------------------------------------------
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        if not self.usable:
+            raise ConnectionBroken(f"the connection to {self.address} is closed")
+        self.answered = False
+        try:
+            yield
+        except StatusError as exc:
+            if exc.errno == errno.EINVAL:
+                self.close()
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def detach(self) -> socket.socket:
+        """Hand the non-blocking socket over to the caller; this object is unusable afterwards."""
+        sock = socket.socket(fileno=self._sock.detach())
+        sock.setblocking(False)
+        return sock
+
+    async def _send(self, data: bytes | memoryview) -> None:
+        sock = self._sock
+        try:
+            sent = sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            raise self._broken(exc) from exc
+        if sent == len(data):
+            return
+        view = memoryview(data)[sent:]
+        while view:
+            await wait_writable(sock)
+            try:
+                sent = sock.send(view)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            view = view[sent:]
+
+    async def _send_body(self, front: bytes, source: Source, size: int) -> None:
+        try:
+            if isinstance(source, (bytes, bytearray, memoryview)):
+                await self._send_buffer(front, source, size)
+            elif isinstance(source, FileRange):
+                await self._send_file(front, source, size)
+            else:
+                await self._send_iterable(front, source, size)
+        except ConnectionBroken:
+            # The peer may have said why before it closed (wire.md trap 3).
+            self._raise_early_answer()
+            raise
+
+    async def _send_buffer(
+        self, front: bytes, source: bytes | bytearray | memoryview, size: int
+    ) -> None:
+        view = memoryview(source).cast("B")
+        if len(view) != size:
+            raise UsageError(f"the body has {len(view)} bytes, {size} were announced")
+        if size <= _INLINE_SEND:
+            await self._send(front + view)
+            return
+        await self._send(front)
+        for start in range(0, size, CHUNK_SIZE):
+            if start:
+                await self._between_chunks()
+            await self._send(view[start : start + CHUNK_SIZE])
+
+    async def _send_file(self, front: bytes, source: FileRange, size: int) -> None:
+        if source.length != size:
+            raise UsageError(f"the body has {source.length} bytes, {size} were announced")
+        buffer = memoryview(bytearray(min(CHUNK_SIZE, size)))
+        sent = 0
+        while sent < size:
+            part = buffer[: min(CHUNK_SIZE, size - sent)]
+            got = await _read_file(source.fd, part, source.offset + sent)
+            if not got:
+                raise UsageError(f"the file became shorter: {sent} of {size} bytes could be read")
+            await self._send(front + part[:got] if front else part[:got])
+            front = b""
+            sent += got
+            await self._between_chunks()
+        if front:
+            await self._send(front)
+
+    async def _send_iterable(self, front: bytes, source: AsyncIterable[bytes], size: int) -> None:
+        await self._send(front)
+        sent = 0
+        async for chunk in source:
+            sent += len(chunk)
+            if sent > size:
+                raise UsageError(f"the body has more than the {size} bytes that were announced")
+            await self._send(chunk)
+            await self._between_chunks()
+        if sent < size:
+            raise UsageError(f"the body has only {sent} of the {size} bytes that were announced")
+
+    async def _between_chunks(self) -> None:
+        """Let others run, and stop when the peer has answered or closed already."""
+        await trio.lowlevel.checkpoint()
+        if not self.alive():
+            self._raise_early_answer()
+
+    def _raise_early_answer(self) -> None:
+        """Raise the status that the peer sent before it had the whole request, if it did."""
+        try:
+            data = self._sock.recv(HEADER_SIZE)
+        except OSError:
+            return
+        if len(data) < HEADER_SIZE:
+            raise ConnectionBroken(f"{self.address} closed the connection during a request")
+        self.answered = True
+        try:
+            self._check_header(data)
+        except StatusError:
+            # What is left of the request would be taken for new requests.
+            self.close()
+            raise
+        raise ProtocolError(f"{self.address} answered before it had the whole request")
+
+    async def _answer_length(self) -> int:
+        """Receive the header of an answer; more of the answer may be in ``_rest`` afterwards."""
+        data = await self._recv(_FIRST_READ)
+        self.answered = True
+        while len(data) < HEADER_SIZE:
+            data += await self._recv(_FIRST_READ)
+        length = self._check_header(data[:HEADER_SIZE])
+        self._rest = data[HEADER_SIZE:]
+        if len(self._rest) > length:
+            raise ProtocolError(f"{self.address} sent more than it announced")
+        return length
+
+    def _check_header(self, data: bytes | bytearray) -> int:
+        header = unpack_header(data)
+        if header.command != RESPONSE:
+            raise ProtocolError(f"{self.address} answered with command {header.command}")
+        if header.status:
+            if header.length:
+                raise ProtocolError(f"{self.address} sent an error with a body")
+            raise StatusError(header.status, str(self.address))
+        return header.length
+
+    def _check_length(self, length: int, limit: int) -> None:
+        if length > limit:
+            raise ProtocolError(
+                f"{self.address} announced {length} bytes where at most {limit} are expected"
+            )
+
+    async def _receive(self, length: int) -> bytes:
+        rest, self._rest = self._rest, b""
+        if len(rest) == length:
+            return rest
+        buffer = bytearray(length)
+        buffer[: len(rest)] = rest
+        await self._fill(memoryview(buffer)[len(rest) :])
+        return bytes(buffer)
+
+    async def _skip(self, length: int) -> None:
+        if not length:
+            return
+        self._check_length(length, _SKIP_MAX)
+        await self._receive(length)
+
+    async def _fill(self, view: memoryview) -> None:
+        unyielded = 0
+        while view:
+            got = await self._recv_into(view)
+            view = view[got:]
+            unyielded += got
+            if unyielded >= _YIELD_EVERY:
+                unyielded = 0
+                await trio.lowlevel.checkpoint()
+
+    async def _recv(self, limit: int) -> bytes:
+        while True:
+            try:
+                data = self._sock.recv(limit)
+            except BlockingIOError:
+                await wait_readable(self._sock)
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            else:
+                if not data:
+                    raise self._broken(None)
+                return data
+
+    async def _recv_into(self, view: memoryview) -> int:
+        while True:
+            try:
+                got = self._sock.recv_into(view)
+            except BlockingIOError:
+                await wait_readable(self._sock)
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            else:
+                if not got:
+                    raise self._broken(None)
+                return got
+
+    async def _recvmsg_into(self, buffers: list[bytearray | memoryview]) -> int:
+        while True:
+            try:
+                got = self._sock.recvmsg_into(buffers)[0]
+            except BlockingIOError:
+                await wait_readable(self._sock)
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            else:
+                if not got:
+                    raise self._broken(None)
+                return got
+
+    def _broken(self, exc: OSError | None) -> ConnectionBroken:
+        why = exc.strerror or str(exc) if exc else "the peer closed it"
+        return ConnectionBroken(f"the connection to {self.address} broke: {why}")
+
+
+class AnswerStream:
+    """The answer to one request, read bit by bit; ``remaining`` bytes of it are still unread."""
+
+    __slots__ = ("_connection", "remaining")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.remaining = 0
+
+    async def start(self, command: int, body: bytes) -> int:
+        """Send the request; return the length of the answer's body."""
+        connection = self._connection
+        await connection._send(pack_header(len(body), command) + body)
+        self.remaining = await connection._answer_length()
+        return self.remaining
+
+    async def receive_some(self, max_bytes: int = CHUNK_SIZE) -> bytes:
+        """1 to *max_bytes* further bytes, or b"" at the end."""
+        if not self.remaining:
+            return b""
+        connection = self._connection
+        limit = min(max_bytes, self.remaining)
+        if connection._rest:
+            data, connection._rest = connection._rest[:limit], connection._rest[limit:]
+        else:
+            data = await connection._recv(limit)
+        self.remaining -= len(data)
+        return data
+
+    async def receive_into(self, view: memoryview) -> int:
+        """Fill *view*, or as much of it as the body still has; return the number of bytes."""
+        connection = self._connection
+        view = view[: self.remaining]
+        rest = connection._rest[: len(view)]
+        if rest:
+            view[: len(rest)] = rest
+            connection._rest = connection._rest[len(rest) :]
+        await connection._fill(view[len(rest) :])
+        self.remaining -= len(view)
+        return len(view)
+
+
+async def _read_file(fd: int, buffer: memoryview, offset: int) -> int:
+    """pread into *buffer*: at once when the page cache has it, else in a thread."""
+    try:
+        got = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+        if got:
+            return got
+    except OSError as exc:
+        if exc.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+            raise
+    return await trio.to_thread.run_sync(os.preadv, fd, [buffer], offset)
+
+
+async def write_file(fd: int, data: memoryview, offset: int) -> None:
+    """pwrite all of *data*, in a thread."""
+
+    def write() -> None:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(fd, data[done:], offset + done)
+
+    await trio.to_thread.run_sync(write)
