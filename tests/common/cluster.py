@@ -1,0 +1,378 @@
+"""A real cluster for tests: tracker, storages and mounts as processes on loopback.
+
+Every cluster has loopback addresses of its own (127.x.y.2 for the tracker, .3 and up for the
+storages) and ports that the kernel gave, so test runs beside each other do not meet, and a
+daemon that is started again finds its port free::
+
+    with Cluster(tmp_path, groups=("group1",)) as cluster:
+        storage = cluster.storage("group1")
+        storage.kill()
+        storage.start()
+        cluster.wait_active()
+        with cluster.mount(tmp_path / "mnt") as mount:
+            (mount.path / "group1" / "hello").write_text("world")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tests.common.plain import PlainClient, PlainError
+from tests.common.processes import STOP_TIMEOUT_S, Process, ProcessDied, program
+from tests.common.waiting import wait_until
+
+ACTIVE = 7
+_network = random.Random(os.urandom(8))
+
+
+def free_port(addresses: Sequence[str]) -> int:
+    """A port that is free on all *addresses* (storages of a group share their port)."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            port = 0
+            try:
+                for address in addresses:
+                    sock = stack.enter_context(socket.socket())
+                    sock.bind((address, port))
+                    port = sock.getsockname()[1]
+            except OSError:
+                continue
+            return port
+
+
+def loopback_network() -> str:
+    """The first three numbers of loopback addresses that nobody else uses: ``127.83.7``."""
+    return f"127.{_network.randrange(16, 255)}.{_network.randrange(1, 255)}"
+
+
+class Daemon(Process):
+    """A tracker or a storage with its configuration file and its data directory."""
+
+    def __init__(self, name: str, command: str, directory: Path, address: str, port: int) -> None:
+        self.conf_path = directory / f"{name}.conf"
+        super().__init__(name, [program(command), str(self.conf_path)], directory)
+        self.address = address
+        self.port = port
+        self.base_path = directory / "base"
+        self.settings: dict[str, str] = {"bind_addr": address, "port": str(port)}
+
+    def configure(self, settings: Mapping[str, str | int]) -> None:
+        """Change keys of the configuration file; a running daemon has to be started again."""
+        self.settings.update({key: str(value) for key, value in settings.items()})
+        self.base_path.mkdir(parents=True, exist_ok=True)
+        lines = [f"{key} = {value}" for key, value in self.settings.items()]
+        self.conf_path.write_text("\n".join([*lines, ""]))
+
+    @property
+    def endpoint(self) -> str:
+        """``address:port``"""
+        return f"{self.address}:{self.port}"
+
+    def connect(self, timeout_s: float = 10.0) -> socket.socket:
+        """A blocking connection to the daemon."""
+        return socket.create_connection((self.address, self.port), timeout_s)
+
+
+class Storage(Daemon):
+    """A storage with its group and store paths."""
+
+    def __init__(self, directory: Path, group: str, number: int, address: str, port: int) -> None:
+        super().__init__(f"{group}-{number}", "fdfs-storaged", directory, address, port)
+        self.group = group
+        self.store_paths: list[Path] = []
+
+    def data_files(self) -> list[Path]:
+        """Every regular file and link below ``data/HH/HH`` of all store paths, sorted."""
+        found: list[Path] = []
+        for store_path in self.store_paths:
+            for high in (store_path / "data").glob("[0-9A-F][0-9A-F]"):
+                for low in high.iterdir():
+                    found.extend(low.iterdir() if low.is_dir() else [low])
+        return sorted(found)
+
+    def path_of(self, file_name: str) -> Path:
+        """Where ``M00/HH/HH/...`` is on the disk."""
+        return self.store_paths[int(file_name[1:3], 16)] / "data" / file_name[4:]
+
+
+class Cluster:
+    """One tracker and one storage for each of *groups*.
+
+    Args:
+        directory: an empty or new directory for everything.
+        groups: names of groups; a name that is given twice gets two storages.
+        store_paths: store paths of each storage.
+        tracker_conf, storage_conf: further keys of the configuration files.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        groups: Sequence[str] = ("group1",),
+        *,
+        store_paths: int = 1,
+        tracker_conf: Mapping[str, str | int] | None = None,
+        storage_conf: Mapping[str, str | int] | None = None,
+    ) -> None:
+        self.directory = directory
+        network = loopback_network()
+        address = f"{network}.2"
+        self.tracker = Daemon(
+            "tracker", "fdfs-trackerd", directory / "tracker", address, free_port([address])
+        )
+        self.tracker.configure(
+            {
+                "base_path": str(self.tracker.base_path),
+                "check_active_interval": 10,
+                "reserved_storage_space": "16MB",
+                **(tracker_conf or {}),
+            }
+        )
+        addresses = [f"{network}.{host}" for host in range(3, 3 + len(groups))]
+        ports = {
+            group: free_port([a for a, g in zip(addresses, groups, strict=True) if g == group])
+            for group in dict.fromkeys(groups)
+        }
+        self.storages: list[Storage] = []
+        self.mounts: list[Mount] = []
+        for number, (address, group) in enumerate(zip(addresses, groups, strict=True)):
+            storage = Storage(directory / f"storage{number}", group, number, address, ports[group])
+            storage.store_paths = [
+                storage.directory / f"path{index}" for index in range(store_paths)
+            ]
+            for path in storage.store_paths:
+                path.mkdir(parents=True, exist_ok=True)
+            paths = {f"store_path{i}": str(p) for i, p in enumerate(storage.store_paths)}
+            storage.configure(
+                {
+                    "group_name": group,
+                    "base_path": str(storage.base_path),
+                    "store_path_count": store_paths,
+                    **paths,
+                    "subdir_count_per_path": 8,
+                    "tracker_server": self.tracker.endpoint,
+                    "heart_beat_interval": 1,
+                    "stat_report_interval": 1,
+                    **(storage_conf or {}),
+                }
+            )
+            self.storages.append(storage)
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.stop()
+        else:
+            self.kill()
+
+    @property
+    def daemons(self) -> list[Daemon]:
+        return [self.tracker, *self.storages]
+
+    def storage(self, group: str = "group1", number: int = 0) -> Storage:
+        """A storage of a group (the first, unless *number* says otherwise)."""
+        return [s for s in self.storages if s.group == group][number]
+
+    def start(self) -> None:
+        """Start all daemons and wait until the tracker hands out every storage."""
+        self.tracker.launch()
+        for storage in self.storages:
+            storage.launch()
+        for daemon in self.daemons:
+            daemon.wait_ready()
+        self.wait_active()
+
+    def client(self) -> PlainClient:
+        """A FastDFS client without any of our extensions."""
+        return PlainClient((self.tracker.address, self.tracker.port))
+
+    def states(self) -> dict[str, int]:
+        """What the tracker says of each storage: ``address`` -> status."""
+        states: dict[str, int] = {}
+        with self.client() as client:
+            for group in {storage.group for storage in self.storages}:
+                with contextlib.suppress(PlainError):
+                    states.update(client.storage_states(group))
+        return states
+
+    def wait_active(self, timeout_s: float = 20.0) -> None:
+        """Wait until every storage that runs is ACTIVE at the tracker."""
+
+        def active() -> bool:
+            for daemon in self.daemons:
+                if daemon.pid and not daemon.running:
+                    raise ProcessDied(f"{daemon.name} ended\n{daemon.log_tail()}")
+            try:
+                states = self.states()
+            except OSError:
+                return False
+            return all(states.get(storage.address) == ACTIVE for storage in self.storages)
+
+        try:
+            wait_until(active, "all storages to be ACTIVE", timeout_s=timeout_s)
+        except TimeoutError as exc:
+            logs = "\n".join(daemon.log_tail() for daemon in self.daemons)
+            raise TimeoutError(f"{exc}\n{logs}") from None
+
+    def mount(self, path: Path, *options: str, background: bool = False) -> Mount:
+        """A mount of this cluster; use it as a context manager."""
+        mount = Mount(self, path, options, background=background)
+        self.mounts.append(mount)
+        return mount
+
+    def stop(self) -> None:
+        """Stop everything in order; raises ProcessDied for what did not stop cleanly."""
+        problems: list[str] = []
+        for mount in self.mounts:
+            mount.cleanup()
+        for daemon in reversed(self.daemons):
+            try:
+                daemon.stop()
+            except ProcessDied as exc:
+                problems.append(str(exc))
+        for process in [*self.daemons, *self.mounts]:
+            problems += process.new_bad_lines()
+        if problems:
+            raise ProcessDied("\n".join(problems))
+
+    def kill(self) -> None:
+        """Stop everything at once."""
+        for mount in self.mounts:
+            mount.cleanup()
+        for daemon in self.daemons:
+            daemon.kill()
+
+
+class Mount(Process):
+    """fdfs-mount on a directory, in the foreground by default.
+
+    In the background `process` ends when the mount answers; the one that goes on is found by
+    its mount point.
+    """
+
+    def __init__(
+        self, cluster: Cluster, path: Path, options: Sequence[str] = (), *, background: bool = False
+    ) -> None:
+        command = [program("fdfs-mount"), cluster.tracker.endpoint, str(path)]
+        if not background:
+            command.append("-f")
+        if options:
+            command += ["-o", ",".join(options)]
+        super().__init__(f"mount-{path.name}", command, cluster.directory / "mounts")
+        self.cluster = cluster
+        self.path = path
+        self.background = background
+
+    def __enter__(self) -> Mount:
+        try:
+            self.mount()
+        except BaseException:
+            self.cleanup()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.unmount()
+        finally:
+            self.cleanup()
+
+    def mount(self) -> None:
+        """Start fdfs-mount and wait until the volumes are there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.launch()
+        if self.background:
+            code = self.wait()
+            if code != 0:
+                raise ProcessDied(f"fdfs-mount ended with {code}\n{self.log_tail()}")
+        self.wait_mounted()
+
+    def wait_mounted(self, timeout_s: float = 20.0) -> None:
+        """Wait until the mount point is mounted and shows the cluster's volumes."""
+        volumes = {storage.group for storage in self.cluster.storages}
+
+        def mounted() -> bool:
+            if not self.background and not self.running:
+                raise ProcessDied(f"{self.name} ended with {self.wait()}\n{self.log_tail()}")
+            return is_mounted(self.path) and volumes <= set(os.listdir(self.path))
+
+        try:
+            wait_until(mounted, f"{self.path} to be mounted", timeout_s=timeout_s)
+        except TimeoutError as exc:
+            raise TimeoutError(f"{exc}\n{self.log_tail()}") from None
+
+    def unmount(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Unmount as a user does, and wait for a clean end of the process."""
+        wait_until(lambda: unmount(self.path), f"umount {self.path}", timeout_s=timeout_s)
+        if self._process is not None and not self.background:
+            code = self.wait(timeout_s)
+            if code != 0:
+                raise ProcessDied(f"{self.name} ended with {code}\n{self.log_tail()}")
+
+    def remount(self) -> None:
+        """Unmount and mount again: nothing is cached by the kernel or by the mount."""
+        self.unmount()
+        self.mount()
+
+    def cleanup(self) -> None:
+        """Leave nothing behind, whatever state the mount is in."""
+        if is_mounted(self.path):
+            unmount(self.path, lazy=True)
+        if self.running:
+            try:
+                self.wait(timeout_s=2)
+            except TimeoutError:
+                self.kill()
+
+    def clear_caches(self) -> None:
+        """Drop what the kernel caches of all file systems (needs root), else remount."""
+        os.sync()
+        try:
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+        except OSError:
+            self.remount()
+
+
+def is_mounted(path: Path) -> bool:
+    """True when something is mounted on *path*; asks the kernel's table, never the mount."""
+    wanted = str(path.absolute())
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        return any(line.split(" ")[4].replace("\\040", " ") == wanted for line in table)
+
+
+def unmount(path: Path, *, lazy: bool = False) -> bool:
+    """fusermount3 -u; False when the mount point is busy."""
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), str(path)]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+
+
+def why_no_fuse() -> str | None:
+    """Why no file system can be mounted here, or None when it can."""
+    if sys.platform != "linux":
+        return "FUSE tests need Linux"
+    if not shutil.which("fusermount3"):
+        return "fusermount3 is not installed (package fuse3)"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "/dev/fuse cannot be opened"
+    return None

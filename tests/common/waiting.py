@@ -1,0 +1,27 @@
+"""Waiting for conditions, with a deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+POLL_S = 0.01
+
+
+def wait_until(condition: Callable[[], _T], what: str, *, timeout_s: float = 20.0) -> _T:
+    """Call *condition* until its result is true, and return that result.
+
+    Raises:
+        TimeoutError: it did not become true in *timeout_s*; *what* says what was waited for.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(POLL_S)

@@ -1,0 +1,101 @@
+"""Fixtures that start real daemons and mounts; see tests/common/cluster.py.
+
+Every process that a test starts is watched: a traceback or an ERROR line in its log fails the
+test, its log is shown when the test fails, and a test that hangs in a system call on a mount is
+freed by killing the mount.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.common.cluster import Cluster, Mount, why_no_fuse
+from tests.common.processes import forget_ended, kill_all, started_processes
+
+HANG_TIMEOUT_S = 150.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="longer runs of randomised tests")
+
+
+@pytest.fixture
+def long_run(request: pytest.FixtureRequest) -> bool:
+    """Whether randomised tests should run for minutes instead of seconds."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture(scope="session")
+def fuse() -> None:
+    """Ask for it in tests that mount: skips where nothing can be mounted, but fails in CI."""
+    reason = why_no_fuse()
+    if reason is not None:
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A tracker and the volumes group1 and group2, shared by the tests of a module."""
+    with Cluster(tmp_path_factory.mktemp("cluster"), groups=("group1", "group2")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def mounted(
+    fuse: None, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mount]:
+    """The cluster's mount, shared by the tests of a module."""
+    with cluster.mount(tmp_path_factory.mktemp("mnt") / "fdfs") as mount:
+        yield mount
+
+
+@pytest.fixture
+def volume(mounted: Mount, request: pytest.FixtureRequest) -> Path:
+    """A new directory on the mount for one test."""
+    name = "".join(c if c.isalnum() else "_" for c in request.node.name)
+    path = mounted.path / "group1" / name
+    path.mkdir()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def watch_processes() -> Iterator[None]:
+    """Free a test that hangs on a mount, and fail it when a log has an unexpected error."""
+    watchdog = threading.Timer(HANG_TIMEOUT_S, _kill_mounts)
+    watchdog.daemon = True
+    watchdog.start()
+    yield
+    watchdog.cancel()
+    bad = [line for process in started_processes() for line in process.new_bad_lines()]
+    forget_ended()
+    if bad:
+        pytest.fail("unexpected lines in logs:\n" + "\n".join(bad))
+
+
+def _kill_mounts() -> None:
+    for process in started_processes():
+        if isinstance(process, Mount) and process.running:
+            process.signal(signal.SIGKILL)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        for process in started_processes():
+            report.sections.append((f"log of {process.name}", process.log()[-6000:]))
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    kill_all()
