@@ -1,0 +1,162 @@
+"""What every daemon does around its work: signals, logging, readiness, exit codes.
+
+::
+
+    def main(conf):                              # a click command
+        sys.exit(run_daemon("fdfs-storaged", lambda daemon: serve(daemon, conf)))
+
+=========== =================================================================================
+exit code
+=========== =================================================================================
+0           stopped by SIGTERM or SIGINT
+1           failed; the reason is on stderr
+2           wrong use or configuration
+=========== =================================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from fdfsfuse.errors import ConfigError, FdfsError
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+
+logger = logging.getLogger(__name__)
+
+
+class Daemon:
+    """Handed to a daemon's main function.
+
+    Attributes:
+        stopping: set by SIGTERM and SIGINT; main is to finish and return. A second signal, or
+            ``stop_timeout_s`` without return, cancels it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.stopping = trio.Event()
+
+    def ready(self, status: str) -> None:
+        """Say that the daemon serves now; *status* is shown by ``systemctl status``."""
+        sd_notify(f"READY=1\nSTATUS={status}")
+        logger.info("%s", status)
+
+    def status(self, status: str) -> None:
+        """Replace the text that ``systemctl status`` shows."""
+        sd_notify(f"STATUS={status}")
+
+
+def run_daemon(
+    name: str,
+    main: Callable[[Daemon], Awaitable[None]],
+    *,
+    log_level: int = logging.INFO,
+    stop_timeout_s: float = 15.0,
+) -> int:
+    """Run *main* until it returns or a signal stops it. Returns the exit code, see above."""
+    setup_logging(name, log_level)
+    _raise_file_limit()
+    try:
+        trio.run(_supervise, name, main, stop_timeout_s)
+    except KeyboardInterrupt:
+        return EXIT_OK
+    except BaseException as exc:
+        return _report(name, _single(exc))
+    return EXIT_OK
+
+
+async def _supervise(
+    name: str, main: Callable[[Daemon], Awaitable[None]], stop_timeout_s: float
+) -> None:
+    daemon = Daemon(name)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def watch_signals() -> None:
+                async for number in signals:
+                    if daemon.stopping.is_set():
+                        logger.warning("second signal: stopping at once")
+                        nursery.cancel_scope.cancel()
+                        return
+                    logger.info("stopping (%s)", signal.Signals(number).name)
+                    sd_notify("STOPPING=1")
+                    daemon.stopping.set()
+                    nursery.cancel_scope.deadline = trio.current_time() + stop_timeout_s
+
+            nursery.start_soon(watch_signals)
+            await main(daemon)
+            nursery.cancel_scope.cancel()
+
+
+def _single(exc: BaseException) -> BaseException:
+    """The one exception inside nested groups of one, or *exc* itself."""
+    while True:
+        inner = getattr(exc, "exceptions", None)
+        if not isinstance(inner, tuple) or len(inner) != 1:
+            return exc
+        exc = inner[0]
+
+
+def _report(name: str, exc: BaseException) -> int:
+    if isinstance(exc, SystemExit):
+        return exc.code if isinstance(exc.code, int) else EXIT_FAILURE
+    if isinstance(exc, ConfigError):
+        print(f"{name}: {exc}", file=sys.stderr)
+        return EXIT_USAGE
+    if isinstance(exc, FdfsError | OSError):
+        text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        where = f"{exc.filename}: " if isinstance(exc, OSError) and exc.filename else ""
+        print(f"{name}: {where}{text}", file=sys.stderr)
+        logger.debug("failed", exc_info=exc)
+        return EXIT_FAILURE
+    logger.critical("failed", exc_info=exc)
+    return EXIT_FAILURE
+
+
+def setup_logging(name: str, level: int = logging.INFO) -> None:
+    """Log to stderr; with the time, unless the journal adds it."""
+    under_systemd = "JOURNAL_STREAM" in os.environ
+    stamp = "" if under_systemd else "%(asctime)s "
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        logging.Formatter(f"{stamp}{name}[%(process)d] %(levelname)s %(name)s: %(message)s")
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system lets us, for connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            logger.debug("the limit of open files stays at %d", soft)
+
+
+def sd_notify(message: str) -> None:
+    """Tell systemd (sd_notify(3)); does nothing when not started with Type=notify."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.settimeout(1.0)
+            sock.sendto(message.encode(), address)
+    except OSError as exc:
+        logger.warning("cannot notify systemd: %s", exc)

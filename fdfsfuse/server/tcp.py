@@ -1,0 +1,240 @@
+"""The accept loop that both daemons share.
+
+What it takes care of, so that bad input costs its own connection at most (DESIGN section 3):
+
+- hosts outside allow_hosts are closed right after accept;
+- at max_connections, the connection that has kept us waiting longest for its first request makes
+  room for the new one; if all of them are in use, the new one is closed;
+- a watchdog ends connections that keep us waiting (protocol/wire.md section 1): before their
+  first complete request, in the middle of a header or body, or by not taking an answer;
+- whatever a handler raises ends its connection only. Unforeseen errors are logged with traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from fdfsfuse.errors import ConnectionProblem, ProtocolError
+from fdfsfuse.server.connection import FramedConnection
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[FramedConnection], Awaitable[None]]
+BACKLOG = 1024
+_SWEEP_S = 1.0
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+def open_listeners(
+    bind: Sequence[str] = (), port: int = 0, family: str = "auto"
+) -> list[socket.socket]:
+    """Bind and listen.
+
+    Args:
+        bind: addresses; empty means all.
+        port: 0 lets the kernel choose (one port for all addresses).
+        family: ``IPv4``, ``IPv6``, ``both`` or ``auto`` (any case; protocol/config.md,
+            address_family). Without *bind*, auto is IPv4 plus IPv6 where the machine has it.
+
+    Raises:
+        OSError: an address or port cannot be used; the text names it.
+    """
+    wanted = family.lower()
+    hosts = list(bind)
+    if not hosts:
+        hosts = {"ipv4": ["0.0.0.0"], "ipv6": ["::"]}.get(wanted, ["0.0.0.0", "::"])
+    sockets: list[socket.socket] = []
+    try:
+        for host in hosts:
+            optional = not bind and wanted == "auto" and host == "::"
+            sock = _listen(host, port, optional=optional)
+            if sock is not None:
+                sockets.append(sock)
+                port = port or sock.getsockname()[1]
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _listen(host: str, port: int, *, optional: bool) -> socket.socket | None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError:
+        if optional:
+            return None
+        raise
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as exc:
+        sock.close()
+        if optional and exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return None
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise OSError(exc.errno, f"cannot listen on {shown}: {exc.strerror}") from exc
+    return sock
+
+
+class TcpServer:
+    """Serves connections with *handler*, one task each.
+
+    Args:
+        handler: serves one connection; returning ends it. It need not close anything.
+        max_connections: more are refused.
+        allows: tells whether a client's ip may connect.
+        network_timeout_s: see the module's text.
+        stop_timeout_s: how long requests under way may go on once the server stops.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        max_connections: int = 1024,
+        allows: Callable[[str], bool] | None = None,
+        network_timeout_s: float = 30.0,
+        stop_timeout_s: float = 5.0,
+    ) -> None:
+        self.connections: set[FramedConnection] = set()
+        self.most_connections = 0
+        """Highest number of connections at one time, for statistics."""
+        self.max_connections = max_connections
+        self._handler = handler
+        self._allows = allows
+        self._network_timeout_s = network_timeout_s
+        self._stop_timeout_s = stop_timeout_s
+        self._refused = 0
+
+    async def serve(
+        self,
+        listeners: Sequence[socket.socket],
+        *,
+        stopping: trio.Event | None = None,
+        task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until *stopping* is set (or cancelled); reports the port once it accepts.
+
+        When stopping, it accepts no more, ends idle connections at once and the others when their
+        request is answered or the stop timeout has passed. The listeners are closed in any case.
+        """
+        try:
+            async with trio.open_nursery() as workers:
+                async with trio.open_nursery() as acceptors:
+                    acceptors.start_soon(self._watch)
+                    for listener in listeners:
+                        acceptors.start_soon(self._accept, listener, workers)
+                    task_status.started(listeners[0].getsockname()[1] if listeners else 0)
+                    await (stopping or trio.Event()).wait()
+                    acceptors.cancel_scope.cancel()
+                for listener in listeners:
+                    listener.close()
+                await self._finish()
+                workers.cancel_scope.cancel()
+        finally:
+            for listener in listeners:
+                listener.close()
+
+    async def _finish(self) -> None:
+        with trio.move_on_after(self._stop_timeout_s):
+            while self.connections:
+                for connection in self.connections:
+                    if connection.idle:
+                        connection.shutdown()
+                await trio.sleep(0.02)
+        if self.connections:
+            logger.warning("%d connections were cut off when stopping", len(self.connections))
+
+    async def _accept(self, listener: socket.socket, workers: trio.Nursery) -> None:
+        while True:
+            try:
+                sock, address = listener.accept()
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(listener)
+                continue
+            except OSError as exc:
+                if exc.errno in _NO_ROOM:
+                    logger.error("cannot accept connections: %s", exc.strerror)
+                    await trio.sleep(0.1)
+                continue  # the client has gone already
+            connection = self._admit(sock, address[0])
+            if connection is not None:
+                workers.start_soon(self._run, connection)
+            await trio.lowlevel.checkpoint()
+
+    def _admit(self, sock: socket.socket, ip: str) -> FramedConnection | None:
+        ip = plain_ip(ip)
+        if self._allows is not None and not self._allows(ip):
+            logger.info("%s is not in allow_hosts, closed", ip)
+            sock.close()
+            return None
+        if len(self.connections) >= self.max_connections and not self._evict():
+            self._refused += 1
+            sock.close()
+            return None
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection = FramedConnection(sock, ip)
+        self.connections.add(connection)
+        self.most_connections = max(self.most_connections, len(self.connections))
+        return connection
+
+    def _evict(self) -> bool:
+        """End the connection that is overdue for longest with its first request, if any."""
+        overdue = [c for c in self.connections if c.requests <= 1 and c.reading_since]
+        if not overdue:
+            return False
+        oldest = min(overdue, key=lambda connection: connection.reading_since)
+        oldest.shutdown()
+        self.connections.discard(oldest)
+        return True
+
+    async def _run(self, connection: FramedConnection) -> None:
+        try:
+            await self._handler(connection)
+        except (ConnectionProblem, ProtocolError) as exc:
+            logger.debug("connection from %s ended: %s", connection.peer_ip, exc)
+        except Exception:
+            logger.exception("error while serving %s; its connection is closed", connection.peer_ip)
+        finally:
+            self.connections.discard(connection)
+            connection.close()
+
+    async def _watch(self) -> None:
+        """End the connections that keep us waiting. Once a second is enough: nothing is exact."""
+        while True:
+            await trio.sleep(min(_SWEEP_S, self._network_timeout_s / 2))
+            limit = trio.current_time() - self._network_timeout_s
+            for connection in self.connections:
+                if (connection.reading_since and connection.reading_since < limit) or (
+                    connection.sending_since and connection.sending_since < limit
+                ):
+                    connection.shutdown()
+            if self._refused:
+                logger.warning(
+                    "refused %d connections: max_connections = %d",
+                    self._refused,
+                    self.max_connections,
+                )
+                self._refused = 0
+
+
+def plain_ip(ip: str) -> str:
+    """*ip* without a zone, and as IPv4 when it is IPv4-mapped."""
+    if ":" not in ip:
+        return ip
+    address = ipaddress.IPv6Address(ip.partition("%")[0])
+    return str(address.ipv4_mapped or address)
