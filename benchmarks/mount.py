@@ -1,0 +1,516 @@
+"""What a mounted file system does per second.
+
+Measures any directory, so that other file systems can be measured in the same way::
+
+    python -m benchmarks.mount --mini                  a tracker, a storage and a mount of our own
+    python -m benchmarks.mount --dir /mnt/group1/x     any directory, ours or not
+    python -m benchmarks.mount --mini --only small,seq --files 5000 --json
+
+Each round works in a new directory and takes the groups in order; the table shows the median
+of the rounds, the lowest and the highest. With ``--mini`` (or ``--pid NAME=PID``) it also shows
+CPU microseconds per operation of the processes that do the work.
+
+*Cold* means, as the table's title says: ``remount`` (unmounted and mounted again, so the kernel
+and the mount have nothing cached; the storage's disk cache stays), ``drop`` (the kernel's pages,
+inodes and directory entries are dropped; needs root), ``fadvise`` (only the pages of the files)
+or the shell command given by ``--cold-command``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+SMALL = 4096
+BLOCK = 1 << 20
+FILES_PER_DIRECTORY = 500
+WRITERS = 8
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Row:
+    """One line of the table: what was reached in each round."""
+
+    name: str
+    unit: str
+    values: list[float] = field(default_factory=list)
+    cpu_us: dict[str, list[float]] = field(default_factory=dict)
+    """Process name -> CPU microseconds per operation (per MiB for MiB/s), per round."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+
+@dataclass
+class Bench:
+    """One run: where, how much, how to make things cold, and the results so far.
+
+    ``processes`` gives the process ids to account for; it is asked each time, because a remount
+    changes them.
+    """
+
+    directory: Path
+    files: int
+    size_mib: int
+    cold: Callable[[Path], None]
+    processes: Callable[[], dict[str, int]]
+    show: Callable[[str], None]
+    rows: dict[str, Row] = field(default_factory=dict)
+    seed: int = 0
+
+    @contextmanager
+    def measure(self, name: str, operations: float, unit: str = "/s") -> Iterator[None]:
+        """Time the body, which does *operations* operations (or that many MiB)."""
+        self.show(name)
+        row = self.rows.setdefault(name, Row(name, unit))
+        processes = self.processes()
+        before = {key: cpu_s(pid) for key, pid in processes.items()}
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        row.values.append(operations / seconds)
+        for key, pid in processes.items():
+            used = (cpu_s(pid) - before[key]) * 1e6 / operations
+            row.cpu_us.setdefault(key, []).append(used)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) * TICK_S
+
+
+# --- the work; loops do nothing but system calls ------------------------------------------------
+
+
+def make_paths(directory: Path, count: int) -> list[str]:
+    """Names of *count* files in new subdirectories of FILES_PER_DIRECTORY each."""
+    paths = []
+    for number in range(count):
+        part, rest = divmod(number, FILES_PER_DIRECTORY)
+        if rest == 0:
+            (directory / f"d{part:04}").mkdir(parents=True)
+        paths.append(f"{directory}/d{part:04}/file{number:07}.bin")
+    return paths
+
+
+def create_files(paths: Sequence[str], data: bytes) -> None:
+    for path in paths:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        os.write(fd, data)
+        os.close(fd)
+
+
+def overwrite_files(paths: Sequence[str], data: bytes) -> None:
+    for path in paths:
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
+        os.write(fd, data)
+        os.close(fd)
+
+
+def read_files(paths: Sequence[str]) -> None:
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        if len(os.read(fd, SMALL * 2)) != SMALL:
+            raise AssertionError(f"{path} has not {SMALL} bytes")
+        os.close(fd)
+
+
+def list_tree(directory: Path) -> int:
+    """What ``ls -lR`` does: list every directory and stat what is in it."""
+    count = 0
+    pending = [str(directory)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                os.lstat(entry.path)
+                count += 1
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+    return count
+
+
+def in_processes(
+    work: Callable[[Sequence[str]], None], paths: Sequence[str], count: int = WRITERS
+) -> None:
+    """Run *work* on *count* shares of *paths* in processes side by side.
+
+    Processes, because threads would measure Python's lock.
+    """
+    children = []
+    for number in range(count):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                work(paths[number::count])
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(pid)
+    failed = [os.waitpid(pid, 0)[1] for pid in children]
+    if any(failed):
+        raise AssertionError("a worker failed")
+
+
+def group_small(bench: Bench, directory: Path) -> None:
+    """4 KiB files from one process."""
+    count = bench.files
+    data = random.Random(bench.seed).randbytes(SMALL)
+    paths = make_paths(directory / "small", count)
+    with bench.measure("create 4 KiB", count):
+        create_files(paths, data)
+    with bench.measure("overwrite 4 KiB", count):
+        overwrite_files(paths, data)
+    bench.cold(directory)
+    with bench.measure("read 4 KiB cold", count):
+        read_files(paths)
+    with bench.measure("read 4 KiB again", count):
+        read_files(paths)
+    bench.cold(directory)
+    with bench.measure("stat cold", count):
+        for path in paths:
+            os.stat(path)
+    with bench.measure("stat again", count):
+        for path in paths:
+            os.stat(path)
+    bench.cold(directory)
+    with bench.measure("ls -lR cold", count):
+        list_tree(directory)
+    with bench.measure("ls -lR again", count):
+        list_tree(directory)
+    with bench.measure("rename", count):
+        for path in paths:
+            os.rename(path, path + ".x")
+    with bench.measure("unlink", count):
+        for path in paths:
+            os.unlink(path + ".x")
+
+
+def group_parallel(bench: Bench, directory: Path) -> None:
+    """4 KiB files from eight processes."""
+    count = bench.files
+    data = random.Random(bench.seed).randbytes(SMALL)
+    paths = make_paths(directory / "parallel", count)
+    with bench.measure(f"create 4 KiB, {WRITERS} writers", count):
+        in_processes(lambda share: create_files(share, data), paths)
+    bench.cold(directory)
+    with bench.measure(f"read 4 KiB cold, {WRITERS} readers", count):
+        in_processes(read_files, paths)
+
+    def remove(share: Sequence[str]) -> None:
+        for path in share:
+            os.unlink(path)
+
+    with bench.measure(f"unlink, {WRITERS} at once", count):
+        in_processes(remove, paths)
+
+
+def group_dirs(bench: Bench, directory: Path) -> None:
+    """Directories, links and xattrs."""
+    count = max(1, bench.files // 2)
+    base = directory / "dirs"
+    base.mkdir()
+    paths = [f"{base}/dir{number:06}" for number in range(count)]
+    with bench.measure("mkdir", count):
+        for path in paths:
+            os.mkdir(path)
+    with bench.measure("rmdir", count):
+        for path in paths:
+            os.rmdir(path)
+    with bench.measure("symlink", count):
+        for path in paths:
+            os.symlink("target", path)
+    file = f"{base}/file"
+    create_files([file], b"x" * SMALL)
+    try:
+        with bench.measure("setxattr", count):
+            for number in range(count):
+                os.setxattr(file, "user.width", b"%d" % number)
+        with bench.measure("getxattr", count):
+            for _ in range(count):
+                os.getxattr(file, "user.width")
+    except OSError:  # a file system without user xattrs
+        for name in ("setxattr", "getxattr"):
+            if not bench.rows.get(name, Row(name, "")).values:
+                bench.rows.pop(name, None)
+
+
+def group_seq(bench: Bench, directory: Path) -> None:
+    """One large file, in blocks of 1 MiB."""
+    path = f"{directory}/large"
+    data = random.Random(bench.seed).randbytes(BLOCK)
+    with bench.measure("write", bench.size_mib, "MiB/s"):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        for _ in range(bench.size_mib):
+            os.write(fd, data)
+        os.fsync(fd)
+        os.close(fd)
+    bench.cold(directory)
+    buffer = bytearray(BLOCK)
+    with bench.measure("read cold", bench.size_mib, "MiB/s"):
+        fd = os.open(path, os.O_RDONLY)
+        total = 0
+        while got := os.readv(fd, [buffer]):
+            total += got
+        os.close(fd)
+    if total != bench.size_mib * BLOCK:
+        raise AssertionError(f"read {total} bytes of {bench.size_mib * BLOCK}")
+    os.unlink(path)
+
+
+def group_random(bench: Bench, directory: Path) -> None:
+    """4 KiB at random offsets of a file, and short appends without buffering."""
+    path = f"{directory}/random"
+    data = random.Random(bench.seed).randbytes(BLOCK)
+    size_mib = min(bench.size_mib, 128)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    for _ in range(size_mib):
+        os.write(fd, data)
+    os.close(fd)
+    count = bench.files
+    draw = random.Random(bench.seed)
+    offsets = [draw.randrange(size_mib * BLOCK // SMALL) * SMALL for _ in range(count)]
+    bench.cold(directory)
+    fd = os.open(path, os.O_RDWR)
+    with bench.measure("random read 4 KiB cold", count):
+        for offset in offsets:
+            os.pread(fd, SMALL, offset)
+    block = data[:SMALL]
+    with bench.measure("random write 4 KiB, fsync at end", count):
+        for offset in offsets:
+            os.pwrite(fd, block, offset)
+        os.fsync(fd)
+    os.close(fd)
+    os.unlink(path)
+    fd = os.open(f"{directory}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    line = b"x" * 99 + b"\n"
+    with bench.measure("append 100 bytes", count):
+        for _ in range(count):
+            os.write(fd, line)
+        os.close(fd)
+    if os.stat(f"{directory}/log").st_size != 100 * count:
+        raise AssertionError("an append was lost")
+
+
+def make_tar(files: int, seed: int) -> bytes:
+    """A tar of a source tree: directories of 20 files of 0 to 30 KB."""
+    draw = random.Random(seed)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for number in range(files):
+            info = tarfile.TarInfo(f"tree/part{number // 200}/dir{number // 20}/file{number}.c")
+            info.size = min(30_000, int(draw.expovariate(1 / 5000)))
+            info.mtime = 1_700_000_000
+            tar.addfile(info, io.BytesIO(draw.randbytes(info.size)))
+    return buffer.getvalue()
+
+
+def group_tree(bench: Bench, directory: Path) -> None:
+    """The usual tools on a tree of small files."""
+    count = max(20, bench.files // 2)
+    archive = make_tar(count, bench.seed)
+    with bench.measure("untar, files", count):
+        subprocess.run(["tar", "xf", "-", "-C", directory], input=archive, check=True)
+    bench.cold(directory)
+    with bench.measure("cp -r, files", count):
+        subprocess.run(["cp", "-r", directory / "tree", directory / "copy"], check=True)
+    with bench.measure("rm -rf, files", 2 * count):
+        subprocess.run(["rm", "-rf", directory / "tree", directory / "copy"], check=True)
+
+
+GROUPS: dict[str, Callable[[Bench, Path], None]] = {
+    "small": group_small,
+    "parallel": group_parallel,
+    "dirs": group_dirs,
+    "seq": group_seq,
+    "random": group_random,
+    "tree": group_tree,
+}
+
+
+# --- cold caches ----------------------------------------------------------------------------------
+
+
+def drop_caches(_directory: Path) -> None:
+    """Drop what the kernel caches of every file system."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def fadvise(directory: Path) -> None:
+    """Drop the pages of all files below *directory*; attributes and entries stay cached."""
+    for base, _, names in os.walk(directory):
+        for name in names:
+            with open(os.path.join(base, name), "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def shell_command(command: str) -> Callable[[Path], None]:
+    """Make things cold by a command of the user."""
+
+    def run(_directory: Path) -> None:
+        subprocess.run(command, shell=True, check=True)
+
+    return run
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def run_rounds(bench: Bench, rounds: int, groups: Sequence[str]) -> None:
+    """Run the groups *rounds* times; each group has a directory of its own, removed after it."""
+    for number in range(rounds):
+        for name in groups:
+            directory = bench.directory / f"bench-{os.getpid()}-{number}-{name}"
+            directory.mkdir()
+            GROUPS[name](bench, directory)
+            bench.show("cleaning up")
+            shutil.rmtree(directory)
+
+
+def make_table(bench: Bench, title: str) -> Table:
+    """The results for people."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("operation")
+    table.add_column("median", justify="right")
+    table.add_column("low", justify="right")
+    table.add_column("high", justify="right")
+    table.add_column("unit")
+    processes = list(dict.fromkeys(key for row in bench.rows.values() for key in row.cpu_us))
+    for key in processes:
+        table.add_column(f"{key} us", justify="right")
+    for row in bench.rows.values():
+        cpu = [
+            f"{statistics.median(row.cpu_us[key]):,.0f}" if key in row.cpu_us else ""
+            for key in processes
+        ]
+        low, high = min(row.values), max(row.values)
+        table.add_row(row.name, f"{row.median:,.0f}", f"{low:,.0f}", f"{high:,.0f}", row.unit, *cpu)
+    return table
+
+
+def as_json(bench: Bench, title: str) -> str:
+    """The results for programs."""
+    rows = {
+        row.name: {
+            "unit": row.unit,
+            "median": round(row.median, 1),
+            "values": [round(value, 1) for value in row.values],
+            "cpu_us": {key: round(statistics.median(v), 1) for key, v in row.cpu_us.items()},
+        }
+        for row in bench.rows.values()
+    }
+    return json.dumps({"title": title, "rows": rows}, indent=2)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.mount",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--dir", type=Path, help="the directory to measure")
+    where.add_argument("--mini", action="store_true", help="start a cluster and mount it")
+    parser.add_argument("--only", default=",".join(GROUPS), help=f"of {','.join(GROUPS)}")
+    parser.add_argument("--files", type=int, default=2000, help="files per measurement")
+    parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the large file")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", choices=["remount", "drop", "fadvise"], help="see above")
+    parser.add_argument("--cold-command", metavar="COMMAND", help="a command that makes it cold")
+    parser.add_argument("-o", dest="options", default="", help="mount options for --mini")
+    parser.add_argument("--data", type=Path, help="where --mini keeps its data")
+    parser.add_argument(
+        "--pid", action="append", default=[], metavar="NAME=PID", help="show CPU of this process"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+    options.groups = options.only.split(",")
+    if unknown := set(options.groups) - set(GROUPS):
+        parser.error(f"--only: {', '.join(sorted(unknown))} is not one of {', '.join(GROUPS)}")
+    if options.cold == "remount" and options.dir is not None:
+        parser.error("--cold remount needs --mini; use --cold-command")
+    if min(options.files, options.size, options.rounds) < 1:
+        parser.error("--files, --size and --rounds are at least 1")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    with ExitStack() as stack:
+        progress = stack.enter_context(
+            Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+        )
+        task = progress.add_task("starting")
+        pids = {name: int(pid) for name, _, pid in (p.partition("=") for p in options.pid)}
+        directory: Path = options.dir
+        way = options.cold or ("drop" if os.geteuid() == 0 else "fadvise")
+        cold: Callable[[Path], None] = {"drop": drop_caches, "fadvise": fadvise}.get(way, fadvise)
+        processes: Callable[[], dict[str, int]] = lambda: pids  # noqa: E731
+        if options.mini:
+            from tests.common.cluster import Cluster
+
+            base = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.data)))
+            cluster = stack.enter_context(Cluster(base / "cluster"))
+            mount = stack.enter_context(
+                cluster.mount(base / "mnt", *filter(None, options.options.split(",")))
+            )
+            directory = mount.path / "group1"
+            processes = lambda: {  # noqa: E731
+                "mount": mount.pid,
+                "storage": cluster.storage().pid,
+                "tracker": cluster.tracker.pid,
+            }
+            if options.cold in (None, "remount"):
+                way, cold = "remount", lambda _: mount.remount()
+        if options.cold_command:
+            way, cold = options.cold_command, shell_command(options.cold_command)
+        bench = Bench(
+            directory=directory,
+            files=options.files,
+            size_mib=options.size,
+            cold=cold,
+            processes=processes,
+            show=lambda text: progress.update(task, description=text),
+        )
+        run_rounds(bench, options.rounds, options.groups)
+    title = (
+        f"{options.dir or 'mini'}: {options.files} files, {options.rounds} rounds, cold by {way}"
+    )
+    if options.json:
+        print(as_json(bench, title))
+    else:
+        Console(width=None if sys.stdout.isatty() else 120).print(make_table(bench, title))
+
+
+if __name__ == "__main__":
+    main()
