@@ -10,6 +10,7 @@
      |    +-- ConnectionBroken    the connection ended in the middle of an exchange
      |    +-- ConnectFailed       no connection could be made, so nothing was carried out
      |    +-- DeadlineExceeded    the caller's deadline passed
+     +-- NoNamesError             the servers are stock FastDFS: they keep no names
      +-- ConfigError              a configuration file or an option is wrong; shown as one line
 """
 
@@ -55,6 +56,10 @@ class ConnectFailed(ConnectionProblem):
 
 class DeadlineExceeded(ConnectionProblem):
     """The deadline that the caller gave passed before the answer was complete."""
+
+
+class NoNamesError(FdfsError):
+    """The group's storages are stock FastDFS servers: files are reachable by their ids only."""
 
 
 class ConfigError(FdfsError):

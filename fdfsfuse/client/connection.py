@@ -239,7 +239,7 @@ class Connection:
             if stream.remaining:
                 self.close()
 
-    # --- parts of exchanges ------------------------------------------------------------------------
+    # --- parts of exchanges ----------------------------------------------------------------------
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
