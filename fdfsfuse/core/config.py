@@ -415,7 +415,7 @@ def load_storage_config(path: str, read: ReadFile) -> tuple[StorageConfig, tuple
         raise reader.missing("group_name", "the name of this storage's volume is needed")
     trackers = _tracker_servers(reader)
     for server in trackers:
-        if any(host.startswith("127.") or host in ("localhost", "::1") for host in server.hosts):
+        if any(host in ("127.0.0.1", "localhost", "::1") for host in server.hosts):
             reader.warnings.append(
                 f"{path}: tracker_server = {server}: a loopback address; storages on other "
                 "machines, and clients, cannot reach what is known by it"
