@@ -6,6 +6,7 @@
      +-- UsageError               the caller broke a rule of ours (also a ValueError)
      +-- ProtocolError            the peer sent bytes that the protocol does not allow
      +-- StatusError              the peer answered with a status other than 0 (also an OSError)
+     +-- TreeError                the tree refuses an operation, as POSIX or we say (also an OSError)
      +-- ConnectionProblem        no answer arrived; whether the request was carried out is unknown
      |    +-- ConnectionBroken    the connection ended in the middle of an exchange
      |    +-- ConnectFailed       no connection could be made, so nothing was carried out
@@ -40,6 +41,13 @@ class StatusError(FdfsError, OSError):
     def __init__(self, status: int, what: str = "") -> None:
         text = os.strerror(status)
         OSError.__init__(self, status, f"{what}: {text}" if what else text)
+
+
+class TreeError(FdfsError, OSError):
+    """The tree of a mount refuses an operation before any server was asked. ``errno`` says why."""
+
+    def __init__(self, code: int) -> None:
+        OSError.__init__(self, code, os.strerror(code))
 
 
 class ConnectionProblem(FdfsError):
