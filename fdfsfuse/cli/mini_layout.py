@@ -1,0 +1,238 @@
+"""What ``fdfs mini`` keeps in its directory, and the configuration files that it writes there.
+
+The directory::
+
+    mini.json            what must stay the same from run to run: volumes, addresses, ports
+    lock                 held while a cluster runs from this directory
+    tracker.conf         written anew at each start, in FastDFS's format
+    VOLUME.conf          storage.conf of each volume's storage, likewise
+    tracker/             the tracker's base_path
+    VOLUME/              the storage's base_path and only store path
+    logs/NAME.log        what each process printed (the previous runs' too, up to a size)
+    mnt/                 the mount point, unless another one was asked for
+
+Addresses are remembered because file ids carry the address of the storage that made them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from fdfsfuse.client.address import STORAGE_PORT, TRACKER_PORT, Address
+from fdfsfuse.errors import ConfigError
+
+#: storages refuse 127.0.0.1 as a tracker's address (it means another machine on each machine)
+FIRST_ADDRESS = "127.0.0.2"
+MAX_VOLUMES = 32
+#: how many ports above the usual one are tried
+PORT_TRIES = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One cluster: ``volumes[i]`` has one storage at ``storages[i]``."""
+
+    tracker: Address
+    volumes: tuple[str, ...]
+    storages: tuple[Address, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "version": 1,
+                "tracker": [self.tracker.host, self.tracker.port],
+                "volumes": {
+                    name: [at.host, at.port]
+                    for name, at in zip(self.volumes, self.storages, strict=True)
+                },
+            },
+            indent=2,
+        )
+
+
+def read_plan(path: Path) -> Plan | None:
+    """The plan of an earlier run, None when there was none.
+
+    Raises:
+        ConfigError: the file is there and is not ours or not readable
+    """
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+    try:
+        data = json.loads(text)
+        if data["version"] != 1:
+            raise ConfigError(f"{path}: version {data['version']} was made by a newer fdfs mini")
+        tracker = _address(*data["tracker"])
+        volumes = tuple(check_volume(name) for name in data["volumes"])
+        storages = tuple(_address(*at) for at in data["volumes"].values())
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise ConfigError(f"{path}: not written by fdfs mini: {exc}") from exc
+    if not volumes:
+        raise ConfigError(f"{path}: not written by fdfs mini: it names no volume")
+    return Plan(tracker, volumes, storages)
+
+
+def make_plan(
+    old: Plan | None, *, volumes: int | None, first: str | None, port: int | None
+) -> Plan:
+    """Decide volumes, addresses and ports.
+
+    What an earlier run decided stays; ``volumes`` may only grow.  Ports are looked for among the
+    free ones of the machine, for a new plan only.
+
+    Args:
+        volumes: how many volumes, None for those of before, or 2
+        first: the tracker's address in 127.0.0.0/8; storages get the addresses after it
+        port: the tracker's port; storages get the one after it. None: FastDFS's usual ones,
+            or the next that are free
+
+    Raises:
+        ConfigError: what is asked for does not fit what the directory holds
+    """
+    if old is None:
+        host = first or FIRST_ADDRESS
+        count = 2 if volumes is None else volumes
+        hosts = [_loopback(host, offset) for offset in range(count + 1)]
+        if port is None:
+            tracker_port = _free_port(TRACKER_PORT, hosts[:1])
+            storage_port = _free_port(STORAGE_PORT, hosts[1:])
+        else:
+            tracker_port, storage_port = port, port + 1
+        names = tuple(f"group{n}" for n in range(1, count + 1))
+        storages = tuple(Address(at, storage_port) for at in hosts[1:])
+        return Plan(Address(hosts[0], tracker_port), names, storages)
+    if first is not None and first != old.tracker.host:
+        raise ConfigError(
+            f"the data here belong to {old.tracker.host}: file ids carry the addresses, "
+            "so --address cannot be changed"
+        )
+    if port is not None and port != old.tracker.port:
+        raise ConfigError(f"the data here belong to port {old.tracker.port}: use another DIR")
+    if volumes is None or volumes == len(old.volumes):
+        return old
+    if volumes < len(old.volumes):
+        raise ConfigError(f"there are {len(old.volumes)} volumes here, not {volumes}")
+    added = range(len(old.volumes) + 1, volumes + 1)
+    port = old.storages[0].port
+    return Plan(
+        old.tracker,
+        (*old.volumes, *(f"group{number}" for number in added)),
+        (*old.storages, *(Address(_loopback(old.tracker.host, n), port) for n in added)),
+    )
+
+
+def check_volume(name: str) -> str:
+    """``name`` if it can be a volume's name and a file name here, else ValueError."""
+    allowed = 1 <= len(name) <= 16 and name.isascii() and name.isalnum()
+    if not allowed or name in ("tracker", "logs", "mnt", "lock"):
+        raise ValueError(f"{name!r} is no name of a volume")
+    return name
+
+
+def tracker_conf(plan: Plan, directory: Path) -> str:
+    return f"""\
+# Written by `fdfs mini` at each start; what you change here is overwritten.
+# A copy of it is a good start for a tracker.conf of your own.
+bind_addr = {plan.tracker.host}
+port = {plan.tracker.port}
+base_path = {directory / "tracker"}
+
+# Of the volumes, take one after the other for uploads that name none.
+store_lookup = 0
+# Nothing is uploaded to a disk with less than this left.
+reserved_storage_space = 64MB
+# A storage that says nothing for this long (seconds) is taken for dead.
+check_active_interval = 30
+"""
+
+
+def storage_conf(plan: Plan, index: int, directory: Path) -> str:
+    name, at = plan.volumes[index], plan.storages[index]
+    return f"""\
+# Written by `fdfs mini` at each start; what you change here is overwritten.
+# A copy of it is a good start for a storage.conf of your own.
+group_name = {name}
+bind_addr = {at.host}
+port = {at.port}
+tracker_server = {plan.tracker}
+
+base_path = {directory / name}
+store_path_count = 1
+store_path0 = {directory / name}
+# 16 x 16 directories; FastDFS's default is 256 x 256, which a first start takes seconds to make.
+subdir_count_per_path = 16
+
+# Seconds between signs of life, and between reports of the disk's size.
+heart_beat_interval = 5
+stat_report_interval = 30
+"""
+
+
+def write_confs(plan: Plan, directory: Path) -> None:
+    """Write the plan, all configuration files and the directories they name."""
+    # The plan first: it marks the directory as ours, and the rest is made anew by any run.
+    temporary = directory / "mini.json.new"
+    temporary.write_text(plan.to_json() + "\n")
+    os.replace(temporary, directory / "mini.json")
+    (directory / "tracker").mkdir(exist_ok=True)
+    (directory / "logs").mkdir(exist_ok=True)
+    (directory / "tracker.conf").write_text(tracker_conf(plan, directory))
+    for index, name in enumerate(plan.volumes):
+        (directory / name).mkdir(exist_ok=True)
+        (directory / f"{name}.conf").write_text(storage_conf(plan, index, directory))
+
+
+def busy_address(plan: Plan) -> Address | None:
+    """The first address of the plan that something else listens on, None when all are free."""
+    for at in (plan.tracker, *plan.storages):
+        if not _is_free(at):
+            return at
+    return None
+
+
+def _address(host: object, port: object) -> Address:
+    if not isinstance(host, str) or not isinstance(port, int) or not 0 < port < 65536:
+        raise ValueError(f"{host!r} {port!r} is no address")
+    return Address(_loopback(host, 0), port)
+
+
+def _loopback(first: str, offset: int) -> str:
+    try:
+        address = ipaddress.IPv4Address(first) + offset
+    except ValueError:
+        raise ConfigError(f"{first} is no IPv4 address") from None
+    if not address.is_loopback:
+        # Whoever reaches the ports is trusted with everything, so a try-out stays on the machine.
+        raise ConfigError(f"{address} is not in 127.0.0.0/8; fdfs mini runs on loopback only")
+    return str(address)
+
+
+def _free_port(first: int, hosts: list[str]) -> int:
+    """The first port from ``first`` on that is free on all ``hosts``.
+
+    Not from the kernel's range for outgoing connections: one of these could hold it next time.
+    """
+    for port in range(first, first + PORT_TRIES):
+        if all(_is_free(Address(host, port)) for host in hosts):
+            return port
+    raise ConfigError(f"no port from {first} to {first + PORT_TRIES - 1} is free; use --port")
+
+
+def _is_free(at: Address) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As the daemons do: an old connection in TIME_WAIT does not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((at.host, at.port))
+        except OSError:
+            return False
+    return True
