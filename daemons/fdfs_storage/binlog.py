@@ -1,0 +1,193 @@
+"""The storage's binlog on disk: ``base_path/data/sync/binlog.NNN`` and ``binlog_index.dat``.
+
+Format: protocol/disk.md section 5; lines: `fdfsfuse.proto.binlog`. A line is in the file (not in
+a buffer of ours) when `Binlog.append` returns, so kill -9 loses none. On start a torn last line,
+which a crash of the machine may leave, is cut off.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fdfs_storage.files import replace_file
+from fdfsfuse.errors import ProtocolError
+from fdfsfuse.proto.binlog import FILE_SIZE_MAX, BinlogRecord, decode_line
+
+logger = logging.getLogger(__name__)
+
+_BLOCK = 64 << 10
+
+
+class BinlogPosition(NamedTuple):
+    """A place in the binlog: number of the file and byte offset of a line's start."""
+
+    index: int
+    offset: int
+
+
+class Binlog:
+    """The writer. Used by the loop thread only.
+
+    Attributes:
+        position: where the next line will be written.
+    """
+
+    def __init__(self, directory: Path, index: int, compress_index: int) -> None:
+        self._directory = directory
+        self._index = index
+        self._compress_index = compress_index
+        self._fd = -1
+        self._offset = 0
+        self._open()
+
+    @classmethod
+    def open(cls, base_path: Path) -> Binlog:
+        """Continue the binlog below *base_path*, or begin one.
+
+        Raises:
+            OSError: the files cannot be read or written.
+        """
+        directory = base_path / "data" / "sync"
+        directory.mkdir(parents=True, exist_ok=True)
+        index, compress_index = _read_index(directory)
+        binlog = cls(directory, index, compress_index)
+        binlog._cut_torn_line()
+        binlog._write_index()
+        return binlog
+
+    @property
+    def position(self) -> BinlogPosition:
+        """Where the next line goes."""
+        return BinlogPosition(self._index, self._offset)
+
+    def append(self, lines: bytes) -> None:
+        """Write whole *lines* through to the file.
+
+        Raises:
+            OSError: they could not be written; then nothing of them stays.
+        """
+        written = os.write(self._fd, lines)
+        if written != len(lines):
+            os.ftruncate(self._fd, self._offset)
+            raise OSError(errno.ENOSPC, "no space for the binlog")
+        self._offset += written
+        if self._offset >= FILE_SIZE_MAX:
+            self._rotate()
+
+    def sync(self) -> None:
+        """Make everything appended survive the loss of power (fdatasync). May be called in a
+        thread."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+        self._fd = -1
+
+    def _open(self) -> None:
+        path = binlog_path(self._directory, self._index)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._fd = os.open(path, flags, 0o644)
+        self._offset = os.fstat(self._fd).st_size
+
+    def _rotate(self) -> None:
+        old = self._fd
+        self._index += 1
+        try:
+            self._open()
+        except OSError:
+            # Going on in the old file is right too; the next append tries again.
+            self._index -= 1
+            logger.exception("cannot begin the next binlog file")
+            return
+        os.close(old)
+        self._write_index()
+
+    def _write_index(self) -> None:
+        text = f"current_write={self._index}\ncurrent_compress={self._compress_index}\n"
+        replace_file(self._directory / "binlog_index.dat", text.encode())
+
+    def _cut_torn_line(self) -> None:
+        end = self._offset
+        while end:
+            start = max(0, end - _BLOCK)
+            newline = os.pread(self._fd, end - start, start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end != self._offset:
+            logger.warning(
+                "cut %d bytes of a torn line off %s",
+                self._offset - end,
+                binlog_path(self._directory, self._index),
+            )
+            os.ftruncate(self._fd, end)
+            self._offset = end
+
+    def tail(self, size: int = _BLOCK) -> list[BinlogRecord]:
+        """The records in the last *size* bytes of the current file; malformed lines are skipped."""
+        start = max(0, self._offset - size)
+        data = os.pread(self._fd, self._offset - start, start)
+        if start:
+            data = data[data.find(b"\n") + 1 :]
+        records = []
+        for line in data.splitlines(keepends=True):
+            try:
+                records.append(decode_line(line))
+            except ProtocolError:
+                continue
+        return records
+
+    def read(self, position: BinlogPosition) -> Iterator[tuple[BinlogRecord, BinlogPosition]]:
+        """Records from *position* (a line's start) to the end as it is now.
+
+        Yields each record with the position behind it. Malformed lines are skipped with a
+        warning. Files that a C server compressed are read too.
+        """
+        for index in range(position.index, self._index + 1):
+            offset = position.offset if index == position.index else 0
+            for line, behind in _lines(self._directory, index, offset):
+                try:
+                    record = decode_line(line)
+                except ProtocolError as exc:
+                    logger.warning("binlog.%03d offset %d skipped: %s", index, offset, exc)
+                    continue
+                yield record, BinlogPosition(index, behind)
+
+
+def binlog_path(directory: Path, index: int) -> Path:
+    """Path of the binlog file with number *index*: ``binlog.000``."""
+    return directory / f"binlog.{index:03d}"
+
+
+def _lines(directory: Path, index: int, offset: int) -> Iterator[tuple[bytes, int]]:
+    """Whole lines of one file from *offset*, each with the offset behind it."""
+    path = binlog_path(directory, index)
+    packed = path.with_name(path.name + ".gz")
+    with gzip.open(packed) if not path.exists() and packed.exists() else path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield line, offset
+
+
+def _read_index(directory: Path) -> tuple[int, int]:
+    """(current_write, current_compress); 0, 0 when there is no index yet."""
+    try:
+        text = (directory / "binlog_index.dat").read_text("ascii", "replace")
+    except FileNotFoundError:
+        return 0, 0
+    values = dict(line.replace(" ", "").partition("=")[::2] for line in text.splitlines())
+    numbers = [values.get(key, "0") for key in ("current_write", "current_compress")]
+    if not all(number.isdigit() for number in numbers):
+        raise OSError(errno.EINVAL, f"{directory}/binlog_index.dat is damaged: {text!r}")
+    return int(numbers[0]), int(numbers[1])

@@ -1,0 +1,80 @@
+"""The sub directories of a store path: ``data/HH/HH`` (protocol/disk.md section 1)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY_PREFIX = ".fdfs-"
+"""Temporary files are ``data/.fdfs-*``; what a crash leaves of them is removed at start."""
+
+
+def prepare(store_path: str, subdir_count: int) -> None:
+    """Make a store path usable: create missing sub directories, remove leftover temporaries.
+
+    Sub directories are created when ``data`` is missing, or ``00/00`` or the last one is;
+    otherwise they are left alone. Takes seconds for 256 x 256 new ones: call it in a thread.
+
+    Raises:
+        OSError: the path cannot be written.
+    """
+    data = Path(store_path, "data")
+    data.mkdir(parents=True, exist_ok=True)
+    last = f"{subdir_count - 1:02X}/{subdir_count - 1:02X}"
+    if not ((data / "00/00").is_dir() and (data / last).is_dir()):
+        logger.info("creating %d sub directories in %s", subdir_count**2, data)
+        for high in range(subdir_count):
+            for low in range(subdir_count):
+                os.makedirs(f"{data}/{high:02X}/{low:02X}", mode=0o755, exist_ok=True)
+    for entry in os.scandir(data):
+        if entry.name.startswith(TEMPORARY_PREFIX) and entry.is_file(follow_symlinks=False):
+            logger.info("removing the leftover %s", entry.path)
+            os.unlink(entry.path)
+
+
+def supports_unnamed_files(store_path: str) -> bool:
+    """True when files can be made without a name here and named later (O_TMPFILE, linkat).
+
+    All common Linux file systems do; NFS and old overlay mounts do not.
+    """
+    data = f"{store_path}/data"
+    probe = f"{data}/{TEMPORARY_PREFIX}probe-{os.getpid()}"
+    try:
+        fd = os.open(data, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return False
+    try:
+        link_unnamed(fd, probe)
+        os.unlink(probe)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def link_unnamed(fd: int, path: str) -> None:
+    """Name the file behind *fd*, which was opened with O_TMPFILE.
+
+    Raises:
+        FileExistsError: *path* exists; it is never replaced.
+    """
+    # Passing a src_dir_fd (unused for an absolute path) makes os.link call linkat(2) with
+    # AT_SYMLINK_FOLLOW, which plain link(2) would not do.
+    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+
+
+def next_directory_by_hash(text: str, subdir_count: int) -> tuple[int, int]:
+    """(high, low) by the PJW hash of *text* (protocol/file-id.md section 6, mode 1)."""
+    value = 0
+    for byte in text.encode("ascii"):
+        value = (value << 4) + byte & 0xFFFFFFFF
+        top = value & 0xF0000000
+        if top:
+            value ^= top >> 24
+            value &= ~top
+    value &= 0xFFFF
+    return (value >> 8) % subdir_count, (value & 0xFF) % subdir_count

@@ -1,0 +1,704 @@
+"""The object files of a storage: naming, writing, changing and deleting them.
+
+Everything that changes an object goes through here, by-id requests of FastDFS clients as well as
+the names engine, so that each change is in the binlog before it is answered, and observers hear
+of it. Layout: protocol/disk.md sections 1 and 5; names: protocol/file-id.md.
+
+What a crash (kill -9) may leave at each step, and why that is right:
+
+=============== =================================================================================
+change          order and why
+=============== =================================================================================
+new file        content into a file without a name (O_TMPFILE), binlog line, name. Before the name
+                is there nothing exists; a line without its file is skipped by every reader. So an
+                object that exists is always in the binlog
+delete          binlog line, then unlink. A line whose file still exists is carried out at start
+truncate        binlog line, then truncate; carried out at start as well
+append, modify  data, then binlog line (which tells peers what to fetch). An append that was not
+                answered may stay; that is so with every append whose answer is lost
+new metadata    as a new file
+metadata again  binlog line (U), then rename of a whole temporary file: readers see old or new
+=============== =================================================================================
+
+All methods are called on the loop thread, unless they say otherwise; those that are not async
+never wait except for the disk, and do little. File contents of more than a few KiB should be
+written in a thread, through the descriptor (`NewFile.fd`, `open_object`).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import stat
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from fdfs_storage import directories
+from fdfs_storage.binlog import Binlog
+from fdfs_storage.counters import Counters
+from fdfs_storage.files import pwrite_all, sync_directory, write_all
+from fdfs_storage.locks import PathLocks
+from fdfs_storage.space import PathSpace, Space, TotalSpace
+from fdfsfuse.errors import ProtocolError, StatusError
+from fdfsfuse.proto import binlog as ops
+from fdfsfuse.proto.fileid import (
+    METADATA_SUFFIX,
+    Location,
+    encode_base,
+    encode_source,
+    is_slave,
+    make_suffix,
+    parse_location,
+)
+
+if TYPE_CHECKING:
+    from fdfsfuse.core.conf_file import ReservedSpace
+    from fdfsfuse.core.config import StorageConfig, StorePath
+
+logger = logging.getLogger(__name__)
+
+Observer = Callable[[str, Location], None]
+"""Called with (binlog op, location) after a change; metadata changes have a location that ends
+in ``-m``. Must not raise, and must be quick."""
+
+ANY_PATH = None
+_NAME_TRIES = 10
+_RECENT_NAMES = 1 << 14
+_UNLINK_IN_THREAD_BYTES = 16 << 20
+_SAVE_COUNTERS_S = 10.0
+_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_UNNAMED_FLAGS = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+
+
+def status_of(exc: OSError) -> int:
+    """The status that answers a failed file operation (protocol/wire.md section 1)."""
+    if exc.errno in (errno.ENOENT, errno.ENOTDIR):
+        return errno.ENOENT
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return errno.ENOSPC
+    if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return errno.EACCES
+    return errno.EIO
+
+
+class NewFile:
+    """A file that is being written and has no name yet. Close it in any case.
+
+    ``fd`` may be written in a thread. Closing without `Store.commit` leaves nothing behind.
+    """
+
+    __slots__ = ("fd", "high", "low", "path_index", "temporary")
+
+    def __init__(self, fd: int, path_index: int, high: int, low: int, temporary: str = "") -> None:
+        self.fd = fd
+        self.path_index = path_index
+        self.high = high
+        self.low = low
+        self.temporary = temporary
+
+    def close(self) -> None:
+        """Close the descriptor; content that was not committed is gone."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            if self.temporary:
+                os.unlink(self.temporary)
+
+
+class Store:
+    """All store paths of a storage. Made by `Store.open`.
+
+    Attributes:
+        binlog: the change log; ``binlog.position`` is where the next change will be.
+        counters: statistics; counted up by the request handlers.
+        observers: functions told of every change.
+        locks: one lock per object for changes that last over an await; see `PathLocks`.
+    """
+
+    def __init__(
+        self,
+        base_path: Path,
+        store_paths: Sequence[StorePath],
+        *,
+        subdir_count: int,
+        distribute_by_hash: bool,
+        rotate_count: int,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.binlog = Binlog.open(base_path)
+        self._stat_path = base_path / "data" / "storage_stat.dat"
+        self.counters = Counters.load(self._stat_path)
+        self.observers: list[Observer] = []
+        self.locks = PathLocks()
+        self.path_count = len(store_paths)
+        self.subdir_count = subdir_count
+        self._paths = [path.path for path in store_paths]
+        self._data = [f"{path.path}/data/" for path in store_paths]
+        self._writable = [not path.readonly for path in store_paths]
+        self._unnamed = [directories.supports_unnamed_files(p.path) for p in store_paths]
+        self._space = Space(self._paths)
+        self._by_hash = distribute_by_hash
+        self._rotate_count = rotate_count
+        self._random = (rng or random.SystemRandom()).getrandbits
+        self._source = b""
+        self._recent: set[str] = set()
+        self._older: set[str] = set()
+        self._next_path = 0
+        self._prefer_most_free = False
+        self._temporary_number = 0
+        self._doomed: list[str] = []
+        self._wake = trio.Event()
+        self.counters.dist_path_index_high %= subdir_count
+        self.counters.dist_path_index_low %= subdir_count
+
+    @classmethod
+    async def open(cls, config: StorageConfig) -> Store:
+        """Open the store of a configuration: make directories, finish what a crash cut off.
+
+        Raises:
+            OSError: a path cannot be used; the text names it.
+        """
+
+        def prepare() -> Store:
+            for path in config.store_paths:
+                directories.prepare(path.path, config.subdir_count_per_path)
+            store = cls(
+                Path(config.base_path),
+                config.store_paths,
+                subdir_count=config.subdir_count_per_path,
+                distribute_by_hash=config.file_distribute_path_mode == 1,
+                rotate_count=config.file_distribute_rotate_count,
+            )
+            store._finish_interrupted()
+            return store
+
+        return await trio.to_thread.run_sync(prepare)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Background service: removes large deleted files, saves the counters when they changed."""
+        task_status.started()
+        saved = b""
+        while True:
+            with trio.move_on_after(_SAVE_COUNTERS_S):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            doomed, self._doomed = self._doomed, []
+            for path in doomed:
+                await trio.to_thread.run_sync(_unlink_quietly, path)
+            now = self.counters.statistics().encode()
+            if now != saved:
+                await trio.to_thread.run_sync(self.counters.save, self._stat_path)
+                saved = now
+
+    def close(self) -> None:
+        """Save the counters and close the binlog, synced."""
+        self.counters.save(self._stat_path)
+        self.binlog.sync()
+        self.binlog.close()
+
+    def configure(
+        self, source: str, reserved: ReservedSpace, *, prefer_most_free: bool = False
+    ) -> None:
+        """Set what the tracker decides.
+
+        Args:
+            source: this storage as it is written into file names: its IPv4 address or its id.
+            reserved: space that uploads must leave free.
+            prefer_most_free: the storage chooses the path with most free space for uploads that
+                name none (store_path=2), instead of taking turns.
+        """
+        self._source = encode_source(source)
+        self._space.reserved = reserved
+        self._prefer_most_free = prefer_most_free
+
+    # --- where things are -------------------------------------------------------------------
+
+    def locate(self, name: str) -> Location:
+        """Check a file name (protocol/wire.md section 4). Raises ProtocolError (status 22)."""
+        return parse_location(name, self.path_count)
+
+    def path(self, location: Location) -> str:
+        """Absolute path of the object's file."""
+        return self._data[location.path_index] + location.relative
+
+    def metadata_path(self, location: Location) -> str:
+        """Absolute path of the object's metadata file."""
+        return self._data[location.path_index] + location.relative + METADATA_SUFFIX
+
+    def data_directory(self, path_index: int) -> str:
+        """``STORE_PATH/data``, the directory of the sub directories."""
+        return self._data[path_index][:-1]
+
+    def exists(self, location: Location) -> bool:
+        """True when there is a file (or link, or directory) of that name."""
+        return os.access(self.path(location), os.F_OK)
+
+    def stat(self, location: Location) -> os.stat_result:
+        """stat() of the object's file, links followed. Raises StatusError 2."""
+        try:
+            return os.stat(self.path(location))
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def space(self) -> list[PathSpace]:
+        """Total and free MB of each store path, at most a second old."""
+        return self._space.paths()
+
+    def total_space(self) -> TotalSpace:
+        """All store paths together, in bytes."""
+        return self._space.total()
+
+    # --- new objects ------------------------------------------------------------------------
+
+    def make_name(
+        self,
+        size: int,
+        crc32: int,
+        mtime: int,
+        extension: str,
+        *,
+        appender: bool = False,
+        path_index: int | None = ANY_PATH,
+    ) -> Location:
+        """A new, unique name for an object that `write_at`, `create_empty` or `copy` will make.
+
+        Args:
+            size, crc32: of the content.
+            mtime: Unix seconds.
+            extension: up to 6 characters, no leading dot.
+            path_index: store path; None: the storage chooses. A read-only one is replaced.
+
+        Raises:
+            StatusError: 28 no space, 16 no unique name was found.
+        """
+        index = self._choose_path(path_index, size)
+        high, low = self._next_directory()
+        return self._new_location(index, high, low, size, crc32, mtime, extension, appender)
+
+    def write_at(self, location: Location, data: bytes, mtime: int | None = None) -> None:
+        """Make the object *location*, a fresh name, with *data* as its content.
+
+        The file's mtime is *mtime* (Unix seconds) or now. Raises StatusError 28, 5, 17.
+        """
+        new = self._open_unnamed(location.path_index, location.high, location.low)
+        try:
+            write_all(new.fd, data)
+            if mtime is not None:
+                os.utime(new.fd, (mtime, mtime))
+            self._publish(new, location, mtime)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        finally:
+            new.close()
+
+    def create_empty(self, location: Location) -> None:
+        """Make the empty object *location* (an appender to be written to)."""
+        self.write_at(location, b"")
+
+    def open_new(self, path_index: int | None, size: int) -> NewFile:
+        """Begin a file of *size* bytes whose name will be known only at its end.
+
+        Raises:
+            StatusError: 28 no space, 5 the disk failed.
+        """
+        index = self._choose_path(path_index, size)
+        high, low = self._next_directory()
+        try:
+            return self._open_unnamed(index, high, low)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def commit(
+        self, new: NewFile, size: int, crc32: int, extension: str, *, appender: bool = False
+    ) -> Location:
+        """Name what was written into *new*: it is an object from now on. *new* is closed by the
+        caller.
+
+        Raises:
+            StatusError: 16 no unique name, 28, 5.
+        """
+        now = int(time.time())
+        location = self._new_location(
+            new.path_index, new.high, new.low, size, crc32, now, extension, appender
+        )
+        try:
+            self._publish(new, location, now)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        return location
+
+    async def copy(self, source: Location, target: Location) -> int:
+        """Make the object *target*, a fresh name, with the content of *source*; returns its size.
+
+        The kernel copies, or shares blocks where the file system can. Metadata is not copied.
+        Raises StatusError 2, 28, 5.
+        """
+        try:
+            new = self._open_unnamed(target.path_index, target.high, target.low)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        try:
+            size = await trio.to_thread.run_sync(_copy_into, self.path(source), new.fd)
+            self._publish(new, target, None)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        finally:
+            new.close()
+        return size
+
+    def _choose_path(self, wanted: int | None, size: int) -> int:
+        """The store path for an upload of *size* bytes. Raises StatusError 28."""
+        space = self._space
+        if wanted is not None and self._writable[wanted]:
+            if not space.fits(wanted, size):
+                raise StatusError(errno.ENOSPC)
+            return wanted
+        order = list(range(self.path_count))
+        if self._prefer_most_free:
+            order.sort(key=lambda index: -space.paths()[index].free_mb)
+        else:
+            start = self._next_path
+            self._next_path = (start + 1) % self.path_count
+            order = order[start:] + order[:start]
+        for index in order:
+            if self._writable[index] and space.fits(index, size):
+                return index
+        raise StatusError(errno.ENOSPC)
+
+    def _next_directory(self) -> tuple[int, int]:
+        """(high, low) for one more file, in turns; file-id.md section 6, mode 0."""
+        counters = self.counters
+        high, low = counters.dist_path_index_high, counters.dist_path_index_low
+        counters.dist_write_file_count += 1
+        if counters.dist_write_file_count >= self._rotate_count:
+            counters.dist_write_file_count = 0
+            counters.dist_path_index_low = (low + 1) % self.subdir_count
+            if low + 1 >= self.subdir_count:
+                counters.dist_path_index_high = (high + 1) % self.subdir_count
+        return high, low
+
+    def _new_location(
+        self,
+        index: int,
+        high: int,
+        low: int,
+        size: int,
+        crc32: int,
+        mtime: int,
+        extension: str,
+        appender: bool,
+    ) -> Location:
+        for _ in range(_NAME_TRIES):
+            bits = self._random(48)
+            base = encode_base(
+                self._source,
+                mtime,
+                size,
+                crc32,
+                make_suffix(extension, bits >> 23),
+                bits,
+                appender=appender,
+            )
+            if self._by_hash:
+                high, low = directories.next_directory_by_hash(base[:27], self.subdir_count)
+            location = Location(index, high, low, base)
+            # A name is never given twice, even if its first object is deleted at once.
+            if base in self._recent or base in self._older or self.exists(location):
+                continue
+            self._recent.add(base)
+            if len(self._recent) >= _RECENT_NAMES:
+                self._older, self._recent = self._recent, set()
+            return location
+        raise StatusError(errno.EBUSY, "no unique name found")
+
+    def _open_unnamed(self, index: int, high: int, low: int) -> NewFile:
+        """A new file without a name. Raises OSError."""
+        if not self._unnamed[index]:
+            temporary = self._temporary_path(index)
+            return NewFile(os.open(temporary, _CREATE_FLAGS, 0o644), index, high, low, temporary)
+        directory = f"{self._data[index]}{high:02X}/{low:02X}"
+        try:
+            fd = os.open(directory, _UNNAMED_FLAGS, 0o644)
+        except FileNotFoundError:
+            os.makedirs(directory, exist_ok=True)
+            fd = os.open(directory, _UNNAMED_FLAGS, 0o644)
+        return NewFile(fd, index, high, low)
+
+    def _temporary_path(self, index: int) -> str:
+        self._temporary_number += 1
+        number = self._temporary_number
+        return f"{self._data[index]}{directories.TEMPORARY_PREFIX}{os.getpid()}-{number}"
+
+    def _publish(
+        self, new: NewFile, location: Location, timestamp: int | None, op: str = ops.CREATE
+    ) -> None:
+        """Binlog line and name, in this order (see the top). Raises OSError."""
+        self._log(op, location, timestamp)
+        path = self.path(location)
+        if not new.temporary:
+            directories.link_unnamed(new.fd, path)
+        else:
+            os.link(new.temporary, path)
+        self._notify(op, location)
+
+    # --- deleting ---------------------------------------------------------------------------
+
+    def delete(self, location: Location) -> None:
+        """Delete the object and its metadata.
+
+        A slave that a C server stored as a link takes the file with it that it points to.
+
+        Raises:
+            StatusError: 2 it does not exist, 22 it is neither a file nor a link, 5.
+        """
+        path = self.path(location)
+        try:
+            info = os.lstat(path)
+            if stat.S_ISLNK(info.st_mode) and is_slave(location.name, in_trunk=False):
+                self._delete_link_target(path)
+            elif not stat.S_ISREG(info.st_mode) and not stat.S_ISLNK(info.st_mode):
+                raise StatusError(errno.EINVAL, "neither a file nor a link")
+            metadata = self.metadata_path(location)
+            has_metadata = os.access(metadata, os.F_OK)
+            self._log(ops.DELETE, location)
+            self._unlink(path, info.st_size, location.path_index)
+            self._notify(ops.DELETE, location)
+            if has_metadata:
+                self._delete_metadata(location, metadata)
+        except StatusError:
+            raise
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def _unlink(self, path: str, size: int, path_index: int) -> None:
+        """Unlink; large files lose their name here and their blocks in the background."""
+        if size < _UNLINK_IN_THREAD_BYTES:
+            os.unlink(path)
+            return
+        temporary = self._temporary_path(path_index)
+        os.rename(path, temporary)
+        self._doomed.append(temporary)
+        self._wake.set()
+
+    def _delete_link_target(self, path: str) -> None:
+        target = os.readlink(path)
+        for index, data in enumerate(self._data):
+            if target.startswith(data):
+                try:
+                    location = self.locate(f"M{index:02X}/{target[len(data) :]}")
+                    self.delete(location)
+                except (ProtocolError, StatusError):
+                    logger.warning("the target %s of a deleted link stays", target)
+                return
+
+    # --- metadata ---------------------------------------------------------------------------
+
+    def read_metadata(self, location: Location) -> bytes | None:
+        """The metadata text, or None when there is none (or no object)."""
+        try:
+            fd = os.open(self.metadata_path(location), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        try:
+            with os.fdopen(fd, "rb", buffering=0) as file:
+                return file.read()
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def write_metadata(self, location: Location, text: bytes) -> None:
+        """Replace the metadata text; empty *text* removes it. The object itself is not looked at.
+
+        Raises:
+            StatusError: 28, 5.
+        """
+        path = self.metadata_path(location)
+        try:
+            exists = os.access(path, os.F_OK)
+            if not text:
+                if exists:
+                    self._delete_metadata(location, path)
+            elif exists:
+                self._replace_metadata(location, path, text)
+            else:
+                new = self._open_unnamed(location.path_index, location.high, location.low)
+                try:
+                    write_all(new.fd, text)
+                    self._publish(new, _metadata_location(location), None)
+                finally:
+                    new.close()
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def _replace_metadata(self, location: Location, path: str, text: bytes) -> None:
+        temporary = self._temporary_path(location.path_index)
+        fd = os.open(temporary, _CREATE_FLAGS, 0o644)
+        try:
+            try:
+                write_all(fd, text)
+            finally:
+                os.close(fd)
+            self._log(ops.UPDATE, _metadata_location(location))
+            os.rename(temporary, path)
+        except OSError:
+            _unlink_quietly(temporary)
+            raise
+        self._notify(ops.UPDATE, _metadata_location(location))
+
+    def _delete_metadata(self, location: Location, path: str) -> None:
+        self._log(ops.DELETE, _metadata_location(location))
+        os.unlink(path)
+        self._notify(ops.DELETE, _metadata_location(location))
+
+    # --- changing appenders -----------------------------------------------------------------
+
+    def open_object(self, location: Location, *, write: bool = False) -> int:
+        """A descriptor of the object, to be closed by the caller. Raises StatusError 2, 22, 5."""
+        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC
+        try:
+            return os.open(self.path(location), flags)
+        except IsADirectoryError as exc:
+            raise StatusError(errno.EINVAL) from exc
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def pwrite(self, location: Location, offset: int, data: bytes | memoryview) -> None:
+        """Write a small piece at *offset*, in one go, with its binlog record.
+
+        Raises:
+            StatusError: 2 it does not exist, 28, 5.
+        """
+        fd = self.open_object(location, write=True)
+        try:
+            old_size = os.fstat(fd).st_size
+            pwrite_all(fd, data, offset)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        finally:
+            os.close(fd)
+        self.record_write(location, offset, len(data), old_size)
+
+    def record_write(self, location: Location, offset: int, length: int, old_size: int) -> None:
+        """Log *length* bytes that were written at *offset* when the object had *old_size*.
+
+        An append when they begin at the old end, else a modification.
+        """
+        op = ops.APPEND if offset == old_size else ops.MODIFY
+        try:
+            self._log(op, location, None, f" {offset} {length}")
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        self._notify(op, location)
+
+    def truncate(self, location: Location, size: int) -> None:
+        """Set the object's size, with zero bytes where it grows; nothing if it has that size.
+
+        Raises:
+            StatusError: 2 it does not exist, 28, 5.
+        """
+        fd = self.open_object(location, write=True)
+        try:
+            old_size = os.fstat(fd).st_size
+            if old_size != size:
+                self._log(ops.TRUNCATE, location, None, f" {old_size} {size}")
+                os.ftruncate(fd, size)
+                self._notify(ops.TRUNCATE, location)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        finally:
+            os.close(fd)
+
+    # --- durability -------------------------------------------------------------------------
+
+    async def sync_file(self, location: Location) -> None:
+        """Make the object (content, size, name) survive the loss of power. Raises StatusError."""
+        path = self.path(location)
+
+        def sync() -> None:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+            sync_directory(os.path.dirname(path))
+            self.binlog.sync()
+
+        try:
+            await trio.to_thread.run_sync(sync)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    # --- the log ----------------------------------------------------------------------------
+
+    def _log(
+        self, op: str, location: Location, timestamp: int | None = None, extra: str = ""
+    ) -> None:
+        if timestamp is None:
+            timestamp = int(time.time())
+        self.binlog.append(f"{timestamp} {op} {location.name}{extra}\n".encode("ascii"))
+        self.counters.last_source_update = timestamp
+
+    def _notify(self, op: str, location: Location) -> None:
+        for observer in self.observers:
+            observer(op, location)
+
+    def _finish_interrupted(self) -> None:
+        """Carry out what is the last record of its object and was logged before a crash only."""
+        last = {record.name: record for record in self.binlog.tail()}
+        for record in last.values():
+            if not record.is_own or record.op not in (ops.DELETE, ops.TRUNCATE):
+                continue
+            try:
+                path = self.path(self.locate(record.name))
+                size = os.lstat(path).st_size
+            except (ProtocolError, OSError):
+                continue
+            if record.op == ops.DELETE:
+                logger.info("finishing the deletion of %s", record.name)
+                _unlink_quietly(path)
+            elif size == record.numbers[0]:
+                logger.info("finishing the truncation of %s", record.name)
+                os.truncate(path, record.numbers[1])
+
+
+def _metadata_location(location: Location) -> Location:
+    return Location(
+        location.path_index, location.high, location.low, location.base + METADATA_SUFFIX
+    )
+
+
+def _unlink_quietly(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        logger.warning("%s stays: %s", path, exc)
+
+
+def _copy_into(source: str, target_fd: int) -> int:
+    """Copy a whole file; runs in a thread. Returns the bytes copied."""
+    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    done = 0
+    try:
+        while True:
+            try:
+                count = os.copy_file_range(fd, target_fd, 1 << 30, done, done)
+            except OSError as exc:
+                if exc.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                    raise
+                data = os.pread(fd, 1 << 20, done)
+                pwrite_all(target_fd, data, done)
+                count = len(data)
+            if not count:
+                return done
+            done += count
+    finally:
+        os.close(fd)
