@@ -17,8 +17,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import AsyncIterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -331,12 +331,16 @@ class Connection:
     async def _send_iterable(self, front: bytes, source: AsyncIterable[bytes], size: int) -> None:
         await self._send(front)
         sent = 0
-        async for chunk in source:
-            sent += len(chunk)
-            if sent > size:
-                raise UsageError(f"the body has more than the {size} bytes that were announced")
-            await self._send(chunk)
-            await self._between_chunks()
+        async with AsyncExitStack() as stack:
+            if isinstance(source, AsyncGenerator):
+                # Nobody else would close it when the sending breaks off.
+                stack.push_async_callback(source.aclose)
+            async for chunk in source:
+                sent += len(chunk)
+                if sent > size:
+                    raise UsageError(f"the body has more than the {size} bytes announced")
+                await self._send(chunk)
+                await self._between_chunks()
         if sent < size:
             raise UsageError(f"the body has only {sent} of the {size} bytes that were announced")
 
