@@ -65,7 +65,7 @@ class Peer:
         self.connections += 1
         try:
             await self.handler(PeerConnection(stream))
-        except (EOFError, trio.BrokenResourceError):
+        except (EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
             await stream.aclose()

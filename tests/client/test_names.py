@@ -1,0 +1,390 @@
+"""The names session against scripted primaries that break off, end sessions and move."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from msgspec.structs import replace
+
+from fdfsfuse.client.names import NamesSession, boottime, open_session
+from fdfsfuse.client.views import Candidate
+from fdfsfuse.errors import (
+    ConnectFailed,
+    DeadlineExceeded,
+    NoNamesError,
+    ProtocolError,
+    StatusError,
+    UsageError,
+)
+from fdfsfuse.proto import names
+from tests.client.names_peer import ATTR, NamesPeer, Received, answer_to, finder
+from tests.client.peers import PeerConnection, running_peer, wait_until
+
+LOOKUP = names.Lookup(1, b"a")
+MKDIR = names.Create(1, b"d", 0o40755, 0, 0, 7)
+GETATTR = names.GetAttr(5)
+
+
+@asynccontextmanager
+async def session_with(peer: NamesPeer, **options: Any) -> AsyncIterator[NamesSession]:
+    """A session at one scripted primary."""
+    async with running_peer(peer.handle) as running:
+        find = finder((peer.storage_id, running))
+        async with open_session(find, client="test", **options) as session:
+            yield session
+
+
+async def test_calls_and_statuses() -> None:
+    peer = NamesPeer()
+    peer.respond = lambda r: errno.ENOENT if r.request == GETATTR else answer_to(r.request)
+    async with session_with(peer) as session:
+        assert await session.call(LOOKUP) == ATTR
+        with pytest.raises(StatusError) as info:
+            await session.call(GETATTR)
+        assert info.value.errno == errno.ENOENT
+        assert await session.call(names.KeepAlive()) == names.Done()
+        assert session.connected
+        assert session.problem == ""
+        assert session.view == peer.view
+        assert 0 < session.lease_until - boottime() <= peer.lease_s
+    assert [r.number for r in peer.received] == [1, 2, 3, 4]
+    assert [r.done_below for r in peer.received] == [1, 2, 3, 4]
+    assert peer.requests[-1] == names.CloseSession()
+    assert peer.opened[0].client == "test"
+
+
+async def test_answers_in_any_order_and_done_below() -> None:
+    peer = NamesPeer()
+    held: list[Received] = []
+
+    def respond(received: Received) -> Any:
+        if isinstance(received.request, names.Lookup):
+            held.append(received)
+            return None
+        return answer_to(received.request)
+
+    peer.respond = respond
+    results: dict[bytes, names.Attr] = {}
+    async with session_with(peer) as session, trio.open_nursery() as nursery:
+
+        async def look(name: bytes) -> None:
+            results[name] = await session.call(names.Lookup(1, name))
+
+        for name in (b"a", b"b", b"c"):
+            nursery.start_soon(look, name)
+        await wait_until(lambda: len(held) == 3)
+        await session.call(GETATTR)
+        assert peer.received[-1].done_below == 1
+        for received in reversed(held):
+            assert isinstance(received.request, names.Lookup)
+            named = replace(ATTR, ino=ord(received.request.name))
+            await peer.answer(peer.connections[0], received.number, named)
+        await wait_until(lambda: len(results) == 3)
+        assert {name: attr.ino for name, attr in results.items()} == {b"a": 97, b"b": 98, b"c": 99}
+        await session.call(GETATTR)
+        assert peer.received[-1].done_below == peer.received[-1].number
+
+
+async def test_large_frames_both_ways() -> None:
+    peer = NamesPeer()
+    async with session_with(peer) as session:
+        data = bytes(names.SMALL_CONTENT_MAX)
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                nursery.start_soon(session.call, names.StoreContent(number, data, 1))
+        stored = [r for r in peer.requests if isinstance(r, names.StoreContent)]
+        assert sorted(r.ino for r in stored) == list(range(8))
+        assert all(r.data == data for r in stored)
+        opened = await session.call(names.Open(5, names.SMALL_CONTENT_MAX))
+        assert opened.data == b"x" * names.SMALL_CONTENT_MAX
+
+
+async def test_a_broken_connection_is_taken_up_and_asked_again() -> None:
+    peer = NamesPeer()
+    async with session_with(peer) as session:
+        await session.call(LOOKUP)
+        peer.break_on = [names.Create]
+        assert await session.call(MKDIR) == ATTR
+        assert len(peer.opened) == 2
+        first, second = peer.opened
+        assert (first.session, second.session) == (0, 1)
+        assert first.token == second.token
+        assert len(first.token) == 16
+        creates = [r for r in peer.received if r.request == MKDIR]
+        assert [r.number for r in creates] == [2, 2]
+
+
+async def test_unanswered_calls_are_sent_again_in_order() -> None:
+    peer = NamesPeer()
+    peer.respond = lambda r: None
+    requests = [
+        names.Lookup(1, bytes((n,))) if n % 2 else names.Remove(1, bytes((n,)), False, n)
+        for n in range(20)
+    ]
+    async with session_with(peer) as session, trio.open_nursery() as nursery:
+        for request in requests:
+            nursery.start_soon(session.call, request)
+        await wait_until(lambda: len(peer.received) == 20)
+        sent = [(r.number, r.request) for r in peer.received]
+        peer.received.clear()
+        peer.respond = lambda r: answer_to(r.request)
+        await peer.disconnect()
+        await wait_until(lambda: len(peer.received) == 20)
+        assert [(r.number, r.request) for r in peer.received] == sent
+
+
+async def test_calls_wait_for_a_connection_until_their_deadline() -> None:
+    async def find() -> Sequence[Candidate]:
+        raise ConnectFailed("cannot connect to the trackers")
+
+    async with open_session(find, client="test") as session:
+        started = trio.current_time()
+        with pytest.raises(DeadlineExceeded, match="cannot connect to the trackers"):
+            await session.call(LOOKUP, started + 0.1)
+        assert 0.1 <= trio.current_time() - started < 1
+        assert not session.connected
+
+
+async def test_deadlines_in_any_order() -> None:
+    peer = NamesPeer()
+    peer.respond = lambda r: None if r.request == LOOKUP else answer_to(r.request)
+    late: list[float] = []
+    async with session_with(peer) as session, trio.open_nursery() as nursery:
+        await session.wait_connected()
+        now = trio.current_time()
+
+        async def look(seconds: float) -> None:
+            with pytest.raises(DeadlineExceeded):
+                await session.call(LOOKUP, now + seconds)
+            late.append(seconds)
+
+        for seconds in (0.15, 0.05, 0.1):
+            nursery.start_soon(look, seconds)
+        await wait_until(lambda: len(late) == 3)
+        assert late == [0.05, 0.1, 0.15]
+        assert await session.call(GETATTR, now + 10) == ATTR
+        assert peer.received[-1].done_below == 4
+    assert len(peer.opened) == 1
+
+
+async def test_a_cancelled_call_leaves_the_session_usable() -> None:
+    peer = NamesPeer()
+    peer.respond = lambda r: None if r.request == MKDIR else answer_to(r.request)
+    async with session_with(peer) as session:
+        await session.wait_connected()
+        with trio.move_on_after(0.05) as scope:
+            await session.call(MKDIR)
+        assert scope.cancelled_caught
+        assert await session.call(LOOKUP) == ATTR
+        await peer.answer(peer.connections[0], 1, ATTR)
+        assert await session.call(LOOKUP) == ATTR
+        await peer.disconnect()
+        assert await session.call(GETATTR) == ATTR
+        assert peer.requests.count(MKDIR) == 1
+
+
+async def test_an_ended_session_fails_changes_that_may_have_been_made() -> None:
+    peer = NamesPeer()
+    peer.respond = lambda r: None
+    lost: list[int] = []
+
+    async def on_lost() -> None:
+        lost.append(len(peer.received))
+
+    async with (
+        session_with(peer, on_session_lost=on_lost) as session,
+        trio.open_nursery() as nursery,
+    ):
+        results: dict[str, Any] = {}
+
+        async def call(name: str, request: names.Request) -> None:
+            try:
+                results[name] = await session.call(request)
+            except StatusError as exc:
+                results[name] = exc.errno
+
+        nursery.start_soon(call, "change", MKDIR)
+        nursery.start_soon(call, "read", LOOKUP)
+        await wait_until(lambda: len(peer.received) == 2)
+        peer.respond = lambda r: answer_to(r.request)
+        peer.ended.add(1)
+        await peer.disconnect()
+        await wait_until(lambda: len(results) == 2)
+        assert results == {"change": errno.EIO, "read": ATTR}
+        assert lost == [2]
+        assert [o.session for o in peer.opened] == [0, 1, 0]
+        assert peer.opened[2].token != peer.opened[0].token
+        assert peer.received[-1][:2] == (2, 1), "a new session counts from 1"
+
+
+async def test_a_change_refused_by_an_ended_session_is_made_in_a_new_one() -> None:
+    peer = NamesPeer()
+    async with session_with(peer) as session:
+        await session.call(LOOKUP)
+        peer.ended.add(1)
+        assert await session.call(MKDIR) == ATTR
+        assert [(r.session, r.request) for r in peer.received] == [
+            (1, LOOKUP),
+            (1, MKDIR),
+            (2, MKDIR),
+        ]
+
+
+async def test_the_primary_moves() -> None:
+    old, new = NamesPeer("s1"), NamesPeer("s2")
+    async with AsyncExitStack() as stack:
+        running_old = await stack.enter_async_context(running_peer(old.handle))
+        running_new = await stack.enter_async_context(running_peer(new.handle))
+        find = finder(("s1", running_old), ("s2", running_new))
+        new.primary = "s1"
+        session = await stack.enter_async_context(open_session(find, client="test"))
+        assert await session.call(LOOKUP) == ATTR
+        assert session.address == running_old.address
+        for peer in (old, new):
+            peer.primary, peer.view_number = "s2", 2
+        await old.push(names.NotPrimaryAnyMore())
+        assert await session.call(GETATTR) == ATTR
+        assert new.requests == [GETATTR]
+        assert new.opened[0].session == 1
+        assert session.address == running_new.address
+        for peer in (old, new):
+            peer.primary, peer.view_number = "s1", 3
+        new.respond = lambda r: names.NOT_PRIMARY
+        assert await session.call(MKDIR) == ATTR
+        assert old.requests[-1] == MKDIR
+
+
+async def test_holds_are_repeated_first() -> None:
+    peer = NamesPeer()
+    held: list[int] = []
+    async with session_with(peer, holds=lambda: held) as session:
+        await session.call(LOOKUP)
+        held += [7, 9]
+        peer.break_on = [names.Create]
+        await session.call(MKDIR)
+        assert peer.requests == [LOOKUP, MKDIR, names.Holds([7, 9], []), MKDIR]
+
+
+async def test_stock_servers_are_noticed() -> None:
+    peer = NamesPeer()
+    peer.stock = True
+    async with session_with(peer) as session:
+        with pytest.raises(NoNamesError):
+            await session.call(LOOKUP)
+        with pytest.raises(NoNamesError):
+            await session.call(LOOKUP)
+        with pytest.raises(NoNamesError):
+            await session.wait_connected()
+
+
+async def test_a_storage_that_has_no_tree_yet_is_asked_again() -> None:
+    peer = NamesPeer()
+    peer.treeless = True
+    async with session_with(peer) as session:
+        with pytest.raises(DeadlineExceeded, match="directory tree"):
+            await session.call(LOOKUP, trio.current_time() + 0.2)
+        peer.treeless = False
+        assert await session.call(LOOKUP, trio.current_time() + 5) == ATTR
+
+
+async def test_trackers_are_not_needed_to_take_a_session_up() -> None:
+    peer = NamesPeer()
+    async with running_peer(peer.handle) as running:
+        answers = finder(("s1", running))
+        down = False
+
+        async def find() -> Sequence[Candidate]:
+            if down:
+                raise ConnectFailed("no tracker")
+            return await answers()  # type: ignore[no-any-return]
+
+        async with open_session(find, client="test") as session:
+            await session.call(LOOKUP)
+            down = True
+            await peer.disconnect()
+            assert await session.call(GETATTR) == ATTR
+
+
+async def test_an_idle_session_is_kept_alive() -> None:
+    peer = NamesPeer(lease_s=0.3)
+    async with session_with(peer) as session:
+        await session.call(LOOKUP)
+        until = session.lease_until
+        await wait_until(lambda: peer.requests.count(names.KeepAlive()) >= 3)
+        await wait_until(lambda: session.lease_until > until + 0.2)
+        assert session.lease_until > boottime()
+        assert len(peer.opened) == 1
+
+
+async def test_a_silent_primary_is_left() -> None:
+    peer = NamesPeer(lease_s=0.3)
+    async with session_with(peer) as session:
+        await session.call(LOOKUP)
+        peer.respond = lambda r: None
+        await wait_until(lambda: len(peer.opened) == 2)
+        peer.respond = lambda r: answer_to(r.request)
+        assert await session.call(GETATTR) == ATTR
+
+
+Script = Callable[[PeerConnection], Awaitable[None]]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\xff" * 64,
+        b"\0" * 8 + bytes((names.ANSWER, 0)),
+        b"\0" * 7 + bytes((8, 77, 0)) + b"\0" * 8,
+        b"\0" * 7 + bytes((9, names.PUSH, 0)) + b"\0" * 9,
+    ],
+    ids=["length", "no id", "command", "push"],
+)
+async def test_garbage_costs_the_connection_only(garbage: bytes) -> None:
+    peer = NamesPeer()
+    async with session_with(peer) as session:
+        await session.call(LOOKUP)
+        await peer.connections[-1].send(garbage)
+        await wait_until(lambda: len(peer.opened) == 2)
+        assert await session.call(LOOKUP) == ATTR
+
+
+async def test_an_answer_of_another_type_is_an_error_of_its_call() -> None:
+    peer = NamesPeer()
+    peer.respond = lambda r: names.Done() if r.request == LOOKUP else answer_to(r.request)
+    async with session_with(peer) as session:
+        with pytest.raises(ProtocolError):
+            await session.call(LOOKUP)
+        assert await session.call(GETATTR) == ATTR
+
+
+async def test_leaving_fails_what_is_open() -> None:
+    peer = NamesPeer()
+    peer.respond = lambda r: None if r.request == LOOKUP else answer_to(r.request)
+    async with running_peer(peer.handle) as running, trio.open_nursery() as nursery:
+        async with open_session(finder(("s1", running)), client="test") as session:
+
+            async def look() -> None:
+                with pytest.raises(UsageError):
+                    await session.call(LOOKUP)
+
+            nursery.start_soon(look)
+            await wait_until(lambda: len(peer.received) == 1)
+        with pytest.raises(UsageError):
+            await session.call(LOOKUP)
+
+
+async def test_the_blocks_own_error_comes_through_bare() -> None:
+    async with running_peer(NamesPeer().handle) as running:
+        with pytest.raises(KeyError, match="mine"):
+            await _raise_inside(finder(("s1", running)))
+
+
+async def _raise_inside(find: Callable[[], Any]) -> None:
+    async with open_session(find, client="test"):
+        raise KeyError("mine")
