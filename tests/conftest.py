@@ -8,7 +8,9 @@ freed by killing the mount.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 
 from tests.common.cluster import Cluster, Mount, why_no_fuse
 from tests.common.processes import forget_ended, kill_all, started_processes
+from tests.common.trees import directory_with_xattrs
 
 HANG_TIMEOUT_S = 150.0
 
@@ -64,6 +67,17 @@ def volume(mounted: Mount, request: pytest.FixtureRequest) -> Path:
     path = mounted.path / "group1" / name
     path.mkdir()
     return path
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Path]:
+    """A new local directory to compare the mount with; it keeps xattrs."""
+    parent = directory_with_xattrs([tmp_path, Path("/var/tmp"), Path.cwd()])
+    if parent is None:
+        pytest.skip("no local file system that keeps user xattrs")
+    path = Path(tempfile.mkdtemp(prefix="fdfsfuse-local-", dir=parent))
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture(autouse=True)
