@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
@@ -77,6 +78,7 @@ def local(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("no local file system that keeps user xattrs")
     path = Path(tempfile.mkdtemp(prefix="fdfsfuse-local-", dir=parent))
     yield path
+    subprocess.run(["chmod", "-R", "u+rwX", path], check=True)
     shutil.rmtree(path)
 
 

@@ -1,0 +1,65 @@
+"""Random operations give the same results, errors and attributes on the mount as locally."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.common.cluster import Mount
+from tests.common.model import Runner
+from tests.common.trees import assert_same_tree
+
+OPERATIONS = 1500
+
+
+@pytest.fixture(autouse=True)
+def usual_umask() -> Iterator[None]:
+    old = os.umask(0o022)
+    yield
+    os.umask(old)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_operations(seed: int, local: Path, volume: Path, mounted: Mount) -> None:
+    runner = Runner(local, volume, seed)
+    try:
+        runner.run(OPERATIONS)
+    finally:
+        _close_all(runner)
+    assert_same_tree(local, volume)
+    mounted.remount()
+    assert_same_tree(local, volume)
+    # The generator reaches what it was written for: each operation succeeds and fails at times.
+    kinds = {key.split(":")[0] for key in runner.results}
+    done = {key.split(":")[0] for key in runner.results if key.endswith("done")}
+    assert len(kinds) > 20
+    assert kinds - done <= {"mkfifo", "chown", "removexattr", "access", "readlink", "rmdir"}
+
+
+def test_new_random_operations(local: Path, volume: Path, mounted: Mount, long_run: bool) -> None:
+    """Another seed at each run; it is in the error, so that it can be added above."""
+    for _ in range(20 if long_run else 1):
+        seed = random.SystemRandom().randrange(10**6)
+        left, right = local / str(seed), volume / str(seed)
+        left.mkdir()
+        right.mkdir()
+        runner = Runner(left, right, seed)
+        try:
+            runner.run(OPERATIONS)
+        finally:
+            _close_all(runner)
+        assert_same_tree(left, right)
+    mounted.remount()
+    assert_same_tree(local, volume)
+
+
+def _close_all(runner: Runner) -> None:
+    """Close what a failed run left open, so that the mount can be unmounted."""
+    for fds in runner.handles:
+        for fd in fds:
+            os.close(fd)
+    runner.handles.clear()
