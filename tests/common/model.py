@@ -139,10 +139,23 @@ class Runner:
             )
         return outcomes[0]
 
-    def path(self) -> str:
-        """A relative path, of which some parts may be missing or no directories."""
+    def path(self, kind: str = "") -> str:
+        """A relative path: one of an entry that is there (of that file type, if there is one),
+        or one of which some parts may be missing or no directories."""
+        if self.draw.random() < 0.5 and (paths := self._existing(kind)):
+            return self.draw.choice(paths)
         depth = self.draw.choices((1, 2, 3), (5, 4, 2))[0]
         return "/".join(self.draw.choice(NAMES) for _ in range(depth))
+
+    def _existing(self, kind: str) -> list[str]:
+        paths: list[str] = []
+        root = self.roots[0]
+        for base, directories, files in os.walk(root):
+            for name in (*directories, *files):
+                path = os.path.join(base, name)
+                if stat.filemode(os.lstat(path).st_mode)[0] == (kind or "-") or not kind:
+                    paths.append(os.path.relpath(path, root))
+        return sorted(paths)
 
     def data(self) -> bytes:
         size = self.draw.choice(BIG_SIZES if self.draw.random() < 0.06 else SIZES)
@@ -162,7 +175,7 @@ class Runner:
     # --- files by name ------------------------------------------------------------------------
 
     def op_write_file(self) -> None:
-        path, data = self.path(), self.data()
+        path, data = self.path("-"), self.data()
 
         def call(_side: int, root: str) -> object:
             fd = os.open(
@@ -177,7 +190,7 @@ class Runner:
         self.both(f"write_file {path} {len(data)}", call)
 
     def op_append(self) -> None:
-        path, data = self.path(), self.draw.randbytes(self.draw.choice((1, 100, 5000)))
+        path, data = self.path("-"), self.draw.randbytes(self.draw.choice((1, 100, 5000)))
 
         def call(_side: int, root: str) -> object:
             fd = os.open(f"{root}/{path}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
@@ -190,7 +203,7 @@ class Runner:
         self.both(f"append {path} {len(data)}", call)
 
     def op_read_file(self) -> None:
-        path = self.path()
+        path = self.path("-")
 
         def call(_side: int, root: str) -> object:
             fd = os.open(f"{root}/{path}", os.O_RDONLY | os.O_NONBLOCK)
@@ -202,7 +215,7 @@ class Runner:
         self.both(f"read_file {path}", call)
 
     def op_truncate(self) -> None:
-        path, size = self.path(), self.draw.choice((*SIZES, 2_000_000))
+        path, size = self.path("-"), self.draw.choice((*SIZES, 2_000_000))
 
         def call(_side: int, root: str) -> object:
             os.truncate(f"{root}/{path}", size)
@@ -215,7 +228,7 @@ class Runner:
     def op_open(self) -> None:
         if len(self.handles) >= MAX_OPEN:
             self._close(self.draw.randrange(MAX_OPEN))
-        path, flags = self.path(), self.draw.choice(OPEN_FLAGS) | os.O_NONBLOCK
+        path, flags = self.path("-"), self.draw.choice(OPEN_FLAGS) | os.O_NONBLOCK
         mode = self.draw.choice((0o644, 0o600, 0o755))
         fds: list[int] = []
 
@@ -296,7 +309,7 @@ class Runner:
         self.both(f"mkdir {path} {mode:o}", lambda _, root: os.mkdir(f"{root}/{path}", mode))
 
     def op_rmdir(self) -> None:
-        path = self.path()
+        path = self.path("d")
         self.both(f"rmdir {path}", lambda _, root: os.rmdir(f"{root}/{path}"))
 
     def op_unlink(self) -> None:
@@ -313,7 +326,7 @@ class Runner:
         self.both(f"rename {old} {new}", call)
 
     def op_link(self) -> None:
-        old, new = self.path(), self.path()
+        old, new = self.path("-"), self.path()
 
         def call(_side: int, root: str) -> object:
             os.link(f"{root}/{old}", f"{root}/{new}", follow_symlinks=False)
@@ -326,7 +339,7 @@ class Runner:
         self.both(f"symlink {target} {path}", lambda _, root: os.symlink(target, f"{root}/{path}"))
 
     def op_readlink(self) -> None:
-        path = self.path()
+        path = self.path("l")
         self.both(f"readlink {path}", lambda _, root: os.readlink(f"{root}/{path}"))
 
     def op_mkfifo(self) -> None:
@@ -387,7 +400,7 @@ class Runner:
         self.both(f"utime {path} {times}", call)
 
     def op_setxattr(self) -> None:
-        path, name = self.path(), self.draw.choice(XATTRS)
+        path, name = self.path("-"), self.draw.choice(XATTRS)
         value = self.draw.randbytes(self.draw.choice((0, 4, 100, 256, 257)))
         flags = self.draw.choice((0, 0, os.XATTR_CREATE, os.XATTR_REPLACE))
         self.both(
@@ -398,7 +411,7 @@ class Runner:
         )
 
     def op_removexattr(self) -> None:
-        path, name = self.path(), self.draw.choice(XATTRS)
+        path, name = self.path("-"), self.draw.choice(XATTRS)
         self.both(
             f"removexattr {path} {name}",
             lambda _, root: os.removexattr(f"{root}/{path}", name, follow_symlinks=False),
