@@ -55,8 +55,9 @@ install_packages() {
         die "Missing here: ${packages[*]}. Install them as root: apt-get install ${packages[*]}"
     say "installing system packages: ${packages[*]}"
     as_root apt-get -qq update >&2 || say "apt-get update failed; trying with the lists that are here"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y \
-        "${packages[@]}" >&2 || die "The packages could not be installed: ${packages[*]}"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 install \
+        --no-install-recommends -y "${packages[@]}" >/dev/null ||
+        die "The packages could not be installed: ${packages[*]}"
 }
 
 # Make .venv, or bring it up to date when pyproject.toml or the interpreter changed.
