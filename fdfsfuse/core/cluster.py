@@ -1,0 +1,445 @@
+"""What a tracker does with what storages tell it: joins, reports, status changes.
+
+Source: protocol/cluster.md sections 2 to 4. Pure: the shell passes times and an object that
+stands for the connection, calls one method per command, and afterwards looks at
+
+- ``structure``: a counter; when it moved, the state must be on disk before the answer is sent;
+- `take_notes`: lines for the operator's log.
+
+Methods raise StatusError with the status that the command is answered with.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fdfsfuse.core import states
+from fdfsfuse.core.config import IdType, StoreServer, TrackerConfig
+from fdfsfuse.core.groups import Group, Server, storage_id_of_ip
+from fdfsfuse.core.placement import Placement
+from fdfsfuse.core.states import Event
+from fdfsfuse.core.storage_ids import RW_BOTH, StorageIdEntry
+from fdfsfuse.errors import StatusError, UsageError
+from fdfsfuse.proto.cluster import Brief, Changes, DiskReport, Join, SyncReport, SyncSource
+from fdfsfuse.proto.fileid import check_group_name
+from fdfsfuse.proto.statistics import Statistics
+from fdfsfuse.proto.tracker import MAX_GROUPS, MAX_SERVERS_PER_GROUP, ServerStatus
+
+CHANGELOG_PART = 8192
+"""Most bytes of the changelog in one answer."""
+_NEVER_JOINS_WITH = frozenset({3, 4, 99})
+
+
+class Cluster:
+    """All groups that this tracker knows."""
+
+    def __init__(self, config: TrackerConfig) -> None:
+        self.config = config
+        self.groups: dict[str, Group] = {}
+        self.placement = Placement(self.groups, config)
+        self.changelog = b""
+        """The whole changelog (section 3.7); the shell appends what is new to its file."""
+        self.structure = 0
+        self._notes: list[str] = []
+
+    def take_notes(self) -> Sequence[str]:
+        """Lines for the log since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def _changed(self, note: str = "") -> None:
+        self.structure += 1
+        if note:
+            self._notes.append(note)
+
+    def _set_status(self, group: Group, server: Server, status: ServerStatus, why: str) -> None:
+        old = server.status
+        if status is old:
+            return
+        server.status = status
+        group.refresh()
+        self._notes.append(
+            f"storage {server.storage_id} of {group.name} is {status.name} (was {old.name}): {why}"
+        )
+        if {old, status} - {states.OFFLINE, states.ONLINE, states.ACTIVE}:
+            # The others are not worth a write: they become OFFLINE at the next start anyway.
+            self.structure += 1
+
+    def _apply(self, group: Group, server: Server, event: Event, why: str) -> None:
+        self._set_status(group, server, states.after(server.status, event), why)
+
+    # --- looking things up --------------------------------------------------------------------
+
+    def group(self, name: str) -> Group:
+        """Status 2 when it is unknown."""
+        group = self.groups.get(name)
+        if group is None:
+            raise StatusError(errno.ENOENT, f"no group {name!r}")
+        return group
+
+    def server(self, group_name: str, storage_id: str) -> tuple[Group, Server]:
+        """Status 2 when it is unknown."""
+        group = self.group(group_name)
+        server = group.servers.get(storage_id)
+        if server is None:
+            raise StatusError(errno.ENOENT, f"no storage {storage_id!r} in {group_name}")
+        return group, server
+
+    def server_at(self, group_name: str, ip: str, port: int) -> Server:
+        """The storage at an address (71). Status 2 when it is unknown."""
+        group = self.group(group_name)
+        server = group.find_ip(ip, port) or group.find_ip(ip)
+        if server is None:
+            raise StatusError(errno.ENOENT, f"no storage {ip}:{port} in {group_name}")
+        return server
+
+    def storage_id_at(self, group_name: str, ip: str, port: int) -> str:
+        """The id of the storage at an address (70): without storage ids, the ip unchecked."""
+        if self.config.storage_ids is None:
+            return ip
+        entry = self.config.storage_ids.find(group_name, ip, port)
+        if entry is None:
+            raise StatusError(errno.ENOENT, f"no storage id for {ip}:{port} in {group_name}")
+        return entry.storage_id
+
+    def group_name_of(self, ip: str, port: int) -> str:
+        """The group of a storage at an address, by the table of storage ids (109)."""
+        if self.config.storage_ids is None:
+            raise StatusError(errno.EOPNOTSUPP, "no storage ids are in use")
+        entry = self.config.storage_ids.find(None, ip, port)
+        if entry is None:
+            raise StatusError(errno.ENOENT, f"no storage id for {ip}:{port}")
+        return entry.group_name
+
+    # --- JOIN (section 2.6) -------------------------------------------------------------------
+
+    def join(
+        self, request: Join, peer_ip: str, connection: object, now_s: int, now: float
+    ) -> tuple[Group, Server]:
+        """Add or bring back a storage.
+
+        Args:
+            now_s: Unix seconds. now: monotonic seconds.
+
+        Raises:
+            StatusError: the join is refused; the text says why.
+        """
+        try:
+            check_group_name(request.group)
+        except UsageError as exc:
+            raise StatusError(errno.EINVAL, str(exc)) from exc
+        entry = self._id_entry(request, peer_ip)
+        storage_id = storage_id_of_ip(peer_ip) if entry is None else entry.storage_id
+        group = self.groups.get(request.group) or Group(request.group)
+        server = group.servers.get(storage_id)
+        first_status = self._first_status(request) if server is None else None
+        self._check_fit(group, storage_id, request)
+        new_group = request.group not in self.groups
+        if (new_group and len(self.groups) >= MAX_GROUPS) or (
+            server is None and len(group.servers) >= MAX_SERVERS_PER_GROUP
+        ):
+            raise StatusError(errno.ENOSPC, "too many groups or storages")
+        ips = _addresses(entry, peer_ip)
+        rw_mode = RW_BOTH if entry is None else entry.rw_mode
+        if server is None:
+            server = Server(storage_id, ips, request.port, rw_mode=rw_mode)
+            server.status = first_status or ServerStatus.INIT
+            server.changelog_offset = len(self.changelog)
+            group.servers[storage_id] = server
+            self.groups[request.group] = group
+            group.refresh()
+            self._changed(f"new storage {storage_id} in {group.name}, {server.status.name}")
+        self._update(group, server, request)
+        server.ips, server.rw_mode = ips, rw_mode
+        server.connection = connection
+        server.heard_at = now
+        server.seen_group_change = -1
+        if first_status is None:
+            self._apply(group, server, Event.JOINED, f"joined from {peer_ip}")
+        if server.status is ServerStatus.INIT:
+            server.changelog_offset = len(self.changelog)
+        return group, server
+
+    def _id_entry(self, request: Join, peer_ip: str) -> StorageIdEntry | None:
+        """The joining storage's line in the table of storage ids; None when none is used."""
+        table = self.config.storage_ids
+        if table is None:
+            return None
+        if self.config.trust_storage_server_id and request.storage_id:
+            entry = table.by_id(request.storage_id)
+            if entry is not None and entry.group_name != request.group:
+                entry = None
+        else:
+            entry = table.find(request.group, peer_ip, request.port)
+        if entry is None:
+            raise StatusError(
+                errno.ENOENT,
+                f"storage {request.storage_id or peer_ip}:{request.port} of {request.group} "
+                "is not in the table of storage ids",
+            )
+        return entry
+
+    @staticmethod
+    def _first_status(request: Join) -> ServerStatus:
+        """The status of a server that this tracker did not know."""
+        if request.init_flag:
+            return ServerStatus.INIT
+        if request.status < 0 or request.status in _NEVER_JOINS_WITH:
+            raise StatusError(errno.EFAULT, f"an unknown storage with status {request.status}")
+        try:
+            status = ServerStatus(request.status)
+        except ValueError:
+            raise StatusError(errno.EINVAL, f"status {request.status}") from None
+        return ServerStatus.ONLINE if status is ServerStatus.ACTIVE else status
+
+    def _check_fit(self, group: Group, storage_id: str, request: Join) -> None:
+        """Port, path count and sub directory count must agree within a group."""
+        others = [s for s in group.members() if s.storage_id != storage_id]
+        several_ports = self.config.use_storage_id and self.config.id_type_in_filename is IdType.ID
+        if not several_ports and any(s.port != request.port for s in others):
+            raise StatusError(
+                errno.EINVAL,
+                f"port {request.port}, but the storages of {group.name} use {group.port}",
+            )
+        if request.store_path_count < group.store_path_count and any(
+            s.store_path_count != request.store_path_count for s in others
+        ):
+            raise StatusError(
+                errno.EINVAL,
+                f"store_path_count {request.store_path_count}, but {group.name} has "
+                f"{group.store_path_count}",
+            )
+        if any(s.subdir_count_per_path != request.subdir_count_per_path for s in others):
+            raise StatusError(
+                errno.EINVAL,
+                f"subdir_count_per_path {request.subdir_count_per_path}, but {group.name} has "
+                f"{group.subdir_count_per_path}",
+            )
+
+    def _update(self, group: Group, server: Server, request: Join) -> None:
+        """Take over what a join says about the storage, and what the group makes of it."""
+        before = (
+            server.port,
+            server.store_path_count,
+            server.subdir_count_per_path,
+            server.upload_priority,
+            server.join_time,
+            server.version,
+        )
+        server.port = request.port
+        server.store_path_count = request.store_path_count
+        server.subdir_count_per_path = request.subdir_count_per_path
+        server.upload_priority = request.upload_priority
+        server.join_time = request.join_time
+        server.up_time = request.up_time
+        server.version = "".join(c for c in request.version if c.isascii() and c.isprintable())
+        if len(server.space) != server.store_path_count:
+            server.space = ()
+        after = (
+            server.port,
+            server.store_path_count,
+            server.subdir_count_per_path,
+            server.upload_priority,
+            server.join_time,
+            server.version,
+        )
+        if before != after:
+            self._changed()
+        members = group.members() or [server]
+        ports = {member.port for member in members}
+        group.port = ports.pop() if len(ports) == 1 else -1
+        counts = {member.store_path_count for member in members}
+        if len(counts) == 1:
+            group.store_path_count = counts.pop()
+        group.subdir_count_per_path = request.subdir_count_per_path
+
+    # --- the initial copy (sections 2.7, 4.3) -------------------------------------------------
+
+    def choose_source(self, group: Group, server: Server, now_s: int) -> SyncSource | None:
+        """87: who copies the group's data to *server*; None when there is nothing to copy."""
+        others = [s for s in group.members() if s is not server and s.status in states.AVAILABLE]
+        if not others:
+            self._apply(group, server, Event.NOTHING_TO_COPY, "the first storage of its group")
+            self._changed()
+            return None
+        source = next((s for s in group.writable if s is not server), None)
+        if source is None:
+            raise StatusError(errno.ENOENT, f"no storage of {group.name} can be a source")
+        server.source = SyncSource(source.storage_id, now_s)
+        self._apply(group, server, Event.SOURCE_CHOSEN, f"gets its data from {source.storage_id}")
+        self._changed()
+        return server.source
+
+    def notify_source(self, group: Group, server: Server, source: SyncSource) -> None:
+        """88: the storage says what was decided about its initial copy."""
+        if not source.source_id:
+            self._apply(group, server, Event.NOTIFIED_NO_SOURCE, "it needs no copy")
+            return
+        known = group.servers.get(source.source_id)
+        if known is None or known.status in states.GONE:
+            raise StatusError(errno.ENOENT, f"source {source.source_id!r} is unknown")
+        if not server.source.source_id:
+            server.source = source
+            self._changed()
+        self._apply(group, server, Event.NOTIFIED_SOURCE, f"its source is {source.source_id}")
+
+    def source_of(self, group_name: str, storage_id: str) -> SyncSource | None:
+        """86: the recorded source of a storage, None when it has none."""
+        group, server = self.server(group_name, storage_id)
+        if server.status is ServerStatus.INIT or server.status in states.GONE:
+            raise StatusError(errno.ENOENT, f"storage {storage_id} is {server.status.name}")
+        if not server.source.source_id:
+            return None
+        source = group.servers.get(server.source.source_id)
+        if source is None or source.status not in states.AVAILABLE | {states.RECOVERY}:
+            raise StatusError(errno.ENOENT, f"source {server.source.source_id} is not available")
+        return server.source
+
+    # --- reports (section 3) ------------------------------------------------------------------
+
+    def heartbeat(
+        self, group: Group, server: Server, statistics: Statistics | None, now_s: int, now: float
+    ) -> None:
+        """83: the storage is alive; None when its statistics have not changed."""
+        server.heard_at = now
+        server.last_heart_beat_time = now_s
+        if statistics is not None:
+            server.statistics = statistics
+        server.statistics = replace(
+            server.statistics,
+            last_synced_timestamp=server.last_synced_timestamp,
+            last_heart_beat_time=now_s,
+        )
+        self._apply(group, server, Event.REPORTED, "heartbeat")
+
+    def disk_report(self, group: Group, server: Server, report: DiskReport, now: float) -> None:
+        """84: space of each store path. Status 22 when their number is wrong."""
+        if len(report.paths) not in (group.store_path_count, server.store_path_count):
+            raise StatusError(errno.EINVAL, f"a disk report of {len(report.paths)} store paths")
+        server.heard_at = now
+        server.report_space(report.paths)
+        self._apply(group, server, Event.REPORTED, "disk report")
+
+    def sync_report(self, group: Group, server: Server, report: SyncReport, now: float) -> None:
+        """89: until when *server* has the changes of each other member (section 3.8)."""
+        server.heard_at = now
+        times = []
+        for source_id, timestamp in report.times:
+            source = group.servers.get(source_id)
+            if (
+                timestamp > 0
+                and source is not None
+                and source is not server
+                and source.status is ServerStatus.ACTIVE
+            ):
+                group.sync_times.setdefault(source_id, {})[server.storage_id] = timestamp
+                times.append(timestamp)
+        if not times:
+            return
+        if self.config.store_server is StoreServer.ROUND_ROBIN:
+            server.last_synced_timestamp = min(times)
+        else:
+            server.last_synced_timestamp = max(server.last_synced_timestamp, *times)
+
+    def changes_for(self, group: Group, server: Server, leader: Brief | None) -> Changes:
+        """The answer to 83, 84 and 89: the members, if they changed since the last answer."""
+        members = None
+        if server.seen_group_change != group.changes:
+            server.seen_group_change = group.changes
+            members = tuple(s.brief() for s in group.sorted_servers())
+        return Changes(leader=leader, group=members)
+
+    def disconnected(self, group: Group, server: Server, connection: object, why: str) -> None:
+        """A connection that had joined ended; nothing happens if the storage has a newer one."""
+        if server.connection is not connection:
+            return
+        server.connection = None
+        server.up_time = 0
+        self._apply(group, server, Event.DISCONNECTED, why)
+
+    def expire(self, now: float) -> None:
+        """Mark storages OFFLINE that have been silent for longer than check_active_interval."""
+        limit_s = self.config.check_active_interval_s
+        for group in self.groups.values():
+            for server in group.servers.values():
+                if server.status is ServerStatus.ACTIVE and now - server.heard_at > limit_s:
+                    self._apply(group, server, Event.SILENT, f"silent for more than {limit_s:g} s")
+
+    def report_status(self, group_name: str, brief: Brief) -> None:
+        """76: somebody reports the status of a member.
+
+        ONLINE and ACTIVE are not believed: only the storage's own connection makes it that.
+        """
+        group = self.group(group_name)
+        server = group.servers.get(brief.storage_id)
+        if brief.status in (ServerStatus.ONLINE, ServerStatus.ACTIVE):
+            return
+        if server is None:
+            if brief.status in states.GONE or not _is_ip(brief.ip) or not brief.storage_id:
+                return
+            if len(group.servers) >= MAX_SERVERS_PER_GROUP:
+                return
+            server = Server(brief.storage_id, (brief.ip,), brief.port or group.port, brief.status)
+            server.store_path_count = group.store_path_count
+            server.subdir_count_per_path = group.subdir_count_per_path
+            group.servers[brief.storage_id] = server
+            group.refresh()
+            self._changed(f"storage {brief.storage_id} of {group.name} was reported by another")
+            return
+        status = states.merge_report(server.status, brief.status)
+        self._set_status(group, server, status, "reported by a storage")
+
+    def change_status(self, group: Group, server: Server, told: ServerStatus) -> None:
+        """59: the storage brings the status that it has at the leader."""
+        self._set_status(group, server, states.override(server.status, told), "told by the leader")
+
+    # --- administration -----------------------------------------------------------------------
+
+    def delete_storage(self, group_name: str, storage_id: str, now_s: int) -> None:
+        """93. Status 16 while it is connected or rebuilding, 114 when it is deleted already."""
+        group, server = self.server(group_name, storage_id)
+        if server.status is ServerStatus.IP_CHANGED:
+            raise StatusError(errno.ENOENT, f"storage {storage_id} was replaced")
+        if server.status is ServerStatus.DELETED:
+            raise StatusError(errno.EALREADY, f"storage {storage_id} is deleted")
+        if states.after(server.status, Event.REMOVED) is not ServerStatus.DELETED:
+            raise StatusError(errno.EBUSY, f"storage {storage_id} is {server.status.name}")
+        line = f"{now_s} {group.name} {storage_id} {int(ServerStatus.DELETED)} \n"
+        self.changelog += line.encode("ascii")
+        self._apply(group, server, Event.REMOVED, "deleted by an administrator")
+
+    def delete_group(self, group_name: str) -> None:
+        """108. Status 16 while it has storages, deleted ones included."""
+        group = self.group(group_name)
+        if group.servers:
+            raise StatusError(errno.EBUSY, f"{group_name} has {len(group.servers)} storages")
+        del self.groups[group_name]
+        self._changed(f"group {group_name} is deleted")
+
+    def read_changelog(self, server: Server) -> bytes:
+        """77: whole lines that *server* has not been given yet, at most 8 KiB."""
+        start = min(server.changelog_offset, len(self.changelog))
+        part = self.changelog[start : start + CHANGELOG_PART]
+        part = part[: part.rfind(b"\n") + 1]
+        if part:
+            server.changelog_offset = start + len(part)
+            self._changed()
+        return part
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _addresses(entry: StorageIdEntry | None, peer_ip: str) -> tuple[str, ...]:
+    """The addresses to give to clients: those of the table if they are all ips, else the peer's."""
+    if entry is not None and all(_is_ip(host) for host in entry.hosts):
+        return entry.hosts
+    return (peer_ip,)
