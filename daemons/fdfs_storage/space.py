@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fdfsfuse.core.conf_file import ReservedSpace
 
@@ -17,8 +18,7 @@ _MIB = 1 << 20
 _REFRESH_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class PathSpace:
+class PathSpace(NamedTuple):
     """One store path's size and free space."""
 
     total_mb: int

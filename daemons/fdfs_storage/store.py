@@ -80,6 +80,8 @@ def status_of(exc: OSError) -> int:
     """The status that answers a failed file operation (protocol/wire.md section 1)."""
     if exc.errno in (errno.ENOENT, errno.ENOTDIR):
         return errno.ENOENT
+    if exc.errno == errno.EEXIST:
+        return errno.EEXIST
     if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return errno.ENOSPC
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -101,6 +103,10 @@ class NewFile:
         self.high = high
         self.low = low
         self.temporary = temporary
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write *data* behind what was written before. Raises OSError."""
+        write_all(self.fd, data)
 
     def close(self) -> None:
         """Close the descriptor; content that was not committed is gone."""
@@ -313,6 +319,35 @@ class Store:
             return self._open_unnamed(index, high, low)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
+
+    def open_new_at(self, near: Location) -> NewFile:
+        """Begin a file in the directory of the existing object *near*, for `commit_at`.
+
+        Raises:
+            StatusError: 5 the disk failed.
+        """
+        try:
+            return self._open_unnamed(near.path_index, near.high, near.low)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def commit_at(self, new: NewFile, location: Location) -> None:
+        """Name what was written into *new*, as `commit` does, but with a given name.
+
+        Raises:
+            StatusError: 17 the name exists, 28, 5.
+        """
+        if self.exists(location):
+            raise StatusError(errno.EEXIST)
+        try:
+            self._publish(new, location, None)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def check_space(self, path_index: int, size: int) -> None:
+        """Raises StatusError 28 unless *size* more bytes may go to the store path."""
+        if not self._space.fits(path_index, size):
+            raise StatusError(errno.ENOSPC)
 
     def commit(
         self, new: NewFile, size: int, crc32: int, extension: str, *, appender: bool = False

@@ -45,6 +45,7 @@ class FramedConnection:
         "_eager",
         "_fd",
         "_pos",
+        "_used",
         "idle",
         "peer_ip",
         "reading_since",
@@ -67,6 +68,7 @@ class FramedConnection:
         self._fd = sock.fileno()
         self._data = b""
         self._pos = 0
+        self._used = 0
         self._eager = 0
 
     # --- receiving --------------------------------------------------------------------------
@@ -139,11 +141,12 @@ class FramedConnection:
                 if self._eager > _MAX_EAGER:
                     self._eager = 0
                     await trio.lowlevel.checkpoint()
+                self._used += count
                 return count
 
-    def buffered(self) -> int:
-        """Bytes received and not used yet."""
-        return len(self._data) - self._pos
+    def received(self) -> int:
+        """Bytes used so far: tells how much of a body a handler has read."""
+        return self._used + self._pos
 
     async def discard(self, count: int) -> None:
         """Read *count* bytes and forget them."""
@@ -154,6 +157,7 @@ class FramedConnection:
     async def _fill_header(self) -> bool:
         """Receive until a whole header is buffered; False when the peer closed before it began."""
         rest = self._data[self._pos :]
+        self._used += self._pos
         self._data, self._pos = rest, 0
         while len(rest) < HEADER_SIZE:
             # Give way now and then even if requests keep coming without a wait.
@@ -191,14 +195,14 @@ class FramedConnection:
 
     # --- sending ----------------------------------------------------------------------------
 
-    async def send(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of *data*; returns when the kernel has it.
+    async def send(self, data: bytes | bytearray | memoryview, flags: int = 0) -> None:
+        """Send all of *data*; returns when the kernel has it. *flags* as for send(2).
 
         Raises:
             ConnectionBroken: the peer is gone, or took nothing for the network timeout.
         """
         try:
-            sent = self.sock.send(data)
+            sent = self.sock.send(data, flags)
         except BlockingIOError:
             sent = 0
         except OSError as exc:

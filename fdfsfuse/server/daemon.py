@@ -137,6 +137,24 @@ def setup_logging(name: str, level: int = logging.INFO) -> None:
     root.setLevel(level)
 
 
+_LOG_LEVELS = {
+    "emerg": logging.CRITICAL,
+    "alert": logging.CRITICAL,
+    "crit": logging.CRITICAL,
+    "error": logging.ERROR,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "notice": logging.INFO,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+}
+
+
+def log_level_of(name: str) -> int:
+    """The logging level for a log_level of a configuration (syslog's names)."""
+    return _LOG_LEVELS.get(name.lower(), logging.INFO)
+
+
 def _raise_file_limit() -> None:
     """Allow as many open files as the system lets us, for connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

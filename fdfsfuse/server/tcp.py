@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from fdfsfuse.core.allow_hosts import AllowHosts
 from fdfsfuse.errors import ConnectionProblem, ProtocolError
 from fdfsfuse.server.connection import FramedConnection
 
@@ -230,6 +231,19 @@ class TcpServer:
                     self.max_connections,
                 )
                 self._refused = 0
+
+
+async def resolve_allow_hosts(allow: AllowHosts) -> AllowHosts:
+    """*allow* with the addresses that its host names have now; unknown ones are logged."""
+    addresses: list[str] = []
+    for name in allow.host_names:
+        try:
+            found = await trio.socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        except OSError as exc:
+            logger.warning("allow_hosts = %s: %s", name, exc.strerror or exc)
+        else:
+            addresses += [plain_ip(str(entry[4][0])) for entry in found]
+    return allow.resolved(addresses)
 
 
 def plain_ip(ip: str) -> str:

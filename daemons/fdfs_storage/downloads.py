@@ -1,0 +1,94 @@
+"""Answers to download requests (14), protocol/wire.md section 4."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+
+from fdfs_storage.store import Store, status_of
+from fdfs_storage.transfer import INLINE_MAX, read_range
+from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
+from fdfsfuse.proto.fileid import Location
+from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_header
+from fdfsfuse.proto.storage import Download
+from fdfsfuse.server.connection import FramedConnection
+
+# Without O_NONBLOCK opening a fifo that somebody put there would wait for a writer.
+_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class Downloads:
+    """The handler over one store."""
+
+    def __init__(self, store: Store, group: str) -> None:
+        self._store = store
+        self._group = group
+
+    async def download(self, connection: FramedConnection, body: bytes) -> None:
+        """Answer with a range of an object.
+
+        Small ranges are read and sent with their header in one call each; of larger ones the
+        kernel sends the pages itself.
+
+        Raises:
+            ProtocolError, StatusError: nothing has been sent yet.
+            ConnectionBroken: the connection cannot go on.
+        """
+        request = Download.decode(body)
+        if request.group != self._group:
+            raise ProtocolError(f"group {request.group!r} is not ours")
+        location = self._locate(request.name)
+        counters = self._store.counters
+        counters.total_download_count += 1
+        try:
+            fd = os.open(self._store.path(location), _OPEN_FLAGS)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        try:
+            count = _count(fd, request)
+            counters.total_download_bytes += count
+            if count <= INLINE_MAX:
+                await _send_small(connection, fd, request.offset, count)
+            else:
+                header = pack_header(count, RESPONSE)
+                await connection.send(header, socket.MSG_MORE)
+                await connection.send_file(fd, request.offset, count)
+        finally:
+            os.close(fd)
+        counters.success_download_count += 1
+        counters.success_download_bytes += count
+
+    def _locate(self, name: str) -> Location:
+        try:
+            return self._store.locate(name)
+        except ProtocolError:
+            # The reference finds a directory here, and so says 21. Nothing is opened by us.
+            if name.endswith(("/.", "/..")):
+                self._store.locate(name + "-")
+                raise StatusError(errno.EISDIR) from None
+            raise
+
+
+def _count(fd: int, request: Download) -> int:
+    """How many bytes to deliver. Raises StatusError 21, 22."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise StatusError(errno.EISDIR)
+    rest = status.st_size - request.offset
+    if rest <= 0:
+        raise StatusError(errno.EINVAL, "offset at or behind the end")
+    return min(request.count or rest, rest)
+
+
+async def _send_small(connection: FramedConnection, fd: int, offset: int, count: int) -> None:
+    packet = bytearray(HEADER_SIZE + count)
+    try:
+        got = await read_range(fd, offset, memoryview(packet)[HEADER_SIZE:])
+    except OSError as exc:
+        raise StatusError(status_of(exc)) from exc
+    if got != count:
+        raise ConnectionBroken("a file became shorter while it was read")
+    packet[:HEADER_SIZE] = pack_header(count, RESPONSE)
+    await connection.send(packet)

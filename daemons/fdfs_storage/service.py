@@ -1,0 +1,177 @@
+"""Serves the connections of a storage: reads requests, answers them, keeps the manners.
+
+Manners (protocol/wire.md sections 1 and 5): every status 22 closes the connection once it has
+arrived; after other errors it stays open, and what is left of the request's body is read and
+forgotten. Requests that arrive back to back are answered in order.
+
+Requests that are small by nature are functions from body to answer, without an await
+(`fdfs_storage.objects`); those with content stream it (`fdfs_storage.uploads`,
+`fdfs_storage.downloads`). Commands from 128 up belong to the names engine.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from fdfs_storage.downloads import Downloads
+from fdfs_storage.objects import Objects
+from fdfs_storage.store import Store, status_of
+from fdfs_storage.uploads import Uploads
+from fdfsfuse.errors import ProtocolError, StatusError
+from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, Header, pack_header, pack_response
+from fdfsfuse.proto.storage import StorageCommand
+from fdfsfuse.server.connection import FramedConnection
+
+logger = logging.getLogger(__name__)
+
+SmallHandler = Callable[[bytes, int], bytes | None]
+"""(body, request status) -> the whole response; None: ask the matching slow handler."""
+SlowHandler = Callable[[bytes, int], Awaitable[bytes]]
+DownloadHandler = Callable[[FramedConnection, bytes], Awaitable[None]]
+StreamHandler = Callable[[FramedConnection, int], Awaitable[bytes]]
+"""(connection, body length) -> the whole response. Reads as much of the body as it wants."""
+
+_OK = pack_response()
+_REFUSED = pack_response(status=errno.EINVAL)
+
+
+class NamesHandler(Protocol):
+    """What the service wants of the names engine."""
+
+    def handles(self, command: int) -> bool:
+        """True for the commands that `serve` answers."""
+
+    async def serve(self, connection: FramedConnection, header: Header) -> None:
+        """Serve one request, or a whole session; what is behind the header is still unread.
+
+        Raises ProtocolError (answered with 22, then closed) and StatusError (body read whole).
+        """
+
+
+class StorageService:
+    """The handler of a storage's `TcpServer`.
+
+    Args:
+        store: the objects.
+        group: this storage's group.
+        ip_size: width of ip fields in responses, 16 or 46.
+        source_ip: maps the source in a file name (ip or id) to an ip; '' when it is unknown.
+        buff_size: a request that is not streamed must be smaller, header included.
+        names: the names engine, if this storage has one.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        group: str,
+        *,
+        ip_size: int = 16,
+        source_ip: Callable[[str], str] = str,
+        buff_size: int = 256 << 10,
+        names: NamesHandler | None = None,
+    ) -> None:
+        self._length_limit = buff_size - HEADER_SIZE
+        self._names = names
+        objects = Objects(store, group, ip_size, source_ip)
+        uploads = Uploads(store, group)
+        command = StorageCommand
+        self._small: dict[int, SmallHandler] = {
+            command.DELETE: objects.delete,
+            command.SET_METADATA: objects.set_metadata,
+            command.GET_METADATA: objects.get_metadata,
+            command.FILE_INFO: objects.file_info,
+            command.TRUNCATE: objects.truncate,
+        }
+        self._slow: dict[int, SlowHandler] = {
+            command.FILE_INFO: objects.file_info_with_crc,
+            command.TRUNCATE: objects.truncate_when_free,
+        }
+        self._streams: dict[int, StreamHandler] = {
+            command.UPLOAD: uploads.upload,
+            command.UPLOAD_APPENDER: uploads.upload_appender,
+            command.UPLOAD_SLAVE: uploads.upload_slave,
+            command.APPEND: uploads.append,
+            command.MODIFY: uploads.modify,
+        }
+        self._download = Downloads(store, group).download
+
+    async def serve(self, connection: FramedConnection) -> None:
+        """Serve one connection until it ends."""
+        while True:
+            try:
+                header = await connection.recv_header()
+            except ProtocolError:
+                return  # a negative length gets no answer
+            if header is None or not await self._serve_request(connection, header):
+                return
+
+    async def _serve_request(self, connection: FramedConnection, header: Header) -> bool:
+        """Answer one request; False when the connection is to be closed."""
+        length, command, flags = header
+        try:
+            if command == StorageCommand.DOWNLOAD:
+                if length >= self._length_limit:
+                    return await self._refuse(connection)
+                await self._download(connection, await connection.recv_exactly(length))
+                return True
+            small = self._small.get(command)
+            if small is not None:
+                if length >= self._length_limit:
+                    return await self._refuse(connection)
+                body = await connection.recv_exactly(length)
+                response = small(body, flags) or await self._slow[command](body, flags)
+                await connection.send(response)
+                return True
+            stream = self._streams.get(command)
+            if stream is not None:
+                return await self._serve_stream(connection, stream, length)
+            return await self._serve_other(connection, header)
+        except StatusError as exc:
+            status = exc.errno or errno.EIO
+            if status == errno.EINVAL:
+                return await self._refuse(connection)
+            await connection.send(pack_header(0, RESPONSE, status))
+            return True
+        except ProtocolError as exc:
+            logger.debug("refused a request of %s: %s", connection.peer_ip, exc)
+            return await self._refuse(connection)
+
+    async def _serve_stream(
+        self, connection: FramedConnection, stream: StreamHandler, length: int
+    ) -> bool:
+        """A request with content: if it fails early, the rest of its body is read all the same."""
+        before = connection.received()
+        try:
+            response = await stream(connection, length)
+        except StatusError as exc:
+            if exc.errno == errno.EINVAL:
+                raise
+            response = pack_header(0, RESPONSE, exc.errno or errno.EIO)
+        except OSError as exc:
+            logger.error("a disk failed: %s", exc)
+            response = pack_header(0, RESPONSE, status_of(exc))
+        await connection.send(response)
+        rest = length - (connection.received() - before)
+        if rest:
+            await connection.discard(rest)
+        return True
+
+    async def _serve_other(self, connection: FramedConnection, header: Header) -> bool:
+        if header.command == StorageCommand.ACTIVE_TEST and not header.length:
+            await connection.send(_OK)
+            return True
+        if header.command == StorageCommand.QUIT:
+            return False
+        if self._names is not None and self._names.handles(header.command):
+            await self._names.serve(connection, header)
+            return True
+        return await self._refuse(connection)
+
+    async def _refuse(self, connection: FramedConnection) -> bool:
+        """Status 22, after which a storage closes; the answer must arrive before that."""
+        await connection.send(_REFUSED)
+        await connection.linger()
+        return False

@@ -1,0 +1,203 @@
+"""Answers to requests that carry content: uploads, append, modify (protocol/wire.md section 4).
+
+Each handler reads the head of the body from the connection, checks it, and then the content. It
+returns the whole response. ProtocolError stands for status 22, StatusError for its status; the
+service reads and forgets what is left of the body then.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from fdfs_storage.objects import check_appender
+from fdfs_storage.store import NewFile, Store
+from fdfs_storage.transfer import INLINE_MAX, Received, crc32, receive_content
+from fdfsfuse.errors import ProtocolError, StatusError
+from fdfsfuse.proto.fileid import Location, slave_name
+from fdfsfuse.proto.header import FILE_NAME_MAX, pack_response, pack_text
+from fdfsfuse.proto.storage import (
+    ANY_STORE_PATH,
+    APPEND_HEAD_SIZE,
+    MODIFY_HEAD_SIZE,
+    SLAVE_HEAD_SIZE,
+    UPLOAD_HEAD_SIZE,
+    AppendHead,
+    ModifyHead,
+    SlaveHead,
+    UploadHead,
+)
+from fdfsfuse.server.connection import FramedConnection
+
+_OK = pack_response()
+_MAX_FILE_SIZE = (1 << 63) - 1
+
+
+class Uploads:
+    """Handlers over one store."""
+
+    def __init__(self, store: Store, group: str) -> None:
+        self._store = store
+        self._group_field = pack_text(group, 16)
+
+    async def upload(self, connection: FramedConnection, length: int) -> bytes:
+        """11: a normal file."""
+        return await self._upload(connection, length, appender=False)
+
+    async def upload_appender(self, connection: FramedConnection, length: int) -> bytes:
+        """23: a file that may be appended to, modified, truncated."""
+        return await self._upload(connection, length, appender=True)
+
+    async def _upload(self, connection: FramedConnection, length: int, *, appender: bool) -> bytes:
+        store, counters = self._store, self._store.counters
+        head = UploadHead.decode(
+            await connection.recv_exactly(min(length, UPLOAD_HEAD_SIZE)), length
+        )
+        size = head.size
+        path_index = None if head.path_index == ANY_STORE_PATH else head.path_index
+        if path_index is not None and path_index >= store.path_count:
+            raise ProtocolError(f"store path {path_index} of {store.path_count}")
+        new = store.open_new(path_index, size)
+        try:
+            counters.total_upload_count += 1
+            counters.total_upload_bytes += size
+            crc = await receive_whole(connection, new, size)
+            location = store.commit(new, size, crc, head.extension, appender=appender)
+        finally:
+            new.close()
+        counters.success_upload_count += 1
+        counters.success_upload_bytes += size
+        return self._stored(location)
+
+    def _stored(self, location: Location) -> bytes:
+        return pack_response(self._group_field + location.name.encode("ascii"))
+
+    async def upload_slave(self, connection: FramedConnection, length: int) -> bytes:
+        """21: a file whose name is derived from its master's."""
+        store, counters = self._store, self._store.counters
+        fixed = await connection.recv_exactly(min(length, SLAVE_HEAD_SIZE))
+        name = await connection.recv_exactly(SlaveHead.name_length(fixed, length))
+        head = SlaveHead.decode(fixed + name, length)
+        master = store.locate(head.master)
+        store.check_space(master.path_index, head.size)
+        location = self._slave_location(head, master)
+        new = store.open_new_at(master)
+        try:
+            counters.total_upload_count += 1
+            counters.total_upload_bytes += head.size
+            await receive_whole(connection, new, head.size)
+            store.commit_at(new, location)
+        finally:
+            new.close()
+        counters.success_upload_count += 1
+        counters.success_upload_bytes += head.size
+        return self._stored(location)
+
+    def _slave_location(self, head: SlaveHead, master: Location) -> Location:
+        store = self._store
+        if not store.exists(master):
+            raise StatusError(errno.ENOENT)
+        if len(master.relative) < 34 or (head.prefix == "-m" and not head.extension):
+            raise ProtocolError("no slave can have this name")
+        name = slave_name(master.name, head.prefix, head.extension)
+        if len(name) > FILE_NAME_MAX:
+            raise ProtocolError("the slave's name would be too long")
+        location = store.locate(name)
+        if store.exists(location):
+            raise StatusError(errno.EEXIST)
+        return location
+
+    async def append(self, connection: FramedConnection, length: int) -> bytes:
+        """24: data behind the end; rolled back when the client goes away in the middle."""
+        fixed = await connection.recv_exactly(min(length, APPEND_HEAD_SIZE))
+        name = await connection.recv_exactly(AppendHead.name_length(fixed, length))
+        head = AppendHead.decode(fixed + name, length)
+        location = self._store.locate(head.name)
+        check_appender(self._store, location)
+        counters = self._store.counters
+        counters.total_append_count += 1
+        counters.total_append_bytes += head.length
+        await self._change(connection, location, None, head.length)
+        counters.success_append_count += 1
+        counters.success_append_bytes += head.length
+        return _OK
+
+    async def modify(self, connection: FramedConnection, length: int) -> bytes:
+        """34: data at an offset up to the end; what was written stays if the client goes away."""
+        fixed = await connection.recv_exactly(min(length, MODIFY_HEAD_SIZE))
+        name = await connection.recv_exactly(ModifyHead.name_length(fixed, length))
+        head = ModifyHead.decode(fixed + name, length)
+        location = self._store.locate(head.name)
+        size = check_appender(self._store, location)
+        if head.offset > size or head.offset + head.length > _MAX_FILE_SIZE:
+            raise ProtocolError(f"offset {head.offset} in a file of {size} bytes")
+        counters = self._store.counters
+        counters.total_modify_count += 1
+        counters.total_modify_bytes += head.length
+        await self._change(connection, location, head.offset, head.length)
+        counters.success_modify_count += 1
+        counters.success_modify_bytes += head.length
+        return _OK
+
+    async def _change(
+        self, connection: FramedConnection, location: Location, offset: int | None, length: int
+    ) -> None:
+        """Write *length* bytes of the body at *offset* (None: at the end)."""
+        if not length:
+            return
+        self._store.check_space(location.path_index, length)
+        if length <= INLINE_MAX:
+            data = await connection.recv_exactly(length)
+            if self._store.locks.is_free(location):
+                self._change_inline(location, offset, data)
+                return
+            async with self._store.locks.hold(location):
+                self._change_inline(location, offset, data)
+            return
+        async with self._store.locks.hold(location):
+            await self._change_streamed(connection, location, offset, length)
+
+    def _change_inline(self, location: Location, offset: int | None, data: bytes) -> None:
+        size = self._store.stat(location).st_size
+        if offset is not None and offset > size:
+            raise StatusError(errno.EINVAL, "the file has become shorter")
+        self._store.pwrite(location, size if offset is None else offset, data)
+
+    async def _change_streamed(
+        self, connection: FramedConnection, location: Location, offset: int | None, length: int
+    ) -> None:
+        store = self._store
+        fd = store.open_object(location, write=True)
+        received = Received()
+        try:
+            old_size = os.fstat(fd).st_size
+            start = old_size if offset is None else offset
+            if start > old_size:
+                raise StatusError(errno.EINVAL, "the file has become shorter")
+            try:
+                await receive_content(connection, fd, start, length, received)
+            except BaseException:
+                if offset is None:
+                    os.ftruncate(fd, old_size)
+                elif received.length:
+                    store.record_write(location, start, received.length, old_size)
+                raise
+            store.record_write(location, start, length, old_size)
+        finally:
+            os.close(fd)
+
+
+async def receive_whole(connection: FramedConnection, new: NewFile, size: int) -> int:
+    """Receive *size* bytes of the body into *new*; returns their CRC-32.
+
+    Raises:
+        ConnectionBroken: the client went away.
+        OSError: the disk failed.
+    """
+    if size <= INLINE_MAX:
+        data = await connection.recv_exactly(size)
+        new.write(data)
+        return crc32(data)
+    received = Received()
+    await receive_content(connection, new.fd, 0, size, received)
+    return received.crc32
