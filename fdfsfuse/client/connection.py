@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import AsyncGenerator, AsyncIterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -39,6 +39,7 @@ DEAD_PEER_S = 12
 
 _FIRST_READ = 4096
 _INLINE_SEND = 64 << 10
+_IOV_MAX = 1024
 _SKIP_MAX = 1 << 20
 _YIELD_EVERY = 4 << 20
 
@@ -52,8 +53,12 @@ class FileRange:
     length: int
 
 
-Source: TypeAlias = bytes | bytearray | memoryview | FileRange | AsyncIterable[bytes]
-"""What a body can be sent from."""
+Source: TypeAlias = (
+    bytes | bytearray | memoryview | Sequence[bytes] | FileRange | AsyncIterable[bytes]
+)
+"""What a body can be sent from; of a sequence, all items one after the other."""
+Progress: TypeAlias = Callable[[int], None]
+"""Called with the number of bytes transferred since the last call."""
 
 
 async def connect(address: Address, timeout_s: float = CONNECT_TIMEOUT_S) -> Connection:
@@ -184,7 +189,14 @@ class Connection:
             await self._skip(await self._answer_length())
 
     async def send_stream(
-        self, command: int, head: bytes, source: Source, size: int, *, max_answer: int = ANSWER_MAX
+        self,
+        command: int,
+        head: bytes,
+        source: Source,
+        size: int,
+        *,
+        max_answer: int = ANSWER_MAX,
+        progress: Progress | None = None,
     ) -> bytes:
         """Send a request of *head* and *size* bytes of *source*; return the answer's body.
 
@@ -195,16 +207,24 @@ class Connection:
         """
         with self._exchange():
             front = pack_header(len(head) + size, command) + head
-            await self._send_body(front, source, size)
+            await self._send_body(front, source, size, progress)
             length = await self._answer_length()
             self._check_length(length, max_answer)
             return await self._receive(length)
 
-    async def command_stream(self, command: int, head: bytes, source: Source, size: int) -> None:
+    async def command_stream(
+        self,
+        command: int,
+        head: bytes,
+        source: Source,
+        size: int,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
         """`send_stream` whose answer has no body; an unexpected body is skipped."""
         with self._exchange():
             front = pack_header(len(head) + size, command) + head
-            await self._send_body(front, source, size)
+            await self._send_body(front, source, size, progress)
             await self._skip(await self._answer_length())
 
     async def request_into(self, command: int, body: bytes, buffer: memoryview) -> int:
@@ -227,17 +247,11 @@ class Connection:
             await self._fill(buffer[got:length])
             return length
 
-    @contextmanager
-    def request_stream(self) -> Iterator[AnswerStream]:
-        """An exchange whose answer is read bit by bit; see `AnswerStream`.
-
-        The connection is closed when the answer was not read to its end.
-        """
+    async def start_stream(self, command: int, body: bytes) -> AnswerStream:
+        """Send a request whose answer's body is read bit by bit; `AnswerStream.end` ends it."""
         with self._exchange():
-            stream = AnswerStream(self)
-            yield stream
-            if stream.remaining:
-                self.close()
+            await self._send(pack_header(len(body), command) + body)
+            return AnswerStream(self, await self._answer_length())
 
     # --- parts of exchanges ----------------------------------------------------------------------
 
@@ -283,21 +297,29 @@ class Connection:
                 raise self._broken(exc) from exc
             view = view[sent:]
 
-    async def _send_body(self, front: bytes, source: Source, size: int) -> None:
+    async def _send_body(
+        self, front: bytes, source: Source, size: int, progress: Progress | None
+    ) -> None:
         try:
-            if isinstance(source, (bytes, bytearray, memoryview)):
-                await self._send_buffer(front, source, size)
-            elif isinstance(source, FileRange):
-                await self._send_file(front, source, size)
+            if isinstance(source, FileRange):
+                await self._send_file(front, source, size, progress)
+            elif isinstance(source, AsyncIterable):
+                await self._send_iterable(front, source, size, progress)
+            elif isinstance(source, (bytes, bytearray, memoryview)):
+                await self._send_buffer(front, source, size, progress)
             else:
-                await self._send_iterable(front, source, size)
+                await self._send_pieces(front, source, size)
         except ConnectionBroken:
             # The peer may have said why before it closed (wire.md trap 3).
             self._raise_early_answer()
             raise
 
     async def _send_buffer(
-        self, front: bytes, source: bytes | bytearray | memoryview, size: int
+        self,
+        front: bytes,
+        source: bytes | bytearray | memoryview,
+        size: int,
+        progress: Progress | None,
     ) -> None:
         view = memoryview(source).cast("B")
         if len(view) != size:
@@ -308,10 +330,31 @@ class Connection:
         await self._send(front)
         for start in range(0, size, CHUNK_SIZE):
             if start:
-                await self._between_chunks()
+                await self._between_chunks(CHUNK_SIZE, progress)
             await self._send(view[start : start + CHUNK_SIZE])
 
-    async def _send_file(self, front: bytes, source: FileRange, size: int) -> None:
+    async def _send_pieces(self, front: bytes, source: Sequence[bytes], size: int) -> None:
+        """One system call takes many pieces; what is left of them is sent in turn."""
+        total = sum(map(len, source))
+        if total != size:
+            raise UsageError(f"the body has {total} bytes, {size} were announced")
+        pieces = [front, *source]
+        for start in range(0, len(pieces), _IOV_MAX):
+            group = pieces[start : start + _IOV_MAX]
+            try:
+                sent = self._sock.sendmsg(group)
+            except BlockingIOError:
+                sent = 0
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            for piece in group:
+                if sent < len(piece):
+                    await self._send(memoryview(piece)[sent:])
+                sent = max(0, sent - len(piece))
+
+    async def _send_file(
+        self, front: bytes, source: FileRange, size: int, progress: Progress | None
+    ) -> None:
         if source.length != size:
             raise UsageError(f"the body has {source.length} bytes, {size} were announced")
         buffer = memoryview(bytearray(min(CHUNK_SIZE, size)))
@@ -324,11 +367,13 @@ class Connection:
             await self._send(front + part[:got] if front else part[:got])
             front = b""
             sent += got
-            await self._between_chunks()
+            await self._between_chunks(got, progress)
         if front:
             await self._send(front)
 
-    async def _send_iterable(self, front: bytes, source: AsyncIterable[bytes], size: int) -> None:
+    async def _send_iterable(
+        self, front: bytes, source: AsyncIterable[bytes], size: int, progress: Progress | None
+    ) -> None:
         await self._send(front)
         sent = 0
         async with AsyncExitStack() as stack:
@@ -340,12 +385,14 @@ class Connection:
                 if sent > size:
                     raise UsageError(f"the body has more than the {size} bytes announced")
                 await self._send(chunk)
-                await self._between_chunks()
+                await self._between_chunks(len(chunk), progress)
         if sent < size:
             raise UsageError(f"the body has only {sent} of the {size} bytes that were announced")
 
-    async def _between_chunks(self) -> None:
+    async def _between_chunks(self, sent: int, progress: Progress | None) -> None:
         """Let others run, and stop when the peer has answered or closed already."""
+        if progress is not None:
+            progress(sent)
         await trio.lowlevel.checkpoint()
         if not self.alive():
             self._raise_early_answer()
@@ -465,20 +512,18 @@ class Connection:
 
 
 class AnswerStream:
-    """The answer to one request, read bit by bit; ``remaining`` bytes of it are still unread."""
+    """The body of an answer, read bit by bit; ``remaining`` bytes of it are still unread."""
 
     __slots__ = ("_connection", "remaining")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, length: int) -> None:
         self._connection = connection
-        self.remaining = 0
+        self.remaining = length
 
-    async def start(self, command: int, body: bytes) -> int:
-        """Send the request; return the length of the answer's body."""
-        connection = self._connection
-        await connection._send(pack_header(len(body), command) + body)
-        self.remaining = await connection._answer_length()
-        return self.remaining
+    def end(self) -> None:
+        """Stop reading; the connection is closed when the body was not read to its end."""
+        if self.remaining:
+            self._connection.close()
 
     async def receive_some(self, max_bytes: int = CHUNK_SIZE) -> bytes:
         """1 to *max_bytes* further bytes, or b"" at the end."""
@@ -486,10 +531,11 @@ class AnswerStream:
             return b""
         connection = self._connection
         limit = min(max_bytes, self.remaining)
-        if connection._rest:
-            data, connection._rest = connection._rest[:limit], connection._rest[limit:]
-        else:
-            data = await connection._recv(limit)
+        with connection._exchange():
+            if connection._rest:
+                data, connection._rest = connection._rest[:limit], connection._rest[limit:]
+            else:
+                data = await connection._recv(limit)
         self.remaining -= len(data)
         return data
 
@@ -498,10 +544,11 @@ class AnswerStream:
         connection = self._connection
         view = view[: self.remaining]
         rest = connection._rest[: len(view)]
-        if rest:
-            view[: len(rest)] = rest
-            connection._rest = connection._rest[len(rest) :]
-        await connection._fill(view[len(rest) :])
+        with connection._exchange():
+            if rest:
+                view[: len(rest)] = rest
+                connection._rest = connection._rest[len(rest) :]
+            await connection._fill(view[len(rest) :])
         self.remaining -= len(view)
         return len(view)
 

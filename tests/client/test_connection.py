@@ -206,20 +206,33 @@ async def test_streamed_answers() -> None:
     async with running_peer(echo) as peer:
         connection = await connect(peer.address)
         content = os.urandom(1_000_000)
-        with connection.request_stream() as stream:
-            assert await stream.start(ECHO, content) == len(content)
-            start = await stream.receive_some(10)
-            buffer = bytearray(500_000)
-            assert await stream.receive_into(memoryview(buffer)) == len(buffer)
-            rest = b""
-            while data := await stream.receive_some():
-                rest += data
+        stream = await connection.start_stream(ECHO, content)
+        assert stream.remaining == len(content)
+        start = await stream.receive_some(10)
+        buffer = bytearray(500_000)
+        assert await stream.receive_into(memoryview(buffer)) == len(buffer)
+        rest = b""
+        while data := await stream.receive_some():
+            rest += data
+        stream.end()
         assert start + bytes(buffer) + rest == content
         assert connection.usable
-        with connection.request_stream() as stream:
-            await stream.start(ECHO, content)
-            await stream.receive_some(10)
+        stream = await connection.start_stream(ECHO, content)
+        await stream.receive_some(10)
+        stream.end()
         assert not connection.usable, "the rest of the answer was not read"
+
+
+async def test_bodies_of_many_pieces() -> None:
+    async with running_peer(echo) as peer:
+        connection = await connect(peer.address)
+        for pieces in ([b"a", b"", b"bc"], [b"x" * 1000] * 3000, [b"y" * 3_000_000] * 2, []):
+            size = sum(map(len, pieces))
+            answer = await connection.send_stream(
+                ECHO, b"head", pieces, size, max_answer=10_000_000
+            )
+            assert answer == b"head" + b"".join(pieces)
+        connection.close()
 
 
 async def test_connecting_fails_clearly(tmp_path: Path) -> None:
