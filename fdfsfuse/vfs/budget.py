@@ -1,0 +1,41 @@
+"""A bound on memory that many writers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+
+class Budget:
+    """*limit* bytes. Who takes more waits; *relieve* is called first to make others give.
+
+    A single taker may exceed the limit when nothing else is taken, so that no request is too
+    large to be ever served.
+    """
+
+    def __init__(self, limit: int, relieve: Callable[[], None]) -> None:
+        self._limit = limit
+        self._relieve = relieve
+        self._waiters = trio.lowlevel.ParkingLot()
+        self.used = 0
+
+    def take_nowait(self, count: int) -> bool:
+        """Take *count* bytes if there is room (and nobody waits already)."""
+        if self.used and (self.used + count > self._limit or self._waiters):
+            return False
+        self.used += count
+        return True
+
+    async def take(self, count: int) -> None:
+        """Take *count* bytes, waiting until there is room."""
+        while self.used and self.used + count > self._limit:
+            self._relieve()
+            await self._waiters.park()
+        self.used += count
+
+    def give(self, count: int) -> None:
+        """Give bytes back."""
+        self.used -= count
+        if self._waiters:
+            self._waiters.unpark_all()

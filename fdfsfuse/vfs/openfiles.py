@@ -1,0 +1,232 @@
+"""Handles of files: open, create, read, write, flush, release; and what runs behind them.
+
+Behind them: content that nobody flushes is stored after a while, and inodes that stay open are
+told to their storage, so that they live on when their last name is removed (``Holds``).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from typing import NamedTuple
+
+import trio
+
+from fdfsfuse.errors import FdfsError, StatusError, TreeError
+from fdfsfuse.proto import names
+from fdfsfuse.vfs.context import Context, Entry
+from fdfsfuse.vfs.files import FileState, Handle
+from fdfsfuse.vfs.readahead import Buffers
+from fdfsfuse.vfs.tree import Owner, Tree
+from fdfsfuse.vfs.volume import Volume
+from fdfsfuse.vfs.volumes import Volumes
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 1.0
+
+
+class Opened(NamedTuple):
+    """A handle's number, and whether the kernel may keep the pages it has of the file."""
+
+    handle: int
+    keep_cache: bool
+
+
+class OpenFiles:
+    """See the module."""
+
+    def __init__(self, context: Context, volumes: Volumes, tree: Tree) -> None:
+        self._context = context
+        self._volumes = volumes
+        self._tree = tree
+        self._next = 0
+        self._handles: dict[int, Handle] = {}
+        options = context.options
+        keep = options.read_ahead_bytes // options.read_chunk_bytes // 4
+        self._buffers = Buffers(options.read_chunk_bytes, keep)
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    async def open(self, number: int, flags: int) -> Opened:
+        """open(): fresh attributes and small content in one round trip."""
+        volume, ino, file_id = self._tree.inode(number)
+        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        if file_id:
+            if writing or flags & os.O_TRUNC:
+                raise TreeError(errno.EPERM)
+            entry = await self._tree.getattr(number)
+            state = self._state(volume, number, entry.attr)
+        else:
+            state = await self._open_inode(volume, number, ino, flags)
+        attrs = self._context.attrs
+        version = state.attr.version
+        keep = state.dirty or attrs.pages_version(number) == version
+        if not keep:
+            attrs.pages_are(number, version)
+        return Opened(self._handle(state, writing), keep)
+
+    async def _open_inode(self, volume: Volume, number: int, ino: int, flags: int) -> FileState:
+        state = self._context.states.get(number)
+        if state is None or not state.dirty:
+            known = self._context.attrs.get(number)
+            version = self._context.attrs.pages_version(number)
+            # The kernel's pages make the content superfluous, and so does cutting it off.
+            wanted = not flags & os.O_TRUNC and (known is None or known[0].version != version)
+            limit = self._context.options.open_data_bytes if wanted else 0
+            opened: names.Opened = await volume.call(names.Open(ino, limit))
+            if not stat.S_ISREG(opened.attr.mode):
+                raise TreeError(errno.ESTALE)
+            self._context.attrs.put(number, opened.attr)
+            state = self._state(volume, number, opened.attr)
+            state.opened(opened.attr, opened.data)
+        if flags & os.O_TRUNC:
+            state.handles += 1
+            try:
+                await state.truncate(0)
+            finally:
+                state.handles -= 1
+        return state
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, owner: Owner
+    ) -> tuple[Opened, Entry]:
+        """Make a file and open it. The caller counts the lookup."""
+        try:
+            entry = await self._tree.create(parent, name, stat.S_IFREG | stat.S_IMODE(mode), owner)
+        except StatusError as exc:
+            # Another mount was faster; without O_EXCL its file is as good.
+            if exc.errno != errno.EEXIST or flags & os.O_EXCL:
+                raise
+            entry = await self._tree.lookup(parent, name)
+            if not stat.S_ISREG(entry.attr.mode):
+                raise
+            opened = await self.open(entry.number, flags)
+            return opened, self._entry(entry)
+        volume, _, _ = self._tree.inode(entry.number)
+        state = self._state(volume, entry.number, entry.attr)
+        self._context.attrs.pages_are(entry.number, entry.attr.version)
+        return Opened(self._handle(state, True), False), entry
+
+    def _entry(self, entry: Entry) -> Entry:
+        state = self._context.states[entry.number]
+        return entry._replace(attr=state.attributes(state.attr))
+
+    def _state(self, volume: Volume, number: int, attr: names.Attr) -> FileState:
+        state = self._context.states.get(number)
+        if state is None:
+            state = FileState(self._context, volume, number, attr)
+            self._context.states[number] = state
+        return state
+
+    def _handle(self, state: FileState, writing: bool) -> int:
+        state.handles += 1
+        self._next += 1
+        self._handles[self._next] = Handle(self._context, state, self._buffers, writing)
+        return self._next
+
+    def _get(self, handle: int) -> Handle:
+        try:
+            return self._handles[handle]
+        except KeyError:
+            raise TreeError(errno.EBADF) from None
+
+    # --- using -----------------------------------------------------------------------------------
+
+    async def read(self, handle: int, offset: int, length: int) -> bytes | memoryview:
+        """The result is valid until the caller's next checkpoint."""
+        opened = self._get(handle)
+        return await opened.state.read(opened, offset, length)
+
+    async def write(self, handle: int, offset: int, data: bytes) -> None:
+        """Take *data*; see `FileState.write`."""
+        await self._get(handle).state.write(offset, data)
+
+    async def flush(self, handle: int) -> None:
+        """close() and fsync(): see `FileState.flush`."""
+        await self._get(handle).state.flush()
+
+    async def truncate(self, number: int, size: int, handle: int | None) -> None:
+        """Set the size; without a handle it is stored at once."""
+        if handle is not None:
+            await self._get(handle).state.truncate(size)
+            return
+        volume, ino, file_id = self._tree.inode(number)
+        if file_id:
+            raise TreeError(errno.EPERM)
+        state = self._context.states.get(number)
+        if state is None:
+            attr: names.Attr = await volume.call(names.GetAttr(ino))
+            state = self._state(volume, number, attr)
+        state.handles += 1
+        try:
+            await state.truncate(size)
+            await state.flush()
+        finally:
+            await self._leave(state)
+
+    async def release(self, handle: int) -> None:
+        """The last descriptor of a handle is closed. What was not flushed is stored now."""
+        opened = self._handles.pop(handle, None)
+        if opened is not None:
+            opened.drop_reader()
+            await self._leave(opened.state)
+
+    async def _leave(self, state: FileState) -> None:
+        try:
+            if state.dirty and state.handles == 1:
+                await state.flush()
+        except (FdfsError, OSError) as exc:
+            log.warning("inode %d: %s", state.number, exc)
+        finally:
+            state.handles -= 1
+            if not state.handles:
+                self._drop(state)
+
+    def _drop(self, state: FileState) -> None:
+        state.close()
+        del self._context.states[state.number]
+        if not self._context.numbers.known(state.number):
+            self._context.numbers.drop(state.number)
+
+    # --- in the background -----------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Write back and tell holds, until cancelled."""
+        while True:
+            await trio.sleep(_TICK_S)
+            now = time.monotonic()
+            options = self._context.options
+            held: dict[Volume, set[int]] = {}
+            for state in list(self._context.states.values()):
+                if state.dirty and now - state.dirty_since > options.write_back_s:
+                    self._context.spawn(state.write_back)
+                inos = held.setdefault(state.volume, set())
+                if state.ino and now - state.opened_at > options.held_after_s:
+                    inos.add(state.ino)
+            for volume in self._volumes.by_name.values():
+                inos = held.get(volume, set())
+                if inos != volume.held:
+                    self._context.spawn(self._tell, volume, inos)
+
+    async def _tell(self, volume: Volume, inos: set[int]) -> None:
+        """Tell the storage what is held now. What it takes up again is told by the session."""
+        added, removed = inos - volume.held, volume.held - inos
+        volume.held = inos
+        try:
+            await volume.backend.call(names.Holds(sorted(added), sorted(removed)), timeout_s=5.0)
+        except FdfsError:
+            # Tell everything again next time.
+            volume.held = volume.held - added | removed
+            raise
+
+    async def store_all(self) -> int:
+        """Store everything that is not yet; return how many files could not be stored."""
+        states = [state for state in self._context.states.values() if state.dirty]
+        async with trio.open_nursery() as nursery:
+            for state in states:
+                nursery.start_soon(state.write_back)
+        return sum(state.dirty for state in states)

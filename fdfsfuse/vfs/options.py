@@ -1,0 +1,64 @@
+"""Everything about a mount that can be set, with units."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Ids(Enum):
+    """What people may do with objects by their id, under ``M00``."""
+
+    READ_ONLY = "ro"
+    READ_WRITE = "rw"
+    HIDE = "hide"
+
+
+@dataclass(frozen=True, slots=True)
+class VfsOptions:
+    """Settings and limits of the tree.
+
+    Attributes:
+        uid, gid, umask: owner and permissions of what has none of its own: ``/``, ``M00`` and
+            unnamed objects.
+        timeout_s: how long a call waits for a volume before it fails with EIO.
+        attr_timeout_s: how old names and attributes may be that are answered from memory, the
+            kernel's memory included.
+        negative_timeout_s: the same for names that do not exist. 0, so that a file that another
+            machine has made is seen at once.
+        poll_interval_s: how often the trackers are asked for volumes.
+        max_waiting: requests that may wait for one volume that is not connected; further ones
+            fail at once, so that it does not take all request slots of the mount.
+        open_data_bytes: content up to this size comes along with open().
+        dirty_bytes: memory for content that is not on a storage yet; writers wait beyond it.
+        clean_bytes: memory for content of open files kept after it was stored.
+        write_back_s: content that nobody flushes is stored after this time.
+        chunk_bytes, unsent_bytes, unsent_chunks: size of the writes of a large file, and how much
+            of one file may be under way.
+        read_chunk_bytes, read_chunks, read_ahead_bytes: size of read-ahead, chunks ahead per
+            handle, and memory for it in all.
+        held_after_s: a file open for longer is told to the storage.
+    """
+
+    uid: int = field(default_factory=os.getuid)
+    gid: int = field(default_factory=os.getgid)
+    umask: int = 0
+    ids: Ids = Ids.READ_ONLY
+    timeout_s: float = 30.0
+    attr_timeout_s: float = 1.0
+    negative_timeout_s: float = 0.0
+    poll_interval_s: float = 3.0
+    max_waiting: int = 32
+    open_data_bytes: int = 64 << 10
+    dirty_bytes: int = 256 << 20
+    clean_bytes: int = 32 << 20
+    write_back_s: float = 5.0
+    chunk_bytes: int = 2 << 20
+    unsent_bytes: int = 8 << 20
+    unsent_chunks: int = 16
+    read_chunk_bytes: int = 1 << 20
+    read_chunks: int = 4
+    read_ahead_bytes: int = 64 << 20
+    held_after_s: float = 1.0
+    space_age_s: float = 2.0

@@ -1,0 +1,171 @@
+"""The network behind a mount: trackers, names sessions and data connections.
+
+Data goes to the storage that the names session is with. Exchanges that broke are tried again until
+the mount's timeout has passed: reading, and writing bytes at an offset, may be done twice.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, TypeVar
+
+import trio
+
+from fdfsfuse.client.address import Address
+from fdfsfuse.client.connection import Connection
+from fdfsfuse.client.names import NamesSession, open_session
+from fdfsfuse.client.pool import Pool
+from fdfsfuse.client.tracker import TrackerClient
+from fdfsfuse.client.views import Candidate
+from fdfsfuse.errors import ConnectFailed, ConnectionProblem, DeadlineExceeded
+from fdfsfuse.proto import names
+from fdfsfuse.proto.storage import Download, FileInfo, FileRequest, StorageCommand
+from fdfsfuse.vfs.backend import ObjectInfo
+
+_T = TypeVar("_T")
+
+_RETRY_S = 0.2
+_CONNECTED_POLL_S = 0.5
+_HEAD_LENGTH = struct.Struct(">I")
+_INFO_MAX = 128
+
+
+class RemoteBackend:
+    """A `Backend` over the network."""
+
+    def __init__(
+        self, group: str, trackers: TrackerClient, pool: Pool, client: str, timeout_s: float
+    ) -> None:
+        self.group = group
+        self.store_path_count = 256
+        self._trackers = trackers
+        self._pool = pool
+        self._client = client
+        self._timeout_s = timeout_s
+        self._session: NamesSession | None = None
+        self._opened = trio.Event()
+        self._storages: list[Candidate] = []
+
+    @property
+    def view(self) -> int:
+        session = self._session
+        return session.view.number if session is not None and session.view is not None else 0
+
+    @property
+    def connected(self) -> bool:
+        return self._session is not None and self._session.connected
+
+    def replicas(self) -> list[str]:
+        return [str(storage.address) for storage in self._storages]
+
+    async def run(
+        self, resumed: Callable[[], Awaitable[None]], held: Callable[[], Collection[int]]
+    ) -> None:
+        manager = open_session(self._find, client=self._client, holds=held)
+        async with manager as session:
+            self._session = session
+            self._opened.set()
+            while True:
+                await session.wait_connected()
+                await resumed()
+                while session.connected:
+                    await trio.sleep(_CONNECTED_POLL_S)
+
+    async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
+        if self._session is None:
+            await self._opened.wait()
+        assert self._session is not None
+        deadline = trio.current_time() + (timeout_s or self._timeout_s)
+        return await self._session.call(request, deadline)
+
+    async def read_into(self, file_id: str, offset: int, buffer: memoryview) -> int:
+        body = Download(self.group, file_id, offset, len(buffer)).encode()
+
+        async def exchange(connection: Connection) -> int:
+            return await connection.request_into(StorageCommand.DOWNLOAD, body, buffer)
+
+        return await self._exchange(exchange)
+
+    async def write_object(self, head: names.WriteObject, data: Sequence[bytes]) -> None:
+        encoded = names.encode(head)
+        front = _HEAD_LENGTH.pack(len(encoded)) + encoded
+        body = data[0] if len(data) == 1 else b"".join(data)
+
+        async def exchange(connection: Connection) -> None:
+            await connection.command_stream(names.WRITE_OBJECT, front, body, len(body))
+
+        await self._exchange(exchange)
+
+    async def delete_object(self, file_id: str) -> None:
+        body = FileRequest(self.group, file_id).encode()
+        # Not repeated: the second try would find nothing.
+        with self._deadline():
+            async with self._pool.connection(self._address()) as connection:
+                await connection.command(StorageCommand.DELETE, body)
+            return
+        raise DeadlineExceeded(f"the storage of {self.group} did not answer in time")
+
+    async def info(self, file_id: str) -> ObjectInfo:
+        body = FileRequest(self.group, file_id).encode()
+
+        async def exchange(connection: Connection) -> bytes:
+            return await connection.request(StorageCommand.FILE_INFO, body, max_answer=_INFO_MAX)
+
+        info = FileInfo.decode(await self._exchange(exchange))
+        return ObjectInfo(info.size, info.mtime, info.crc32, info.source_ip)
+
+    async def _find(self) -> list[Candidate]:
+        self._storages = await self._trackers.find_candidates(self.group)
+        return self._storages
+
+    def _address(self) -> Address:
+        address = self._session.address if self._session is not None else None
+        if address is None:
+            raise ConnectFailed(f"the volume {self.group} is not connected")
+        return address
+
+    def _deadline(self) -> trio.CancelScope:
+        return trio.move_on_after(self._timeout_s)
+
+    async def _exchange(self, exchange: Callable[[Connection], Awaitable[_T]]) -> _T:
+        problem: ConnectionProblem | None = None
+        with self._deadline():
+            while True:
+                try:
+                    return await self._pool.call(self._address(), exchange, repeatable=True)
+                except ConnectionProblem as exc:
+                    problem = exc
+                await trio.sleep(_RETRY_S)
+        raise DeadlineExceeded(f"the storage of {self.group} did not answer in time: {problem}")
+
+
+class RemoteCluster:
+    """A `Cluster` over the network; `close` it in the end."""
+
+    def __init__(self, trackers: Sequence[Address], client: str, timeout_s: float) -> None:
+        self._pool = Pool()
+        self._trackers = TrackerClient(trackers, self._pool)
+        self._client = client
+        self._timeout_s = timeout_s
+        self._backends: dict[str, RemoteBackend] = {}
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._pool.close()
+
+    async def volumes(self) -> list[str]:
+        groups = await self._trackers.list_groups()
+        for group in groups:
+            if group.store_path_count > 0:
+                self.backend(group.group).store_path_count = group.store_path_count
+        return [group.group for group in groups]
+
+    def backend(self, group: str) -> RemoteBackend:
+        backend = self._backends.get(group)
+        if backend is None:
+            backend = RemoteBackend(
+                group, self._trackers, self._pool, self._client, self._timeout_s
+            )
+            self._backends[group] = backend
+        return backend

@@ -1,0 +1,277 @@
+"""The tree of the mount: what path lookups, attributes and changes of names mean.
+
+::
+
+    /                          Volumes
+    /VOLUME/...                a volume's names
+    /VOLUME/M00/HH/HH/FILE     its objects by id (`fdfsfuse.vfs.idtree`)
+
+Directories and files are named by inode numbers (`fdfsfuse.vfs.numbers`). Every method raises
+TreeError, StatusError or ConnectionProblem.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+import time
+from typing import NamedTuple
+
+from fdfsfuse.errors import StatusError, TreeError
+from fdfsfuse.proto import names
+from fdfsfuse.proto.names import Attr
+from fdfsfuse.vfs.context import Context, Entry
+from fdfsfuse.vfs.idtree import IdTree, store_path_of
+from fdfsfuse.vfs.listing import DirHandles
+from fdfsfuse.vfs.numbers import ROOT, id_directory, volume_root
+from fdfsfuse.vfs.options import Ids
+from fdfsfuse.vfs.volume import Volume
+from fdfsfuse.vfs.volumes import Volumes
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+
+class Owner(NamedTuple):
+    """Who makes something."""
+
+    uid: int
+    gid: int
+
+
+class Changes(NamedTuple):
+    """What setattr changes; None leaves it."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+    def request(self, ino: int) -> names.SetAttr:
+        """As a request for inode *ino*."""
+        return names.SetAttr(ino, time.time_ns(), *self)
+
+
+class Tree:
+    """See the module."""
+
+    def __init__(
+        self, context: Context, volumes: Volumes, ids: IdTree, directories: DirHandles
+    ) -> None:
+        self._context = context
+        self._volumes = volumes
+        self._ids = ids
+        self._directories = directories
+
+    # --- where things are ------------------------------------------------------------------------
+
+    def inode(self, number: int) -> tuple[Volume, int, str]:
+        """(volume, ino, '') of an inode, or (volume, 0, file id) of an unnamed object.
+
+        Raises:
+            TreeError: EPERM for the root and for directories of ids, ESTALE for what is gone.
+        """
+        if number == ROOT or id_directory(number) is not None:
+            raise TreeError(errno.EPERM)
+        try:
+            ino, file_id = self._context.numbers.inode_and_object(number)
+            return self._volumes.of(number), ino, file_id
+        except KeyError:
+            raise TreeError(errno.ESTALE) from None
+
+    def _parent(self, number: int) -> tuple[Volume, int]:
+        volume, ino, file_id = self.inode(number)
+        if file_id:
+            raise TreeError(errno.ENOTDIR)
+        return volume, ino
+
+    def volume(self, number: int) -> Volume:
+        """The volume of an inode other than the root."""
+        try:
+            return self._volumes.of(number)
+        except KeyError:
+            raise TreeError(errno.ESTALE) from None
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    async def lookup(self, parent: int, name: bytes) -> Entry:
+        """Find *name* in directory *parent*. The caller counts the lookup.
+
+        Raises:
+            TreeError, StatusError: ENOENT when there is none.
+        """
+        if parent == ROOT:
+            entry = self._volumes.lookup(name)
+            if entry is None:
+                raise TreeError(errno.ENOENT)
+            return entry
+        directory = id_directory(parent)
+        if directory is not None:
+            return await self._ids.lookup(self.volume(parent), directory, name)
+        volume, ino = self._parent(parent)
+        if ino == names.ROOT_INO and store_path_of(name) is not None:
+            return self._ids.lookup_store_path(volume, name)
+        attr: Attr = await volume.call(names.Lookup(ino, name))
+        return self._entry(volume, attr)
+
+    async def getattr(self, number: int) -> Entry:
+        """The attributes of an inode."""
+        if number == ROOT:
+            return self._volumes.root_entry()
+        volume = self.volume(number)
+        if number == volume_root(volume.number):
+            return await self._volumes.volume_getattr(volume)
+        if id_directory(number) is not None:
+            return self._ids.directory_entry(number)
+        known = self._context.remembered(number)
+        if known is not None:
+            return known
+        return self._context.entry(number, await self._fetch(number))
+
+    async def _fetch(self, number: int) -> Attr:
+        volume, ino, file_id = self.inode(number)
+        if ino:
+            attr: Attr = await volume.call(names.GetAttr(ino))
+            return attr
+        found: Attr = await volume.call(names.LookupObject(file_id))
+        return self._ids.attributes(found)
+
+    async def readlink(self, number: int) -> bytes:
+        """The target of a symlink."""
+        entry = await self.getattr(number)
+        if not stat.S_ISLNK(entry.attr.mode):
+            raise TreeError(errno.EINVAL)
+        return entry.attr.target
+
+    async def space(self) -> names.Space:
+        """The sum over all volumes."""
+        total = [0, 0, 0, 0]
+        for volume in list(self._volumes.by_name.values()):
+            space = await volume.space()
+            parts = (space.total_bytes, space.free_bytes, space.available_bytes, space.files)
+            total = [a + b for a, b in zip(total, parts, strict=True)]
+        return names.Space(*total)
+
+    # --- changing --------------------------------------------------------------------------------
+
+    async def set_attributes(self, number: int, changes: Changes) -> Entry:
+        """chmod, chown, utimens."""
+        volume, ino, file_id = self.inode(number)
+        if file_id:
+            raise TreeError(errno.EPERM)
+        state = self._context.states.get(number)
+        request = changes.request(ino)
+        if state is not None:
+            return self._context.entry(number, await state.set_attributes(request))
+        return self._context.entry(number, await volume.call(request))
+
+    async def create(
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        owner: Owner,
+        *,
+        rdev: int = 0,
+        target: bytes = b"",
+    ) -> Entry:
+        """Make an inode of any type. The caller counts the lookup."""
+        volume, ino = self._parent(parent)
+        now = time.time_ns()
+        request = names.Create(ino, name, mode, owner.uid, owner.gid, now, rdev, target)
+        attr: Attr = await volume.call(request)
+        self._context.attrs.drop(parent)
+        return self._entry(volume, attr)
+
+    async def remove(self, parent: int, name: bytes, *, directory: bool) -> None:
+        """unlink and rmdir."""
+        where = id_directory(parent)
+        if where is not None:
+            await self._ids.remove(self.volume(parent), where, name, directory_wanted=directory)
+            self._directories.removed(parent, name)
+            return
+        volume, ino = self._parent(parent)
+        if ino == names.ROOT_INO and store_path_of(name) is not None:
+            raise TreeError(errno.EPERM)
+        attr: Attr = await volume.call(names.Remove(ino, name, directory, time.time_ns()))
+        self._directories.removed(parent, name)
+        self._context.attrs.drop(parent)
+        self._entry(volume, attr)
+
+    async def link(self, number: int, parent: int, name: bytes) -> Entry:
+        """A further name for an inode, or the first one of an object. The caller counts."""
+        volume, ino, file_id = self.inode(number)
+        if parent != ROOT and self.volume(parent) is not volume:
+            raise TreeError(errno.EXDEV)
+        _, parent_ino = self._parent(parent)
+        if file_id:
+            return await self._adopt(volume, file_id, parent, name, replace=False)
+        attr: Attr = await volume.call(names.Link(ino, parent_ino, name, time.time_ns()))
+        self._context.attrs.drop(parent)
+        return self._entry(volume, attr)
+
+    async def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        """renameat2 with its flags."""
+        if ROOT in (parent, new_parent):
+            raise TreeError(errno.EPERM if parent == new_parent else errno.EXDEV)
+        if self.volume(parent) is not self.volume(new_parent):
+            raise TreeError(errno.EXDEV)
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
+            raise TreeError(errno.EINVAL)
+        where = id_directory(parent)
+        volume, new_ino = self._parent(new_parent)
+        if where is not None:
+            if flags & RENAME_EXCHANGE:
+                raise TreeError(errno.EINVAL)
+            file_id = await self._ids.unnamed(volume, where, name)
+            replace = not flags & RENAME_NOREPLACE
+            await self._adopt(volume, file_id, new_parent, new_name, replace=replace)
+            self._directories.removed(parent, name)
+            return
+        _, ino = self._parent(parent)
+        if names.ROOT_INO in (ino, new_ino) and (
+            (ino == names.ROOT_INO and store_path_of(name) is not None)
+            or (new_ino == names.ROOT_INO and store_path_of(new_name) is not None)
+        ):
+            raise TreeError(errno.EPERM)
+        now = time.time_ns()
+        answer: names.Renamed = await volume.call(
+            names.Rename(ino, name, new_ino, new_name, flags, now)
+        )
+        if not flags & RENAME_EXCHANGE:
+            self._directories.removed(parent, name)
+        self._renamed(volume, answer, parent, new_parent)
+
+    async def _adopt(
+        self, volume: Volume, file_id: str, parent: int, name: bytes, *, replace: bool
+    ) -> Entry:
+        _, parent_ino = self._parent(parent)
+        options = self._context.options
+        if self._context.options.ids is Ids.HIDE:
+            raise TreeError(errno.EPERM)
+        answer: names.Renamed = await volume.call(
+            names.Adopt(
+                file_id, parent_ino, name, replace, options.uid, options.gid, time.time_ns()
+            )
+        )
+        self._context.numbers.adopted(volume.number, file_id, answer.moved.ino)
+        return self._renamed(volume, answer, parent)
+
+    def _renamed(self, volume: Volume, answer: names.Renamed, *parents: int) -> Entry:
+        for parent in parents:
+            self._context.attrs.drop(parent)
+        if answer.replaced is not None:
+            self._entry(volume, answer.replaced)
+        return self._entry(volume, answer.moved)
+
+    def _entry(self, volume: Volume, attr: Attr) -> Entry:
+        number = self._context.numbers.of_inode(volume.number, attr.ino)
+        return self._context.entry(number, attr)
+
+
+def is_missing(exc: OSError) -> bool:
+    """Whether a lookup failed because there is nothing of that name."""
+    return isinstance(exc, (TreeError, StatusError)) and exc.errno == errno.ENOENT

@@ -1,0 +1,117 @@
+"""The root of the mount: one directory per volume, known from the trackers.
+
+Everything here is answered from memory. A volume that was seen once stays until the mount ends,
+also while trackers do not name it: a directory that vanishes looks like deleted files.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+import time
+import zlib
+
+import trio
+
+from fdfsfuse.errors import FdfsError
+from fdfsfuse.proto import names
+from fdfsfuse.vfs.backend import Cluster
+from fdfsfuse.vfs.context import Context, Entry
+from fdfsfuse.vfs.numbers import MAX_VOLUMES, ROOT, volume_of, volume_root
+from fdfsfuse.vfs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_POLL_AT_ONCE_S = 1.0
+
+
+class Volumes:
+    """The volumes by name and by number."""
+
+    def __init__(self, context: Context, cluster: Cluster) -> None:
+        self._context = context
+        self._cluster = cluster
+        self._by_number: dict[int, Volume] = {}
+        self._wanted = trio.Event()
+        self._mounted_ns = time.time_ns()
+        self.by_name: dict[bytes, Volume] = {}
+
+    def of(self, number: int) -> Volume:
+        """The volume that an inode number belongs to. Raises KeyError for the root's number."""
+        return self._by_number[volume_of(number)]
+
+    async def refresh(self) -> None:
+        """Ask the trackers. Raises ConnectionProblem when none answers."""
+        for group in await self._cluster.volumes():
+            if group.encode() not in self.by_name:
+                self._add(group)
+
+    async def run(self) -> None:
+        """Ask the trackers now and then, and when a name is unknown, until cancelled."""
+        working = True
+        while True:
+            with trio.move_on_after(self._context.options.poll_interval_s):
+                await self._wanted.wait()
+            self._wanted = trio.Event()
+            try:
+                await self.refresh()
+                working = True
+            except FdfsError as exc:
+                log.log(logging.WARNING if working else logging.DEBUG, "no tracker: %s", exc)
+                working = False
+            await trio.sleep(_POLL_AT_ONCE_S)
+
+    def lookup(self, name: bytes) -> Entry | None:
+        """The root directory of a volume; never waits. An unknown name makes us ask soon."""
+        volume = self.by_name.get(name)
+        if volume is None:
+            self._wanted.set()
+            return None
+        return self.volume_entry(volume)
+
+    def volume_entry(self, volume: Volume) -> Entry:
+        """The entry of a volume's root, from memory; attributes that are old hold for 0 s."""
+        number = volume_root(volume.number)
+        timeout_s = self._context.options.attr_timeout_s
+        known = self._context.remembered(number)
+        if known is not None:
+            return known._replace(entry_timeout_s=timeout_s)
+        attr = volume.root_attr or self.directory_attr()
+        return Entry(number, attr, 0.0, timeout_s)
+
+    async def volume_getattr(self, volume: Volume) -> Entry:
+        """The attributes of a volume's root; those known last while it does not answer."""
+        entry = self.volume_entry(volume)
+        if entry.attr_timeout_s > 0 or volume.down or not volume.backend.connected:
+            return entry
+        try:
+            attr: names.Attr = await volume.call(names.GetAttr(names.ROOT_INO))
+        except FdfsError:
+            return entry
+        volume.root_attr = attr
+        return self._context.entry(entry.number, attr)
+
+    def root_entry(self) -> Entry:
+        """The root of the mount."""
+        timeout_s = self._context.options.attr_timeout_s
+        attr = self.directory_attr(links=2 + len(self.by_name))
+        return Entry(ROOT, attr, timeout_s, timeout_s)
+
+    def directory_attr(self, links: int = 2) -> names.Attr:
+        """Attributes of a directory that no storage describes."""
+        options = self._context.options
+        now = self._mounted_ns
+        mode = stat.S_IFDIR | 0o755 & ~options.umask
+        return names.Attr(
+            0, mode, links, options.uid, options.gid, 0, 4096, now, now, now, version=0
+        )
+
+    def _add(self, group: str) -> None:
+        number = zlib.crc32(group.encode()) % MAX_VOLUMES + 1
+        while number in self._by_number:
+            number = number % MAX_VOLUMES + 1
+        volume = Volume(number, self._cluster.backend(group), self._context.options)
+        self._by_number[number] = volume
+        self.by_name[volume.name] = volume
+        log.info("volume %s", group)
+        self._context.spawn(volume.run)

@@ -1,0 +1,146 @@
+"""Extended attributes: what the storage keeps, and the hidden ones that say where content is.
+
+The hidden ones can be read by name and are not listed, so that ``cp -a`` and ``rsync -X`` never
+try to set them:
+
+===================== ===================================================================
+user.fdfs.file_id     ``group/M00/...`` of the content that was stored last
+user.fdfs.source      storage that made the object: its address, or its id in id mode
+user.fdfs.replicas    addresses of the volume's storages
+user.fdfs.crc32       eight hex digits
+user.fdfs.created     when the object was made, ``2026-11-22T15:00:00Z``
+===================== ===================================================================
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+
+from fdfsfuse.errors import ProtocolError, TreeError
+from fdfsfuse.proto import fileid, names
+from fdfsfuse.vfs.backend import ObjectInfo
+from fdfsfuse.vfs.context import Context
+from fdfsfuse.vfs.lru import Recent
+from fdfsfuse.vfs.numbers import ROOT, id_directory
+from fdfsfuse.vfs.tree import Tree
+from fdfsfuse.vfs.volume import Volume
+
+HIDDEN = b"user.fdfs."
+SELF_TEST = b"user.fdfs.selftest"
+"""Set and read back on the root, once, to see whether libfuse passes names on unharmed."""
+
+_CACHED = 1024
+_REFUSED = frozenset((b"security.selinux", b"system.posix_acl_access", b"system.posix_acl_default"))
+_CAPABILITY = b"security.capability"
+_NAME_MAX = 255
+
+
+class Xattrs:
+    """One fetch brings all of an inode's attributes; they are kept for the attribute timeout."""
+
+    def __init__(self, context: Context, tree: Tree) -> None:
+        self._context = context
+        self._tree = tree
+        self._cache: Recent[int, tuple[float, dict[bytes, bytes]]] = Recent(_CACHED)
+        self._self_test: bytes | None = None
+
+    async def get(self, number: int, name: bytes) -> bytes:
+        """The value. ENODATA when there is none."""
+        if name in _REFUSED:
+            # Answered so once, the kernel does not ask again for each file of a listing.
+            raise TreeError(errno.EOPNOTSUPP)
+        if name == _CAPABILITY:
+            raise TreeError(errno.ENODATA)
+        if name.startswith(HIDDEN):
+            return await self._get_hidden(number, name)
+        value = (await self._all(number)).get(name)
+        if value is None:
+            raise TreeError(errno.ENODATA)
+        return value
+
+    async def list(self, number: int) -> list[bytes]:
+        """The names."""
+        return sorted(await self._all(number))
+
+    async def set(self, number: int, name: bytes, value: bytes) -> None:
+        """Set a value."""
+        if number == ROOT and name == SELF_TEST:
+            self._self_test = value
+            return
+        self._check_name(name)
+        volume, ino, file_id = self._tree.inode(number)
+        await volume.call(names.SetXattr(ino, name, value, 0, time.time_ns(), file_id))
+        self._changed(number)
+
+    async def remove(self, number: int, name: bytes) -> None:
+        """Remove a value. ENODATA when there is none."""
+        self._check_name(name)
+        volume, ino, file_id = self._tree.inode(number)
+        await volume.call(names.RemoveXattr(ino, name, time.time_ns(), file_id))
+        self._changed(number)
+
+    def forget(self, number: int) -> None:
+        """The kernel does not know the inode any more."""
+        self._cache.pop(number, None)
+
+    def _check_name(self, name: bytes) -> None:
+        if name.startswith(HIDDEN):
+            raise TreeError(errno.EPERM)
+        if name in _REFUSED:
+            raise TreeError(errno.EOPNOTSUPP)
+        if len(name) > _NAME_MAX:
+            raise TreeError(errno.ERANGE)
+
+    def _changed(self, number: int) -> None:
+        # ctime has changed too.
+        self._cache.pop(number, None)
+        self._context.attrs.drop(number)
+
+    async def _all(self, number: int) -> dict[bytes, bytes]:
+        if number == ROOT or id_directory(number) is not None:
+            return {}
+        found = self._cache.get(number)
+        if found is not None and found[0] > time.monotonic():
+            return found[1]
+        volume, ino, file_id = self._tree.inode(number)
+        answer: names.Xattrs = await volume.call(names.ListXattrs(ino, file_id))
+        until = time.monotonic() + self._context.options.attr_timeout_s
+        self._cache[number] = (until, answer.xattrs)
+        return answer.xattrs
+
+    async def _get_hidden(self, number: int, name: bytes) -> bytes:
+        if number == ROOT and name == SELF_TEST and self._self_test is not None:
+            value, self._self_test = self._self_test, None
+            return value
+        if number == ROOT or id_directory(number) is not None:
+            raise TreeError(errno.ENODATA)
+        volume = self._tree.volume(number)
+        entry = await self._tree.getattr(number)
+        file_id = entry.attr.file_id
+        if not file_id:
+            raise TreeError(errno.ENODATA)
+        key = name[len(HIDDEN) :]
+        if key == b"file_id":
+            return f"{volume.backend.group}/{file_id}".encode()
+        if key == b"replicas":
+            return ",".join(volume.backend.replicas()).encode()
+        if key not in (b"source", b"crc32", b"created"):
+            raise TreeError(errno.ENODATA)
+        info = await self._info(volume, file_id)
+        if key == b"source":
+            return info.source.encode()
+        if key == b"crc32":
+            return f"{info.crc32:08x}".encode()
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(info.created_s)).encode()
+
+    async def _info(self, volume: Volume, file_id: str) -> ObjectInfo:
+        """What the id tells, or for what it does not describe, the storage (command 22)."""
+        try:
+            known = fileid.decode_name(file_id)
+        except ProtocolError:
+            return await volume.backend.info(file_id)
+        if known.kind is not fileid.FileKind.NORMAL:
+            volume.check_up()
+            return await volume.backend.info(file_id)
+        return ObjectInfo(known.size, known.timestamp, known.crc32, known.source)
