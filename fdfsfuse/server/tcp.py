@@ -138,7 +138,7 @@ class TcpServer:
                     for listener in listeners:
                         acceptors.start_soon(self._accept, listener, workers)
                     task_status.started(listeners[0].getsockname()[1] if listeners else 0)
-                    await (stopping or trio.Event()).wait()
+                    await (trio.Event() if stopping is None else stopping).wait()
                     acceptors.cancel_scope.cancel()
                 for listener in listeners:
                     listener.close()
@@ -244,6 +244,15 @@ async def resolve_allow_hosts(allow: AllowHosts) -> AllowHosts:
         else:
             addresses += [plain_ip(str(entry[4][0])) for entry in found]
     return allow.resolved(addresses)
+
+
+def is_ip(text: str) -> bool:
+    """True when *text* is an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def plain_ip(ip: str) -> str:
