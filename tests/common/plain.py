@@ -115,6 +115,10 @@ class PlainClient:
             self._find(102, file_id), 14, _RANGE.pack(offset, count, _group(group)) + name.encode()
         )
 
+    def download_from(self, storage: Address, group: str, name: str) -> bytes:
+        """The whole content of a file name, asked from one storage; the tracker is not needed."""
+        return self.call(storage, 14, _RANGE.pack(0, 0, _group(group)) + name.encode())
+
     def delete(self, file_id: str) -> None:
         """Delete the file."""
         group, name = file_id.split("/", 1)

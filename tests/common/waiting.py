@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 POLL_S = 0.01
 
 
-def wait_until(condition: Callable[[], _T], what: str, *, timeout_s: float = 20.0) -> _T:
+def wait_until(condition: Callable[[], _T | None], what: str, *, timeout_s: float = 20.0) -> _T:
     """Call *condition* until its result is true, and return that result.
 
     Raises:
