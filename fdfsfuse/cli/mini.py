@@ -18,7 +18,6 @@ import click
 import trio
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from fdfsfuse.cli import mini_layout
 from fdfsfuse.cli.mini_layout import Plan
@@ -332,17 +331,17 @@ def _all_answer(paths: list[Path]) -> bool:
 
 def print_summary(cluster: Cluster) -> None:
     """What runs where, and what to try; in colour on a terminal."""
+    # Not a rich table: it would cut long paths to the width of the terminal.
     console = Console(highlight=False, soft_wrap=True)
-    table = Table.grid(padding=(0, 3))
-    table.add_column(style="bold")
-    if cluster.mountpoint is not None:
-        table.add_row("mount", escape(str(cluster.mountpoint)))
-    table.add_row("tracker", str(cluster.plan.tracker))
+    rows = [("mount", str(cluster.mountpoint))] if cluster.mountpoint is not None else []
+    rows.append(("tracker", str(cluster.plan.tracker)))
     for name, at in zip(cluster.plan.volumes, cluster.plan.storages, strict=True):
-        table.add_row(name, f"{at}, files in {escape(str(cluster.directory / name))}")
-    table.add_row("logs", escape(str(cluster.directory / "logs")))
+        rows.append((name, f"{at}, files in {cluster.directory / name}"))
+    rows.append(("logs", str(cluster.directory / "logs")))
     console.print("[green]fdfs mini is running[/green]")
-    console.print(table)
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        console.print(f"[bold]{name:{width}}[/bold]   {escape(text)}")
     console.print("\nTry, in another terminal:")
     for line in suggestions(cluster):
         console.print(f"  [cyan]{escape(line)}[/cyan]")
