@@ -118,7 +118,7 @@ async def replacing(path: str | os.PathLike[str]) -> AsyncIterator[int]:
         yield fd
         await trio.to_thread.run_sync(os.rename, temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)  # noqa: ASYNC240
         raise
     finally:
         os.close(fd)
