@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -30,6 +31,7 @@ from fdfsfuse.proto.tracker import MAX_GROUPS, MAX_SERVERS_PER_GROUP, ServerStat
 
 CHANGELOG_PART = 8192
 """Most bytes of the changelog in one answer."""
+_STORAGE_ID = re.compile(r"[A-Za-z0-9._-]{1,15}\Z")
 _NEVER_JOINS_WITH = frozenset({3, 4, 99})
 
 
@@ -378,7 +380,9 @@ class Cluster:
         if brief.status in (ServerStatus.ONLINE, ServerStatus.ACTIVE):
             return
         if server is None:
-            if brief.status in states.GONE or not _is_ip(brief.ip) or not brief.storage_id:
+            if brief.status in states.GONE or not is_ip(brief.ip):
+                return
+            if not _STORAGE_ID.match(brief.storage_id):
                 return
             if len(group.servers) >= MAX_SERVERS_PER_GROUP:
                 return
@@ -430,7 +434,8 @@ class Cluster:
         return part
 
 
-def _is_ip(text: str) -> bool:
+def is_ip(text: str) -> bool:
+    """True for the text of an IPv4 or IPv6 address."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -440,6 +445,6 @@ def _is_ip(text: str) -> bool:
 
 def _addresses(entry: StorageIdEntry | None, peer_ip: str) -> tuple[str, ...]:
     """The addresses to give to clients: those of the table if they are all ips, else the peer's."""
-    if entry is not None and all(_is_ip(host) for host in entry.hosts):
+    if entry is not None and all(is_ip(host) for host in entry.hosts):
         return entry.hosts
     return (peer_ip,)

@@ -9,6 +9,7 @@ code command              request                              response
 ==== ==================== ==================================== ===========================
 59   CHANGE_STATUS        1 byte                               empty
 60   GET_MY_IP            MyIpRequest                          text ``ip`` or ``ip1,ip2``
+64   TRACKER_STATUS       empty                                TrackerStatus
 69   FETCH_STORAGE_IDS    StorageIdsRequest                    StorageIdsPart
 70   GET_STORAGE_ID       ServerQuery                          text id
 71   GET_STORAGE_STATUS   ServerQuery                          Brief
@@ -56,6 +57,7 @@ _JOIN = struct.Struct(">17s6q8sbb16s46sq")
 _PATH_SPACE = struct.Struct(">qq")
 _SYNC_TIME = struct.Struct(">16si")
 _I32 = struct.Struct(">i")
+_TRACKER_STATUS = struct.Struct(">Bqq")
 
 
 class ClusterCommand(IntEnum):
@@ -63,6 +65,7 @@ class ClusterCommand(IntEnum):
 
     CHANGE_STATUS = 59
     GET_MY_IP = 60
+    TRACKER_STATUS = 64
     FETCH_STORAGE_IDS = 69
     GET_STORAGE_ID = 70
     GET_STORAGE_STATUS = 71
@@ -192,6 +195,33 @@ class MyIpRequest:
         """Raises ProtocolError unless *body* has 21 bytes."""
         _expect_size("a request for the own ip", body, 21)
         return cls(unpack_text(body[:17]), _I32.unpack(body[17:])[0])
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerStatus:
+    """Response of 64, 17 bytes: is it the leader 1, running time i64, restart interval i64 (s)."""
+
+    is_leader: bool
+    running_s: int
+    restart_interval_s: int
+
+    def encode(self) -> bytes:
+        """17 bytes."""
+        return _TRACKER_STATUS.pack(self.is_leader, self.running_s, self.restart_interval_s)
+
+    @classmethod
+    def decode(cls, body: bytes) -> TrackerStatus:
+        """Raises ProtocolError unless *body* has 17 bytes."""
+        _expect_size("a tracker's status", body, _TRACKER_STATUS.size)
+        leader, running_s, restart_interval_s = _TRACKER_STATUS.unpack(body)
+        return cls(leader != 0, running_s, restart_interval_s)
+
+
+def decode_port(body: bytes) -> int:
+    """Request of 109: a port i32, after an ip text that may be there. Raises ProtocolError."""
+    if not 4 <= len(body) <= IP_SIZE + 4:
+        raise ProtocolError(f"a request for the group name cannot have {len(body)} bytes")
+    return _check_port(_I32.unpack(body[-4:])[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ class TrackerCommand(IntEnum):
     LIST_ALL_GROUPS = 91
     LIST_STORAGES = 92
     DELETE_STORAGE = 93
+    SET_TRUNK_SERVER = 94
     GET_LEADER = 95
     QUERY_STORE_ONE = 101
     QUERY_FETCH_ONE = 102

@@ -1,0 +1,196 @@
+"""The tracker as a trio service: connections, saving, and the clock.
+
+One connection is one loop of: receive a request, answer it (`fdfs_tracker.handlers`, which never
+waits), save if the answer acknowledges a change of structure, send. Connection manners:
+protocol/wire.md section 1, for trackers: an error keeps the connection open; a request larger than
+buff_size, or with a negative length, ends it without an answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+import trio
+
+from fdfs_tracker.handlers import Handlers, Session
+from fdfs_tracker.state_files import StateFiles
+from fdfsfuse.core.cluster import Cluster
+from fdfsfuse.core.config import AllowHosts, TrackerConfig
+from fdfsfuse.errors import ProtocolError, StatusError
+from fdfsfuse.proto.cluster import ClusterCommand, encode_address
+from fdfsfuse.proto.header import HEADER_SIZE, pack_response
+from fdfsfuse.server.connection import FramedConnection
+from fdfsfuse.server.tcp import TcpServer, open_listeners
+
+logger = logging.getLogger(__name__)
+
+_STATISTICS_SAVE_S = 60.0
+"""How old the saved statistics and disk space may be; structural changes are saved at once."""
+_EINVAL = pack_response(status=22)
+_RESPONSES = [pack_response(status=status) for status in range(256)]
+
+
+async def resolve_hosts(allow_hosts: AllowHosts) -> AllowHosts:
+    """Replace the host names of allow_hosts by their addresses; unknown names are logged."""
+    addresses: list[str] = []
+    for name in allow_hosts.host_names:
+        try:
+            found = await trio.socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        except OSError as exc:
+            logger.warning("allow_hosts: %s: %s; nobody is allowed by it", name, exc.strerror)
+        else:
+            addresses += {str(address[0]) for *_, address in found}
+    return allow_hosts.resolved(addresses)
+
+
+class Tracker:
+    """One tracker. Use: make, `run` in a nursery, which reports the port.
+
+    Raises:
+        ConfigError, FdfsError, OSError: when made; the files under base_path cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: TrackerConfig,
+        *,
+        now_s: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.cluster = Cluster(config)
+        self.files = StateFiles(config.base_path)
+        try:
+            self.files.load(self.cluster)
+        except BaseException:
+            self.files.close()
+            raise
+        self._now_s = now_s
+        self._monotonic = monotonic
+        self._saved_structure = 0
+        self._reports = 0
+        self._save_lock = trio.Lock()
+        self._handlers: Handlers | None = None
+
+    def listen(self) -> Sequence[socket.socket]:
+        """Bind the listening sockets. Raises OSError saying which address is taken."""
+        config = self.config
+        return open_listeners(config.bind_addr, config.port, config.address_family)
+
+    async def run(
+        self,
+        *,
+        stopping: trio.Event | None = None,
+        task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until *stopping* is set or it is cancelled; everything is saved then."""
+        try:
+            listeners = self.listen()
+            port = listeners[0].getsockname()[1]
+            self._handlers = Handlers(
+                self.config, self.cluster, port, now_s=self._now_s, monotonic=self._monotonic
+            )
+            allow_hosts = await resolve_hosts(self.config.allow_hosts)
+            server = TcpServer(
+                self._serve,
+                max_connections=self.config.max_connections,
+                allows=None if allow_hosts.everyone else allow_hosts.allows,
+                network_timeout_s=self.config.network_timeout_s,
+            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_storages)
+                nursery.start_soon(self._save_statistics)
+                await server.serve(listeners, stopping=stopping, task_status=task_status)
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.move_on_after(5) as cleanup:
+                cleanup.shield = True
+                await self._save()
+            self.files.close()
+
+    # --- one connection -----------------------------------------------------------------------
+
+    async def _serve(self, connection: FramedConnection) -> None:
+        assert self._handlers is not None
+        handlers, session = self._handlers, Session(connection.peer_ip)
+        cluster = self.cluster
+        largest = self.config.buff_size - HEADER_SIZE
+        try:
+            while True:
+                header = await connection.recv_header()
+                if header is None or header.length > largest:
+                    return
+                body = await connection.recv_exactly(header.length) if header.length else b""
+                if header.command == ClusterCommand.QUIT:
+                    return
+                try:
+                    response = pack_response(handlers.answer(session, header.command, body))
+                except StatusError as exc:
+                    response = _RESPONSES[exc.errno or 22]
+                except ProtocolError as exc:
+                    logger.debug("%s: command %d: %s", session.peer_ip, header.command, exc)
+                    response = _EINVAL
+                if session.joined is not None:
+                    self._reports += 1
+                    self._log_notes()
+                if cluster.structure != self._saved_structure:
+                    # Nothing is acknowledged that a crash right after the answer would undo.
+                    try:
+                        await self._save_structure()
+                    except OSError as exc:
+                        logger.error("cannot save the state, a connection is closed: %s", exc)
+                        return
+                    self._log_notes()
+                await connection.send(response)
+        finally:
+            handlers.ended(session)
+            self._log_notes()
+
+    def _log_notes(self) -> None:
+        for note in self.cluster.take_notes():
+            logger.info("%s", note)
+
+    # --- saving and the clock -----------------------------------------------------------------
+
+    async def _save_structure(self) -> None:
+        """Return when the structure of now, or a later one, is on the disk. Raises OSError."""
+        wanted = self.cluster.structure
+        async with self._save_lock:
+            if self._saved_structure < wanted:
+                await self._write()
+
+    async def _save(self) -> None:
+        """Put everything on the disk as it is now. Raises OSError."""
+        async with self._save_lock:
+            await self._write()
+
+    async def _write(self) -> None:
+        structure, self._reports = self.cluster.structure, 0
+        files = self.files.format(self.cluster)
+        await trio.to_thread.run_sync(self.files.write, files)
+        self._saved_structure = structure
+
+    async def _save_statistics(self) -> None:
+        while True:
+            await trio.sleep(_STATISTICS_SAVE_S)
+            if self._reports:
+                try:
+                    await self._save()
+                except OSError as exc:
+                    logger.error("cannot save the state: %s", exc)
+
+    async def _watch_storages(self) -> None:
+        """Mark silent storages OFFLINE; looked at more often than the reference does."""
+        while True:
+            await trio.sleep(min(1.0, self.config.check_active_interval_s / 4))
+            self.cluster.expire(self._monotonic())
+            self._log_notes()
+
+
+def describe(config: TrackerConfig, port: int) -> str:
+    """``127.0.0.2:22122``: where it can be reached, for the log."""
+    hosts = config.bind_addr or ("*",)
+    return ", ".join(encode_address(host, port) for host in hosts)

@@ -1,0 +1,84 @@
+"""The command ``fdfs-trackerd``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+import trio
+
+from fdfs_tracker.app import Tracker, describe
+from fdfsfuse import __version__
+from fdfsfuse.core.config import TrackerConfig, load_tracker_config
+from fdfsfuse.errors import ConfigError
+from fdfsfuse.server.daemon import EXIT_USAGE, Daemon, run_daemon
+
+NAME = "fdfs-trackerd"
+logger = logging.getLogger(__name__)
+
+
+def log_level(text: str) -> int:
+    """The level of Python's logging for a log_level of FastDFS."""
+    levels = {"debug": logging.DEBUG, "info": logging.INFO, "notice": logging.INFO}
+    levels |= {"warn": logging.WARNING, "warning": logging.WARNING, "error": logging.ERROR}
+    return levels.get(text, logging.CRITICAL)
+
+
+async def serve(config: TrackerConfig, warnings: tuple[str, ...], daemon: Daemon) -> None:
+    """Run the tracker until the daemon is to stop."""
+    for warning in warnings:
+        logger.warning("%s", warning)
+    try:
+        tracker = Tracker(config)
+    except OSError as exc:
+        raise ConfigError(f"base_path = {config.base_path}: {exc.strerror or exc}") from exc
+    async with trio.open_nursery() as nursery:
+
+        async def run(task_status: trio.TaskStatus[int]) -> None:
+            await tracker.run(stopping=daemon.stopping, task_status=task_status)
+
+        port = await nursery.start(run)
+        groups = len(tracker.cluster.groups)
+        known = f"{groups} group{'' if groups == 1 else 's'} known" if groups else "no group yet"
+        daemon.ready(f"tracker listens on {describe(config, port)}, {known}")
+
+
+@click.command(name=NAME)
+@click.argument("conf", type=click.Path(path_type=Path))
+@click.version_option(__version__, prog_name=NAME)
+def main(conf: Path) -> None:
+    """Run a FastDFS tracker with the configuration file CONF.
+
+    The tracker knows which storages are alive and tells clients where to upload and download. It
+    runs in the foreground, logs to stderr, and stops cleanly on SIGTERM or Ctrl-C. Under systemd
+    use Type=notify.
+
+    CONF is a tracker.conf of FastDFS. The smallest one:
+
+    \b
+        base_path = /var/lib/fastdfs/tracker
+
+    \b
+    Keys that matter most (docs/configuration.rst has all):
+        port = 22122                    where storages and clients connect
+        bind_addr = 10.0.0.1            default: all local addresses
+        store_lookup = 0                0 take groups in turn, 1 store_group, 2 most free space
+        reserved_storage_space = 20%    uploads leave this much free, e.g. 10GB
+        allow_hosts = 10.0.0.0/8        who may connect, default: everyone
+
+    Exit code: 0 stopped, 1 failed, 2 the command line or CONF is wrong.
+    """
+    try:
+        config, warnings = load_tracker_config(str(conf), lambda path: Path(path).read_bytes())
+    except ConfigError as exc:
+        print(f"{NAME}: {exc}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+    sys.exit(
+        run_daemon(
+            NAME,
+            lambda daemon: serve(config, warnings, daemon),
+            log_level=log_level(config.log_level),
+        )
+    )
