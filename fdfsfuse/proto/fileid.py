@@ -40,7 +40,11 @@ _RANDOM_SHIFT = 32
 _RANDOM_MASK = (1 << 23) - 1
 _LOW_32 = 0xFFFFFFFF
 
+_BASE64_PART = re.compile(r"[A-Za-z0-9_-]{27}\Z")
 _GROUP = re.compile(r"[A-Za-z0-9]{1,16}\Z")
+_USUAL_NAME = re.compile(
+    r"M([0-9A-F]{2})/([0-9A-F]{2})/([0-9A-F]{2})/([A-Za-z0-9_-][A-Za-z0-9._-]*)\Z"
+)
 _LOCATION = re.compile(r"([0-9A-F]{2})/([0-9A-F]{2})/([^/\0]+)\Z")
 EXTENSION = re.compile(r"[A-Za-z0-9._-]{0,6}\Z")
 PREFIX = re.compile(r"[A-Za-z0-9._-]{1,16}\Z")
@@ -126,6 +130,11 @@ def parse_location(name: str, path_count: int) -> Location:
     """
     if len(name) <= 10:
         raise ProtocolError(f"file name {name!r} is too short")
+    usual = _USUAL_NAME.match(name)
+    if usual is not None:  # one match for what nearly all names look like
+        index = int(usual[1], 16)
+        if index < path_count:
+            return Location(index, int(usual[2], 16), int(usual[3], 16), usual[4])
     index, rest = 0, name
     if name[0] == "M":
         digits = name[1:3]
@@ -152,7 +161,10 @@ def decode_name(name: str) -> NameInfo:
         ProtocolError: it is shorter than 37 characters or not base64.
     """
     try:
-        raw = base64.b64decode(name[10:37] + "=", b"-_", validate=True)
+        text = name[10:37]
+        if not _BASE64_PART.match(text):
+            raise ProtocolError(f"{name!r} is not a file name made by a storage")
+        raw = binascii.a2b_base64(text.replace("-", "+").replace("_", "/") + "=")
         source_raw, timestamp, field, crc = _RAW.unpack(raw)
     except (binascii.Error, struct.error, ValueError) as exc:
         raise ProtocolError(f"{name!r} is not a file name made by a storage") from exc
@@ -166,7 +178,7 @@ def decode_name(name: str) -> NameInfo:
     else:
         kind = FileKind.NORMAL
     return NameInfo(
-        source=str(number) if source_is_id else str(ipaddress.IPv4Address(source_raw)),
+        source=str(number) if source_is_id else "{}.{}.{}.{}".format(*source_raw),
         source_is_id=source_is_id,
         timestamp=timestamp,
         size=field & _LOW_32 if field & _SIZE_IN_LOW_BITS else field,
