@@ -151,7 +151,7 @@ class Store:
         self._space = Space(self._paths)
         self._by_hash = distribute_by_hash
         self._rotate_count = rotate_count
-        self._random = (rng or random.SystemRandom()).getrandbits
+        self._random = (rng or random.Random()).getrandbits
         self._source = b""
         self._recent: set[str] = set()
         self._older: set[str] = set()
@@ -285,7 +285,11 @@ class Store:
         """
         index = self._choose_path(path_index, size)
         high, low = self._next_directory()
-        return self._new_location(index, high, low, size, crc32, mtime, extension, appender)
+        for _ in range(_NAME_TRIES):
+            location = self._new_location(index, high, low, size, crc32, mtime, extension, appender)
+            if not self.exists(location):
+                return location
+        raise StatusError(errno.EBUSY, "no unique name found")
 
     def write_at(self, location: Location, data: bytes, mtime: int | None = None) -> None:
         """Make the object *location*, a fresh name, with *data* as its content.
@@ -359,14 +363,18 @@ class Store:
             StatusError: 16 no unique name, 28, 5.
         """
         now = int(time.time())
-        location = self._new_location(
-            new.path_index, new.high, new.low, size, crc32, now, extension, appender
-        )
-        try:
-            self._publish(new, location, now)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-        return location
+        for _ in range(_NAME_TRIES):
+            location = self._new_location(
+                new.path_index, new.high, new.low, size, crc32, now, extension, appender
+            )
+            try:
+                self._publish(new, location, now)
+            except FileExistsError:
+                continue  # linking never replaces, so there is no need to look first
+            except OSError as exc:
+                raise StatusError(status_of(exc)) from exc
+            return location
+        raise StatusError(errno.EBUSY, "no unique name found")
 
     async def copy(self, source: Location, target: Location) -> int:
         """Make the object *target*, a fresh name, with the content of *source*; returns its size.
@@ -444,7 +452,7 @@ class Store:
                 high, low = directories.next_directory_by_hash(base[:27], self.subdir_count)
             location = Location(index, high, low, base)
             # A name is never given twice, even if its first object is deleted at once.
-            if base in self._recent or base in self._older or self.exists(location):
+            if base in self._recent or base in self._older:
                 continue
             self._recent.add(base)
             if len(self._recent) >= _RECENT_NAMES:
