@@ -195,8 +195,11 @@ class _Retry:
 class _Link:
     """A connection to a tracker whose every exchange has the network timeout as its deadline."""
 
-    def __init__(self, sock: socket.socket, server: ServerAddress, timeout_s: float) -> None:
+    def __init__(
+        self, sock: socket.socket, server: ServerAddress, host: str, timeout_s: float
+    ) -> None:
         peer = sock.getpeername()
+        self.host = host
         self.peer_ip = str(peer[0])
         self.sock = sock
         self._connection = Connection(sock, Address(self.peer_ip, peer[1]))
@@ -249,7 +252,7 @@ async def _connect(server: ServerAddress, config: StorageConfig) -> _Link:
             except OSError as exc:
                 problem = exc.strerror or str(exc)
             else:
-                return _Link(sock, server, config.network_timeout_s)
+                return _Link(sock, server, host, config.network_timeout_s)
     raise ConnectFailed(f"cannot connect: {problem}")
 
 
@@ -311,6 +314,8 @@ class Membership:
         self._decision = trio.Lock()
         self._joined = trio.Event()
         self._unheard = set(config.tracker_servers)
+        self._resolved: dict[str, str] = {}
+        """Addresses of trackers that are configured by name."""
 
     @property
     def my_ip(self) -> str:
@@ -347,6 +352,7 @@ class Membership:
             limit_s = _MAX_RETRY_S
             try:
                 link = await _connect(server, self._config)
+                self._resolved[link.host] = link.peer_ip
                 try:
                     await self._join(link)
                     if lost_at is None:
@@ -398,8 +404,13 @@ class Membership:
             status=status if self.status is None else self.status,
             storage_id=self.place.storage_id if self.parameters.use_storage_id else "",
             tracker_ip=link.peer_ip,
-            trackers=tuple(str(server) for server in config.tracker_servers),
+            trackers=tuple(self._tracker_text(server) for server in config.tracker_servers),
         )
+
+    def _tracker_text(self, server: ServerAddress) -> str:
+        """A tracker as JOIN lists it: by address, as far as its names have been looked up."""
+        hosts = tuple(self._resolved.get(host, host) for host in server.hosts)
+        return str(ServerAddress(hosts, server.port))
 
     async def _decide(self, link: _Link) -> None:
         """87: who sends us the data that the group has already (cluster.md section 2.7)."""
@@ -417,11 +428,21 @@ class Membership:
         await trio.to_thread.run_sync(self._identity.decide_source, source)
 
     async def _report(self, link: _Link) -> None:
-        """The reports of one connection (cluster.md section 3); ends with an exception only."""
+        """The reports of one connection (cluster.md section 3); ends with an exception only.
+
+        The disk report goes first, unlike the C server's: either report makes us ACTIVE, and with
+        our free space unknown the tracker would answer "no space" to clients for a moment.
+        """
         config = self._config
         sent: Statistics | None = None
         next_beat = next_disk = trio.current_time()
         while True:
+            if trio.current_time() >= next_disk:
+                space = tuple(await trio.to_thread.run_sync(self._space))
+                self._take(
+                    await link.request(ClusterCommand.DISK_REPORT, DiskReport(space).encode())
+                )
+                next_disk = trio.current_time() + config.stat_report_interval_s
             if trio.current_time() >= next_beat:
                 statistics = self._statistics()
                 body = b"" if statistics == sent else statistics.encode()
@@ -431,12 +452,6 @@ class Membership:
                 if self.parameters.storage_ip_changed_auto_adjust:
                     await self._read_changelog(link)
                 next_beat = trio.current_time() + config.heart_beat_interval_s
-            if trio.current_time() >= next_disk:
-                space = tuple(await trio.to_thread.run_sync(self._space))
-                self._take(
-                    await link.request(ClusterCommand.DISK_REPORT, DiskReport(space).encode())
-                )
-                next_disk = trio.current_time() + config.stat_report_interval_s
             await link.watch_until(min(next_beat, next_disk))
 
     async def _read_changelog(self, link: _Link) -> None:

@@ -41,7 +41,7 @@ def network_type(ip: str) -> int:
     return -1
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Server:
     """One storage of a group.
 
@@ -73,7 +73,7 @@ class Server:
     next_write_path: int = 0
     """Round-robin counter over the store paths."""
     heard_at: float = 0.0
-    connection: object | None = None
+    connection: object | None = field(default=None, repr=False)
     seen_group_change: int = -1
     """Value of the group's change counter when the server was last told the members."""
 
@@ -106,7 +106,7 @@ class Server:
         self.free_mb = sum(free_mb for _, free_mb in space)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Group:
     """A group. ``port`` -1: its storages use several. The lists are sorted by storage id as text.
 
