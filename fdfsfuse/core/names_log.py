@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from fdfsfuse.errors import FdfsError, UsageError
 from fdfsfuse.proto.names_record import Record
@@ -42,7 +41,8 @@ class LogGap(FdfsError):
     """Records do not join on to the log; the sender has to start at an earlier one."""
 
 
-class Position(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Position:
     """A place in the log. Two logs with the same (view, index) are equal up to there."""
 
     view: int

@@ -75,7 +75,8 @@ class PutContent(_Op, tag=66, frozen=True):
 
     ``data`` is the content of an object that is made from this record, None when the object
     exists already (pending, or in_place and made empty here). ``metadata`` is the whole metadata
-    text of the object; without an object its pairs become xattrs of the inode.
+    text of the object; without an object its pairs become xattrs of the inode. ``same``: the
+    content itself does not change (a copy that may be written to), so neither version nor ctime.
     """
 
     ino: int
@@ -85,6 +86,7 @@ class PutContent(_Op, tag=66, frozen=True):
     in_place: bool
     data: bytes | None
     metadata: bytes
+    same: bool = False
 
 
 class MakePending(_Op, tag=67, frozen=True):
@@ -148,6 +150,12 @@ class ObjectChanged(_Op, tag=75, frozen=True):
     mtime_ns: int
 
 
+class DropPending(_Op, tag=76, frozen=True):
+    """A pending object of the storage itself turned out not to be needed: it becomes garbage."""
+
+    file_id: str
+
+
 Op = (
     names.Create
     | names.Remove
@@ -166,6 +174,7 @@ Op = (
     | Forget
     | ObjectDeleted
     | ObjectChanged
+    | DropPending
 )
 
 
@@ -173,7 +182,8 @@ class Change(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The payload of a record.
 
     ``session`` and ``id`` name the request (0, 0: the storage's own doing). Outcomes of requests
-    of the session below ``done_below`` may be forgotten. ``time_ns``: the storage's clock, ns since the epoch.
+    of the session below ``done_below`` may be forgotten. ``time_ns``: the storage's clock, ns since
+    the epoch.
     """
 
     session: int

@@ -148,6 +148,10 @@ class FramedConnection:
         """Bytes used so far: tells how much of a body a handler has read."""
         return self._used + self._pos
 
+    def buffered(self) -> int:
+        """Bytes received and not used yet."""
+        return len(self._data) - self._pos
+
     async def discard(self, count: int) -> None:
         """Read *count* bytes and forget them."""
         scratch = memoryview(bytearray(min(count, 1 << 16)))

@@ -1,0 +1,287 @@
+"""A session's connection: frames in, answers out, in any order.
+
+Requests that read are answered where they are, between two awaits; changes go to the engine.
+Answers gather while whole frames are still waiting in the receive buffer, or while the engine
+answers a batch, and leave in one send. Nothing here grows without bound: a mount that has too
+many changes waiting, or that does not take its answers, is not read from until that is better,
+and when it takes nothing at all the server's network timeout ends the connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from fdfs_storage.names import checks
+from fdfs_storage.names.engine import Work
+from fdfs_storage.names.reads import Reads, WouldBlock, read_content
+from fdfs_storage.names.sessions import Session
+from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
+from fdfsfuse.proto import names, names_record
+from fdfsfuse.proto.header import HEADER_SIZE, pack_header
+
+if TYPE_CHECKING:
+    from fdfs_storage.names.service import Tree
+    from fdfsfuse.server.connection import FramedConnection
+
+logger = logging.getLogger(__name__)
+
+QUEUED_MAX: Final = 4096
+"""Requests of one connection that may wait for their answer."""
+QUEUED_BYTES_MAX: Final = 8 << 20
+OUT_BYTES_MAX: Final = 4 << 20
+_ID_MAX: Final = (1 << 63) - 1
+_FRAME_MIN: Final = names.FRAME_IDS.size + 1
+
+
+class SessionConnection:
+    """Serves one session on one connection."""
+
+    def __init__(self, connection: FramedConnection, session: Session, tree: Tree) -> None:
+        self.session = session
+        self._connection = connection
+        self._tree = tree
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._queued = 0
+        self._queued_bytes = 0
+        self._room = trio.Event()
+        self._unsent = b""
+        self._writable_wanted = trio.Event()
+        self._closed = False
+        reads: Reads = tree.reads
+        self._reads: dict[type, Callable[[Any], Any]] = {
+            names.Lookup: reads.lookup,
+            names.GetAttr: reads.get_attr,
+            names.ReadDir: reads.read_dir,
+            names.ListXattrs: reads.xattrs,
+            names.LookupObject: reads.lookup_object,
+            names.Paths: reads.paths,
+            names.Open: reads.open,
+            names.StatFs: tree.space,
+            names.KeepAlive: lambda request: names.Done(),
+            names.Holds: self._holds,
+        }
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no answer yet."""
+        return self._queued
+
+    # --- reading ----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until the mount goes away.
+
+        Raises:
+            ConnectionBroken, ProtocolError: the connection is of no more use.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write_loop)
+                await self._read_loop(nursery)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._closed = True
+
+    async def _read_loop(self, nursery: trio.Nursery) -> None:
+        connection, session = self._connection, self.session
+        clock = self._tree.sessions.clock
+        while True:
+            if connection.buffered() < HEADER_SIZE:
+                self.flush()
+            header = await connection.recv_header()
+            if header is None:
+                return
+            length = header.length
+            if header.command != names.REQUEST or not _FRAME_MIN <= length <= names.FRAME_MAX:
+                raise ProtocolError(f"no request frame: {header}")
+            if connection.buffered() < length:
+                self.flush()
+            body = await connection.recv_exactly(length)
+            session.seen = clock()
+            number, done_below = names.FRAME_IDS.unpack_from(body)
+            if not 1 <= number <= _ID_MAX or done_below > _ID_MAX:
+                raise ProtocolError(f"request id {number}, {done_below}")
+            request = names.decode_request(memoryview(body)[names.FRAME_IDS.size :])
+            self._dispatch(nursery, number, done_below, request, length)
+            if self._queued and self._is_full():
+                await self._wait_for_room()
+
+    def _is_full(self) -> bool:
+        return (
+            self._queued >= QUEUED_MAX
+            or self._queued_bytes >= QUEUED_BYTES_MAX
+            or self._out_bytes + len(self._unsent) >= OUT_BYTES_MAX
+        )
+
+    async def _wait_for_room(self) -> None:
+        self.flush()
+        while self._is_full():
+            self._room = trio.Event()
+            await self._room.wait()
+
+    # --- requests ---------------------------------------------------------------------------
+
+    def _dispatch(
+        self, nursery: trio.Nursery, number: int, done_below: int, request: Any, size: int
+    ) -> None:
+        """Answer a request, or set going what will."""
+        if self.session.ending:
+            self.answer(number, names.SESSION_ENDED)
+            return
+        try:
+            checks.check(request)
+            read = self._reads.get(type(request))
+            if read is not None:
+                self.answer(number, 0, names.encode(read(request)))
+            elif isinstance(request, names.ListObjects):
+                self._queued += 1
+                nursery.start_soon(self._list_objects, number, request)
+            else:
+                self._change(number, done_below, request, size)
+        except StatusError as exc:
+            self.answer(number, exc.errno or errno.EIO)
+        except WouldBlock:
+            self._queued += 1
+            nursery.start_soon(self._open_waiting, number, request)
+        except Exception:
+            logger.exception("a request failed: %s", type(request).__name__)
+            self.answer(number, errno.EIO)
+
+    def _change(self, number: int, done_below: int, request: Any, size: int) -> None:
+        session, tree = self.session, self._tree
+        repeatable = number <= session.high
+        session.high = max(session.high, number)
+
+        def reply(status: int, answer: bytes) -> None:
+            self._queued -= 1
+            self._queued_bytes -= size
+            self.answer(number, status, answer)
+            tree.unflushed.add(self)
+
+        make = tree.preparer.operation(request)
+        if isinstance(request, names.CloseSession):
+            session.ending = True
+            make = names_record.EndSession(session.number)
+        self._queued += 1
+        self._queued_bytes += size
+        work = Work(
+            make if make is not None else names_record.ForgetSessions([]),
+            reply,
+            session=session.number,
+            id=number,
+            done_below=done_below,
+            size=size,
+            repeatable=repeatable,
+        )
+        if make is not None:
+            tree.engine.submit(work)
+        else:
+            tree.start_operation(work, request)
+
+    def _holds(self, request: names.Holds) -> names.Done:
+        if not self._tree.sessions.change_holds(self.session, request.added, request.removed):
+            raise StatusError(errno.ENOSPC, "too many inodes held")
+        return names.Done()
+
+    async def _open_waiting(self, number: int, request: names.Open) -> None:
+        """Open whose content has to be read from the disk."""
+        status, answer = 0, b""
+        try:
+            attr = self._tree.reads.get_attr(names.GetAttr(request.ino))
+            data: bytes | None = None
+            if self._tree.reads.wants_data(attr, request) and attr.file_id:
+                path = self._tree.objects.path(attr.file_id)
+                try:
+                    data = await trio.to_thread.run_sync(read_content, path, attr.size)
+                except OSError:
+                    data = None
+            answer = names.encode(names.Opened(attr, data))
+        except StatusError as exc:
+            status = exc.errno or errno.EIO
+        self._answer_late(number, status, answer)
+
+    async def _list_objects(self, number: int, request: names.ListObjects) -> None:
+        status, answer = 0, b""
+        try:
+            answer = names.encode(await self._tree.listing.answer(request))
+        except StatusError as exc:
+            status = exc.errno or errno.EIO
+        except Exception:
+            logger.exception("listing objects failed")
+            status = errno.EIO
+        self._answer_late(number, status, answer)
+
+    def _answer_late(self, number: int, status: int, answer: bytes) -> None:
+        self._queued -= 1
+        self.answer(number, status, answer)
+        self.flush()
+
+    # --- answers ----------------------------------------------------------------------------
+
+    def answer(self, number: int, status: int, body: bytes = b"") -> None:
+        """Queue an answer; `flush` sends it."""
+        if self._closed:
+            return
+        size = names.ANSWER_ID.size + len(body)
+        self._out.append(
+            pack_header(size, names.ANSWER, status) + names.ANSWER_ID.pack(number) + body
+        )
+        self._out_bytes += HEADER_SIZE + size
+
+    def push(self, message: names.Push) -> None:
+        """Send a push."""
+        body = names.ANSWER_ID.pack(0) + names.encode(message)
+        self._out.append(pack_header(len(body), names.PUSH) + body)
+        self._out_bytes += HEADER_SIZE + len(body)
+        self.flush()
+
+    def flush(self) -> None:
+        """Hand what is queued to the kernel, as far as it takes it; the rest follows by itself."""
+        if not self._out or self._unsent or self._closed:
+            return
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        self._out_bytes = 0
+        try:
+            sent = self._connection.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            # The reader notices as well, and ends.
+            self.shutdown()
+            return
+        if sent < len(data):
+            self._unsent = data[sent:]
+            self._writable_wanted.set()
+        self._room.set()
+
+    async def _write_loop(self) -> None:
+        """Sends what the kernel did not take at once."""
+        while True:
+            await self._writable_wanted.wait()
+            self._writable_wanted = trio.Event()
+            while self._unsent:
+                rest, self._unsent = memoryview(self._unsent), b"\0"
+                try:
+                    while rest:
+                        await self._connection.wait_writable()
+                        try:
+                            rest = rest[self._connection.sock.send(rest) :]
+                        except BlockingIOError:
+                            continue
+                except OSError as exc:
+                    raise ConnectionBroken(str(exc)) from exc
+                self._unsent = b""
+                self.flush()
+                self._room.set()
+
+    def shutdown(self) -> None:
+        """End the connection from this side; `run` returns soon."""
+        self._closed = True
+        self._connection.shutdown()

@@ -1,0 +1,62 @@
+"""What a change does to object files, once its record is durable in the log.
+
+On the way of a request this happens between the sync of the log and the commit of the state; a
+crash in between is made good at the next start, when the record is replayed. Therefore `replay`
+does each step only where it is still missing, and never touches the content of an appender that
+exists: it may have been written to since.
+"""
+
+from __future__ import annotations
+
+from fdfs_storage.names.objects import Objects
+from fdfsfuse.proto import names_record
+from fdfsfuse.proto.names_record import Change
+
+
+def perform(objects: Objects, change: Change) -> str:
+    """Do the object work of *change*; returns the name of an object that it made, or ''.
+
+    Raises:
+        OSError: it could not be done; what was made is left behind for the caller to undo.
+    """
+    op = change.op
+    if isinstance(op, names_record.PutContent):
+        made = ""
+        if op.file_id:
+            if op.data is not None:
+                objects.write(op.file_id, op.data, op.mtime_ns)
+                made = op.file_id
+            if op.metadata:
+                objects.put_metadata(op.file_id, op.metadata)
+        return made
+    if isinstance(op, names_record.PutXattr):
+        if op.metadata is not None:
+            objects.put_metadata(op.file_id, op.metadata)
+    elif isinstance(op, names_record.MakePending):
+        objects.create_empty(op.file_id)
+        return op.file_id
+    return ""
+
+
+def replay(objects: Objects, change: Change) -> None:
+    """Do what of the object work of *change* may have been lost in a crash."""
+    op = change.op
+    if isinstance(op, names_record.PutContent):
+        if not op.file_id:
+            return
+        if op.data is not None and not objects.holds(op.file_id, op.data):
+            objects.delete(op.file_id)
+            objects.write(op.file_id, op.data, op.mtime_ns)
+        if op.metadata:
+            objects.put_metadata(op.file_id, op.metadata)
+    elif isinstance(op, names_record.PutXattr):
+        if op.metadata is not None and objects.exists(op.file_id):
+            objects.put_metadata(op.file_id, op.metadata)
+    elif isinstance(op, names_record.MakePending):
+        if not objects.exists(op.file_id):
+            objects.create_empty(op.file_id)
+    elif isinstance(op, names_record.Forget):
+        for file_id in op.file_ids:
+            objects.delete(file_id)
+    elif isinstance(op, names_record.ObjectDeleted):
+        objects.delete(op.file_id)

@@ -1,0 +1,285 @@
+"""The way of a change: queue, batch, log, objects, state, answer.
+
+Everything that waits when the engine gets to it becomes one batch:
+
+1. in one open transaction of the state each change is made and applied in turn (one that is
+   refused leaves no trace and is answered with its status);
+2. the records of all that were applied are appended to the log with one fdatasync;
+3. their object work is done (`effects`);
+4. the transaction is committed: now lookups see the changes;
+5. all are answered.
+
+Meanwhile the next batch gathers, so the more clients, the fewer syncs per change. A crash before
+the end of 2 loses changes that nobody was told of; after it, replaying the log does 3 and 4.
+When 2, 3 or 4 fails, objects made in 3 are removed, the log is cut off where it was, and the
+transaction rolled back. When even that fails the engine stops, as it no longer knows what a
+restart will find.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sqlite3
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from fdfs_storage.names import effects
+from fdfs_storage.names.log import Log
+from fdfs_storage.names.objects import Objects
+from fdfs_storage.names.state import State
+from fdfsfuse.core.names_log import Append, NotPrimary, Position, Replica
+from fdfsfuse.errors import FdfsError, StatusError
+from fdfsfuse.proto import names, names_record
+from fdfsfuse.proto.names_record import Change, Op
+
+logger = logging.getLogger(__name__)
+
+BATCH_MAX: Final = 512
+"""Changes in one batch at most: about 50 ms of work."""
+BATCH_BYTES_MAX: Final = 8 << 20
+
+Reply = Callable[[int, bytes], None]
+"""Called with status and encoded answer struct when a change is decided. Must not raise."""
+
+
+class EngineBroken(FdfsError):
+    """The log or the state could not be brought back to what was acknowledged."""
+
+
+class Work:
+    """A change on its way.
+
+    ``make`` is the operation, or a function that decides it from the state just before it is
+    applied (it may raise StatusError). ``repeatable``: the id may have been seen before, so look
+    for a stored outcome.
+    """
+
+    __slots__ = ("done_below", "id", "make", "repeatable", "reply", "session", "size")
+
+    def __init__(
+        self,
+        make: Op | Callable[[], Op],
+        reply: Reply,
+        *,
+        session: int = 0,
+        id: int = 0,
+        done_below: int = 0,
+        size: int = 0,
+        repeatable: bool = False,
+    ) -> None:
+        self.make = make
+        self.reply = reply
+        self.session = session
+        self.id = id
+        self.done_below = done_below
+        self.size = size
+        self.repeatable = repeatable
+
+
+class Engine:
+    """Runs the batches. One task runs `run`; changes come from any task of the loop.
+
+    Attributes:
+        broken: the engine has stopped for good; changes are refused with NOT_PRIMARY.
+        committed: index of the last record in the committed state.
+        on_commit: called with the changes of a batch and their positions after it was committed.
+        on_answered: called after the answers of a batch were given.
+    """
+
+    def __init__(self, state: State, log: Log, replica: Replica, objects: Objects) -> None:
+        self.state = state
+        self.log = log
+        self.replica = replica
+        self.objects = objects
+        self.broken = False
+        self.on_commit: Callable[[Sequence[tuple[Position, Change]]], None] = lambda changes: None
+        self.on_answered: Callable[[], None] = lambda: None
+        self.committed = state.position.index
+        self._pause = trio.Lock()
+        self._queue: deque[Work] = deque()
+        self._wake = trio.Event()
+        self._idle = True
+
+    # --- start ------------------------------------------------------------------------------
+
+    def replay(self, record: names_record.Record) -> None:
+        """Apply a record found in the log behind the state. Raises EngineBroken."""
+        change = names_record.decode_change(record.payload)
+        try:
+            effects.replay(self.objects, change)
+            self.state.apply(Position(record.view, record.index), change)
+        except (StatusError, sqlite3.Error) as exc:
+            raise EngineBroken(
+                f"record {record.index} of the log cannot be applied: {exc}"
+            ) from exc
+
+    # --- changes ----------------------------------------------------------------------------
+
+    def submit(self, work: Work) -> None:
+        """Queue a change; ``work.reply`` is called when it is decided."""
+        if self.broken:
+            work.reply(names.NOT_PRIMARY, b"")
+            return
+        self._queue.append(work)
+        if self._idle:
+            self._idle = False
+            self._wake.set()
+
+    async def change(self, make: Op | Callable[[], Op]) -> None:
+        """Make a change of the storage's own and wait until it is committed.
+
+        Raises:
+            StatusError: it was refused or failed.
+        """
+        done = trio.Event()
+        outcome = [0]
+
+        def reply(status: int, answer: bytes) -> None:
+            outcome[0] = status
+            done.set()
+
+        self.submit(Work(make, reply))
+        await done.wait()
+        if outcome[0]:
+            raise StatusError(outcome[0])
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """No batch runs inside."""
+        async with self._pause:
+            yield
+
+    async def run(self) -> None:
+        """Carry out what is submitted, until cancelled; a batch that has begun is finished.
+
+        Raises:
+            EngineBroken: nothing can be changed any more until a restart.
+        """
+        try:
+            while True:
+                while not self._queue:
+                    self._idle = True
+                    self._wake = trio.Event()
+                    await self._wake.wait()
+                batch, size = [self._queue.popleft()], 0
+                while self._queue and len(batch) < BATCH_MAX and size < BATCH_BYTES_MAX:
+                    work = self._queue.popleft()
+                    size += work.size
+                    batch.append(work)
+                # Half a batch would be neither acknowledged nor undone.
+                with trio.CancelScope(shield=True):
+                    async with self._pause:
+                        await self._run_batch(batch)
+                    self.on_answered()
+        finally:
+            self.broken = True
+            while self._queue:
+                self._queue.popleft().reply(names.NOT_PRIMARY, b"")
+            self.on_answered()
+
+    async def _run_batch(self, batch: list[Work]) -> None:
+        state = self.state
+        answers: list[tuple[Work, int, bytes]] = []
+        applied: list[tuple[Position, Change]] = []
+        culprit: Work | None = None
+        try:
+            state.begin()
+            for work in batch:
+                culprit = work
+                answers.append(self._apply(work, applied))
+            culprit = None
+            await self._keep(applied)
+        except EngineBroken:
+            for work in batch:
+                work.reply(names.NOT_PRIMARY, b"")
+            raise
+        except Exception as exc:
+            state.rollback()
+            status = _status(exc)
+            if culprit is None:
+                logger.error("a batch of %d changes could not be kept: %s", len(batch), exc)
+                answers = [(work, status, b"") for work in batch]
+            else:
+                logger.error("a change failed: %r", culprit.make, exc_info=exc)
+                culprit.reply(status, b"")
+                rest = [work for work in batch if work is not culprit]
+                if rest:
+                    await self._run_batch(rest)
+                return
+        else:
+            self.committed = state.position.index
+            if applied:
+                self.on_commit(applied)
+        finally:
+            self.objects.end_batch()
+        for work, status, answer in answers:
+            work.reply(status, answer)
+
+    def _apply(self, work: Work, applied: list[tuple[Position, Change]]) -> tuple[Work, int, bytes]:
+        """Apply one change of the batch, or find its stored outcome, or why it is refused."""
+        state = self.state
+        if work.repeatable:
+            stored = state.result(work.session, work.id)
+            if stored is not None:
+                return work, 0, stored
+        replica = self.replica
+        position = Position(replica.view.number, replica.last.index + 1 + len(applied))
+        try:
+            make = work.make
+            op = make() if callable(make) else make
+            change = Change(work.session, work.id, work.done_below, time.time_ns(), op)
+            answer = state.apply(position, change)
+        except StatusError as exc:
+            return work, exc.errno or errno.EIO, b""
+        applied.append((position, change))
+        if isinstance(op, names_record.PutXattr | names_record.PutContent):
+            metadata = op.metadata
+            if op.file_id and metadata is not None:
+                self.objects.plan_metadata(op.file_id, metadata)
+        return work, 0, answer
+
+    async def _keep(self, applied: list[tuple[Position, Change]]) -> None:
+        """Log, object work, commit; or undo all of it and raise."""
+        state, replica, log = self.state, self.replica, self.log
+        if not applied:
+            state.rollback()
+            return
+        mark, last = log.mark(), replica.last
+        made: list[str] = []
+        try:
+            append = replica.propose([names_record.encode_change(c) for _, c in applied])[0]
+            assert isinstance(append, Append)
+            await trio.to_thread.run_sync(log.append, append.records)
+            for _, change in applied:
+                file_id = effects.perform(self.objects, change)
+                if file_id:
+                    made.append(file_id)
+            state.commit()
+            replica.has(replica.own_id, replica.last.index)
+        except Exception as exc:
+            try:
+                # Objects first: while their record is in the log, a crash makes them again.
+                for file_id in made:
+                    self.objects.delete(file_id)
+                log.cut(mark)
+                replica.retract(last)
+            except Exception as undo:
+                raise EngineBroken(f"after {exc!r} the log could not be cut: {undo!r}") from exc
+            raise
+
+
+def _status(exc: Exception) -> int:
+    """The status for changes that could not be kept."""
+    if isinstance(exc, NotPrimary):
+        return names.NOT_PRIMARY
+    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errno.ENOSPC
+    if isinstance(exc, sqlite3.OperationalError) and "full" in str(exc):
+        return errno.ENOSPC
+    return errno.EIO

@@ -1,0 +1,176 @@
+"""The objects of a volume as the names engine uses them: a thin layer over the storage's `Store`.
+
+Here file ids (``M00/00/0C/...``) become locations, checked on the way, and here the engine's own
+names are kept apart from those of plain clients: a name is *in flight* from the moment it is
+drawn, always inside a batch, until the end of that batch, and is shown to nobody until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from typing import Final
+
+from isal import isal_zlib
+
+from fdfs_storage.names.checks import fail
+from fdfs_storage.store import Store
+from fdfsfuse.errors import ProtocolError, StatusError
+from fdfsfuse.proto.fileid import FileKind, Location, decode_name, is_object_base, parse_location
+
+_EXTENSION: Final = re.compile(rb"[^/]+\.([A-Za-z0-9]{1,6})\Z")
+NS: Final = 10**9
+
+
+def extension_of(name: bytes) -> str:
+    """The extension that the object of a file called *name* gets, '' for none."""
+    match = _EXTENSION.match(name)
+    return match[1].decode("ascii") if match else ""
+
+
+class Objects:
+    """Objects by file id.
+
+    Attributes:
+        own: true while the store is told to change something by us, for its observers.
+        in_flight: names that were drawn for changes which are not committed yet.
+        store: where the files are.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.own = False
+        self.in_flight: set[str] = set()
+        self._metadata: dict[str, bytes] = {}
+
+    def locate(self, file_id: str) -> Location:
+        """Where an object is. EINVAL when that cannot be the file name of one."""
+        try:
+            location = parse_location(file_id, self.store.path_count)
+        except ProtocolError as exc:
+            raise fail(errno.EINVAL, str(exc)) from None
+        if not is_object_base(location.base) or location.name != file_id:
+            raise fail(errno.EINVAL, "file name")
+        return location
+
+    def path(self, file_id: str) -> str:
+        """The path of the object's file."""
+        return self.store.path(self.locate(file_id))
+
+    def stat(self, file_id: str) -> os.stat_result:
+        """The object's file. ENOENT when there is no such regular file."""
+        result = self.store.stat(self.locate(file_id))
+        if not stat.S_ISREG(result.st_mode):
+            raise fail(errno.ENOENT)
+        return result
+
+    def is_appender(self, file_id: str) -> bool:
+        """True when the object may be changed in place."""
+        return decode_name(file_id).kind is FileKind.APPENDER
+
+    # --- making -----------------------------------------------------------------------------
+
+    def draw(self, data: bytes, mtime_ns: int, extension: str) -> str:
+        """A new name, in flight from now on, for an object of that content."""
+        location = self.store.make_name(
+            len(data), isal_zlib.crc32(data), _file_time(mtime_ns), extension
+        )
+        self.in_flight.add(location.name)
+        return location.name
+
+    def draw_appender(self, mtime_ns: int, extension: str) -> str:
+        """A new name, in flight from now on, for an appender."""
+        location = self.store.make_name(0, 0, _file_time(mtime_ns), extension, appender=True)
+        self.in_flight.add(location.name)
+        return location.name
+
+    def write(self, file_id: str, data: bytes, mtime_ns: int) -> None:
+        """Make the object; its record is durable."""
+        with self._as_own():
+            self.store.write_at(self.locate(file_id), data, _file_time(mtime_ns))
+
+    def holds(self, file_id: str, data: bytes) -> bool:
+        """True when the object's file has exactly this content."""
+        try:
+            with open(self.path(file_id), "rb") as file:
+                return file.read(len(data) + 1) == data
+        except FileNotFoundError:
+            return False
+
+    def exists(self, file_id: str) -> bool:
+        """True when there is a file of that name."""
+        return self.store.exists(self.locate(file_id))
+
+    def create_empty(self, file_id: str) -> None:
+        """Make an empty appender; its record is durable."""
+        with self._as_own():
+            self.store.create_empty(self.locate(file_id))
+
+    def delete(self, file_id: str) -> None:
+        """Delete the object and its metadata; fine when it is gone already."""
+        try:
+            with self._as_own():
+                self.store.delete(self.locate(file_id))
+        except StatusError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+
+    # --- metadata ---------------------------------------------------------------------------
+
+    def metadata(self, file_id: str) -> bytes:
+        """The metadata text, as it will be once the changes of the open batch are done."""
+        text = self._metadata.get(file_id)
+        if text is None:
+            text = self.stored_metadata(file_id)
+        return text
+
+    def stored_metadata(self, file_id: str) -> bytes:
+        """The metadata text of the object; '' for none."""
+        try:
+            return self.store.read_metadata(self.locate(file_id)) or b""
+        except StatusError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+            return b""
+
+    def plan_metadata(self, file_id: str, text: bytes) -> None:
+        """Note the metadata text that a change of the open batch gives to the object."""
+        self._metadata[file_id] = text
+
+    def put_metadata(self, file_id: str, text: bytes) -> None:
+        """Replace the metadata text if it is another one."""
+        if text != self.stored_metadata(file_id):
+            with self._as_own():
+                self.store.write_metadata(self.locate(file_id), text)
+
+    def record_write(self, file_id: str, offset: int, length: int, old_size: int) -> None:
+        """Log *length* bytes that were written at *offset* when the object had *old_size*."""
+        with self._as_own():
+            self.store.record_write(self.locate(file_id), offset, length, old_size)
+
+    def truncate(self, file_id: str, size: int) -> None:
+        """Set the size of an appender."""
+        with self._as_own():
+            self.store.truncate(self.locate(file_id), size)
+
+    @contextlib.contextmanager
+    def _as_own(self) -> Iterator[None]:
+        self.own = True
+        try:
+            yield
+        finally:
+            self.own = False
+
+    def end_batch(self) -> None:
+        """The open batch is over: its names are in the state, or nowhere."""
+        self._metadata.clear()
+        self.in_flight.clear()
+
+
+def _file_time(mtime_ns: int) -> int:
+    """Unix seconds for a file name, which holds signed 32 bits."""
+    return max(0, min(mtime_ns // NS, 0x7FFFFFFF))

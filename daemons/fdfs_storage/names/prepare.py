@@ -1,0 +1,214 @@
+"""From a request to the operation that goes into the log.
+
+What a request leaves open (names of new objects, the metadata that moves along, what a file says
+of itself) is decided here, on the writing connection, right before the operation is applied: the
+functions run inside the open batch and see the changes before them.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fdfs_storage.names import content, tree
+from fdfs_storage.names.checks import fail
+from fdfs_storage.names.content import USER, metadata_name
+from fdfs_storage.names.objects import Objects, extension_of
+from fdfs_storage.names.state import State
+from fdfsfuse.proto import metadata, names, names_record
+from fdfsfuse.proto.names import Attr
+from fdfsfuse.proto.names_record import Op
+
+CREATE = 1
+REPLACE = 2
+METADATA_MAX = 64 << 10
+"""Longest metadata text that setting xattrs may lead to."""
+
+
+class Preparer:
+    """Makes operations. Used by the engine's task only, inside a batch."""
+
+    def __init__(self, state: State, objects: Objects) -> None:
+        self._state = state
+        self._db = state.db
+        self._objects = objects
+
+    def extension(self, ino: int) -> str:
+        """The extension for a new object of the inode: that of its oldest name, '' for none."""
+        row = self._db.execute(
+            "SELECT name FROM dirent WHERE ino = ? ORDER BY cookie LIMIT 1", (ino,)
+        ).fetchone()
+        return "" if row is None else extension_of(row[0])
+
+    def file(self, ino: int) -> Attr:
+        """Attributes of a regular file. ESTALE, EISDIR, EINVAL."""
+        attr = tree.get_attr(self._db, ino)
+        content.check_file(attr)
+        return attr
+
+    def metadata_of(self, attr: Attr) -> bytes:
+        """The metadata text that the next object of the inode starts with."""
+        text = self._objects.metadata(attr.file_id) if attr.file_id else b""
+        rows = self._db.execute("SELECT name, value FROM xattr WHERE ino = ?", (attr.ino,))
+        fitting = [
+            (name[len(USER) :], value)
+            for name, value in rows.fetchall()
+            if metadata_name(name, value) is not None
+        ]
+        if fitting:
+            return metadata.encode(metadata.merge(metadata.decode(text), fitting))
+        return text
+
+    # --- content ----------------------------------------------------------------------------
+
+    def store_content(
+        self, ino: int, data: bytes, mtime_ns: int, *, replaces: str | None = None
+    ) -> Op:
+        """*data* as a new object, or no object for no data. *replaces*: see `name_pending`."""
+        attr = self.file(ino)
+        if replaces is not None and attr.file_id != replaces:
+            raise fail(errno.ESTALE)
+        file_id = self._objects.draw(data, mtime_ns, self.extension(ino)) if data else ""
+        return names_record.PutContent(
+            ino, file_id, len(data), mtime_ns, False, data or None, self.metadata_of(attr)
+        )
+
+    def new_pending(self, ino: int) -> names_record.MakePending:
+        """An empty appender for the file."""
+        attr = self.file(ino)
+        return names_record.MakePending(
+            self._objects.draw_appender(time.time_ns(), self.extension(attr.ino))
+        )
+
+    def name_pending(
+        self,
+        session: int,
+        ino: int,
+        file_id: str,
+        size: int,
+        mtime_ns: int,
+        *,
+        replaces: str | None = None,
+        same: bool = False,
+    ) -> Op:
+        """The pending *file_id* of *session* becomes the content; ESTALE when it is not pending.
+
+        With *replaces*, only in place of that object ('' for none): ESTALE when there is another.
+        *same*: see `names_record.PutContent`.
+        """
+        attr = self.file(ino)
+        row = self._db.execute(
+            "SELECT session FROM pending WHERE file_id = ?", (file_id,)
+        ).fetchone()
+        if row is None or row[0] != session:
+            raise fail(errno.ESTALE)
+        if replaces is not None and attr.file_id != replaces:
+            raise fail(errno.ESTALE)
+        return names_record.PutContent(
+            ino, file_id, size, mtime_ns, True, None, self.metadata_of(attr), same
+        )
+
+    # --- objects that get a name --------------------------------------------------------------
+
+    def adopt(self, request: names.Adopt) -> Op:
+        """A name for an object of a plain client."""
+        tree.check_unnamed(self._db, request.file_id)
+        info = self._objects.stat(request.file_id)
+        return names_record.AdoptObject(
+            request.file_id,
+            request.parent,
+            request.name,
+            request.replace,
+            request.uid,
+            request.gid,
+            request.now_ns,
+            info.st_size,
+            info.st_mtime_ns,
+            self._objects.is_appender(request.file_id),
+        )
+
+    # --- xattrs -----------------------------------------------------------------------------
+
+    def set_xattr(self, request: names.SetXattr) -> Op:
+        """An xattr goes where it fits: the object's metadata, or the table."""
+        name, value = request.name, request.value
+        short = metadata_name(name, value)
+        file_id, in_table = self._holder(request.ino, request.file_id)
+        if request.ino == 0 and short is None:
+            raise fail(errno.E2BIG)
+        pairs = metadata.decode(self._objects.metadata(file_id)) if file_id else []
+        exists = in_table(name) or any(USER + n == name for n, _ in pairs)
+        if exists and request.flags == CREATE:
+            raise fail(errno.EEXIST)
+        if not exists and request.flags == REPLACE:
+            raise fail(errno.ENODATA)
+        if file_id and short is not None:
+            text = metadata.encode(metadata.merge(pairs, [(short, value)]))
+            if len(text) > METADATA_MAX:
+                raise fail(errno.ENOSPC)
+            return names_record.PutXattr(request.ino, name, None, file_id, text, request.now_ns)
+        text_or_none = _without(pairs, name)
+        return names_record.PutXattr(
+            request.ino, name, value, file_id, text_or_none, request.now_ns
+        )
+
+    def remove_xattr(self, request: names.RemoveXattr) -> Op:
+        """An xattr goes from wherever it is. ENODATA."""
+        file_id, in_table = self._holder(request.ino, request.file_id)
+        pairs = metadata.decode(self._objects.metadata(file_id)) if file_id else []
+        text = _without(pairs, request.name)
+        if text is None and not in_table(request.name):
+            raise fail(errno.ENODATA)
+        return names_record.PutXattr(request.ino, request.name, None, file_id, text, request.now_ns)
+
+    def _holder(self, ino: int, file_id: str) -> tuple[str, Callable[[bytes], bool]]:
+        """The object of the inode (or the unnamed one), and a test for xattrs in the table."""
+        if ino == 0:
+            row = self._db.execute("SELECT ino FROM inode WHERE file_id = ?", (file_id,)).fetchone()
+            if row is not None:
+                # It got a name while the request was on its way.
+                raise fail(errno.ESTALE)
+            self._objects.stat(file_id)
+            return file_id, lambda name: False
+        attr = tree.get_attr(self._db, ino)
+
+        def in_table(name: bytes) -> bool:
+            row = self._db.execute(
+                "SELECT 1 FROM xattr WHERE ino = ? AND name = ?", (ino, name)
+            ).fetchone()
+            return row is not None
+
+        return attr.file_id, in_table
+
+    # --- by request -------------------------------------------------------------------------
+
+    def operation(self, request: Any) -> Op | Callable[[], Op] | None:
+        """The operation of a request, or what makes it; None for one that takes steps before.
+
+        CloseSession, NewObject, NameObject, MakeWritable, CommitWrite and Truncate are not
+        decided here.
+        """
+        if isinstance(request, _DIRECT):
+            return request
+        if isinstance(request, names.StoreContent):
+            return lambda: self.store_content(request.ino, request.data, request.mtime_ns)
+        if isinstance(request, names.NewObject):
+            return lambda: self.new_pending(request.ino)
+        if isinstance(request, names.SetXattr):
+            return lambda: self.set_xattr(request)
+        if isinstance(request, names.RemoveXattr):
+            return lambda: self.remove_xattr(request)
+        if isinstance(request, names.Adopt):
+            return lambda: self.adopt(request)
+        return None
+
+
+_DIRECT = (names.Create, names.Remove, names.Rename, names.Link, names.SetAttr)
+
+
+def _without(pairs: metadata.Pairs, name: bytes) -> bytes | None:
+    """The text of *pairs* without the xattr *name*; None when it is not among them."""
+    rest = [(n, v) for n, v in pairs if USER + n != name]
+    return metadata.encode(rest) if len(rest) != len(pairs) else None

@@ -1,0 +1,232 @@
+"""Answers to requests that read. They see committed state only, through their own connection.
+
+All of them run on the loop thread, between two awaits, and none waits for a disk except where a
+method says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import stat
+from typing import Final
+
+from fdfs_storage.names.checks import fail
+from fdfs_storage.names.content import USER
+from fdfs_storage.names.objects import Objects
+from fdfs_storage.names.schema import ATTR_COLUMNS
+from fdfs_storage.names.tree import check_directory, find_attr, get_attr, to_attr
+from fdfsfuse.proto import metadata, names
+from fdfsfuse.proto.names import Attr, DirEntry, Listing, Opened, Xattrs
+
+UNNAMED_MODE: Final = stat.S_IFREG | 0o644
+PATHS_MAX: Final = 1000
+_DEPTH_MAX: Final = 10_000
+_LOOKUP: Final = (
+    f"SELECT {ATTR_COLUMNS} FROM dirent JOIN inode ON inode.ino = dirent.ino"
+    " WHERE parent = ? AND name = ?"
+)
+_LIST: Final = (
+    f"SELECT cookie, name, {ATTR_COLUMNS} FROM dirent JOIN inode ON inode.ino = dirent.ino"
+    " WHERE parent = ? AND cookie > ? ORDER BY cookie LIMIT ?"
+)
+_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)
+
+
+class WouldBlock(Exception):
+    """The content is not in the page cache: read it in a thread."""
+
+
+class Reads:
+    """Reads of the committed tree on the connection *db*."""
+
+    def __init__(self, db: sqlite3.Connection, objects: Objects) -> None:
+        self._db = db
+        self._objects = objects
+
+    def lookup(self, request: names.Lookup) -> Attr:
+        """See `names.Lookup`."""
+        row = self._db.execute(_LOOKUP, (request.parent, request.name)).fetchone()
+        if row is None:
+            check_directory(self._db, request.parent)
+            raise fail(errno.ENOENT)
+        return to_attr(row)
+
+    def get_attr(self, request: names.GetAttr) -> Attr:
+        """See `names.GetAttr`."""
+        return get_attr(self._db, request.ino)
+
+    def read_dir(self, request: names.ReadDir) -> Listing:
+        """See `names.ReadDir`."""
+        limit = min(request.limit, names.LIST_MAX)
+        rows = self._db.execute(_LIST, (request.ino, request.cookie, limit + 1)).fetchall()
+        if not rows:
+            attr = get_attr(self._db, request.ino)
+            if not stat.S_ISDIR(attr.mode):
+                raise fail(errno.ENOTDIR)
+        entries = [DirEntry(row[0], row[1], to_attr(row[2:])) for row in rows[:limit]]
+        return Listing(entries, len(rows) <= limit)
+
+    def open(self, request: names.Open) -> Opened:
+        """See `names.Open`. Raises WouldBlock when the content has to come from the disk."""
+        attr = get_attr(self._db, request.ino)
+        if not self.wants_data(attr, request):
+            return Opened(attr)
+        return Opened(attr, self._content(attr, _NOWAIT))
+
+    def wants_data(self, attr: Attr, request: names.Open) -> bool:
+        """True when the answer to *request* carries the content."""
+        return stat.S_ISREG(attr.mode) and attr.size <= min(
+            request.max_data, names.SMALL_CONTENT_MAX
+        )
+
+    def _content(self, attr: Attr, flags: int) -> bytes | None:
+        if not attr.file_id:
+            return b""
+        try:
+            return read_content(self._objects.path(attr.file_id), attr.size, flags)
+        except BlockingIOError:
+            raise WouldBlock from None
+        except OSError:
+            return None
+
+    def xattrs(self, request: names.ListXattrs) -> Xattrs:
+        """See `names.ListXattrs`."""
+        if request.ino == 0:
+            self.lookup_object(names.LookupObject(request.file_id))
+            return Xattrs(self._metadata(request.file_id))
+        attr = get_attr(self._db, request.ino)
+        rows = self._db.execute("SELECT name, value FROM xattr WHERE ino = ?", (request.ino,))
+        found: dict[bytes, bytes] = dict(rows.fetchall())
+        if attr.file_id:
+            found.update(self._metadata(attr.file_id))
+        return Xattrs(found)
+
+    def _metadata(self, file_id: str) -> dict[bytes, bytes]:
+        text = self._objects.stored_metadata(file_id)
+        return {USER + name: value for name, value in metadata.decode(text)}
+
+    # --- objects ----------------------------------------------------------------------------
+
+    def lookup_object(self, request: names.LookupObject) -> Attr:
+        """See `names.LookupObject`."""
+        file_id = request.file_id
+        self._objects.locate(file_id)
+        row = self._db.execute(
+            f"SELECT {ATTR_COLUMNS} FROM inode WHERE file_id = ?", (file_id,)
+        ).fetchone()
+        if row is not None:
+            attr = to_attr(row)
+            if attr.nlink == 0:
+                raise fail(errno.ENOENT)
+            return attr
+        if self.is_hidden(file_id):
+            raise fail(errno.ENOENT)
+        return self.unnamed_attr(file_id)
+
+    def is_hidden(self, file_id: str) -> bool:
+        """True for objects of ours that are no inode's: in flight, pending, garbage."""
+        if file_id in self._objects.in_flight:
+            return True
+        for table in ("pending", "garbage"):
+            query = f"SELECT 1 FROM {table} WHERE file_id = ?"
+            if self._db.execute(query, (file_id,)).fetchone():
+                return True
+        return False
+
+    def unnamed_attr(self, file_id: str) -> Attr:
+        """Attributes of an object without inode, from its file. ENOENT."""
+        info = self._objects.stat(file_id)
+        return Attr(
+            ino=0,
+            mode=UNNAMED_MODE,
+            nlink=1,
+            uid=0,
+            gid=0,
+            rdev=0,
+            size=info.st_size,
+            atime_ns=info.st_atime_ns,
+            mtime_ns=info.st_mtime_ns,
+            ctime_ns=info.st_ctime_ns,
+            version=0,
+            file_id=file_id,
+            in_place=self._objects.is_appender(file_id),
+        )
+
+    def paths(self, request: names.Paths) -> names.PathList:
+        """See `names.Paths`; 1000 paths at most."""
+        self._objects.locate(request.file_id)
+        row = self._db.execute(
+            "SELECT ino FROM inode WHERE file_id = ?", (request.file_id,)
+        ).fetchone()
+        if row is None:
+            raise fail(errno.ENOENT)
+        links = self._db.execute(
+            "SELECT parent, name FROM dirent WHERE ino = ? LIMIT ?", (row[0], PATHS_MAX)
+        ).fetchall()
+        if not links:
+            raise fail(errno.ENOENT)
+        return names.PathList([self._path(parent, name) for parent, name in links])
+
+    def _path(self, parent: int, name: bytes) -> bytes:
+        parts = [name]
+        while parent != names.ROOT_INO and len(parts) < _DEPTH_MAX:
+            row = self._db.execute(
+                "SELECT parent, name FROM dirent WHERE ino = ?", (parent,)
+            ).fetchone()
+            if row is None:
+                raise fail(errno.ENOENT)
+            parent, name = row
+            parts.append(name)
+        return b"/" + b"/".join(reversed(parts))
+
+    def writable_object(self, file_id: str) -> bool:
+        """True when WRITE_OBJECT may change the object: pending, or named and in place."""
+        row = self._db.execute(
+            "SELECT in_place FROM inode WHERE file_id = ?", (file_id,)
+        ).fetchone()
+        if row is not None:
+            return bool(row[0])
+        query = "SELECT 1 FROM pending WHERE file_id = ?"
+        return self._db.execute(query, (file_id,)).fetchone() is not None
+
+    def result(self, session: int, number: int) -> bytes | None:
+        """The stored answer of a request that was carried out."""
+        row = self._db.execute(
+            "SELECT answer FROM result WHERE session = ? AND id = ?", (session, number)
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def find_attr(self, ino: int) -> Attr | None:
+        """The committed attributes of an inode."""
+        return find_attr(self._db, ino)
+
+
+def read_content(path: str, size: int, flags: int = 0) -> bytes | None:
+    """The first *size* bytes of a file; None when it has less.
+
+    Raises:
+        BlockingIOError: with RWF_NOWAIT in *flags*, they are not all in the page cache.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if not flags:
+            data = os.read(fd, size) if size else b""
+            return data if len(data) == size else None
+        buffer = bytearray(size)
+        try:
+            count = os.preadv(fd, [buffer], 0, flags)
+        except BlockingIOError:
+            raise
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:
+                raise
+            return read_content(path, size)
+        if count < size:
+            if os.fstat(fd).st_size >= size:
+                raise BlockingIOError
+            return None
+        return bytes(buffer)
+    finally:
+        os.close(fd)

@@ -1,0 +1,379 @@
+"""The names service of a storage: what the storage daemon sees of `fdfs_storage.names`."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sqlite3
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from fdfs_storage.names import founding, housekeeping, schema, view_file
+from fdfs_storage.names.connection import SessionConnection
+from fdfs_storage.names.engine import Engine, EngineBroken, Work
+from fdfs_storage.names.listing import Listing
+from fdfs_storage.names.log import Log
+from fdfs_storage.names.objects import Objects
+from fdfs_storage.names.operations import Operations
+from fdfs_storage.names.prepare import Preparer
+from fdfs_storage.names.reads import Reads
+from fdfs_storage.names.sessions import Session, Sessions
+from fdfs_storage.names.state import State, StateDamaged
+from fdfs_storage.names.writes import ObjectWriter
+from fdfsfuse.core.names_log import Position, Replica
+from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
+from fdfsfuse.proto import names, names_record
+from fdfsfuse.proto.fileid import parse_location
+from fdfsfuse.proto.header import Header, pack_response
+from fdfsfuse.proto.names_record import Change
+
+if TYPE_CHECKING:
+    from fdfs_storage.store import Store
+    from fdfsfuse.core.config import StorageConfig
+    from fdfsfuse.server.connection import FramedConnection
+
+logger = logging.getLogger(__name__)
+
+COMMANDS: Final = frozenset(
+    (names.QUERY_VIEW, names.OPEN_SESSION, names.WRITE_OBJECT, names.TRUNCATE_OBJECT)
+)
+_OPEN_SESSION_MAX: Final = 4096
+_TOKEN_SIZE: Final = 16
+_CLIENT_MAX: Final = 1024
+_SESSIONS_MAX: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Times of the names service, in seconds."""
+
+    lease_s: float = 10.0
+    grace_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What ``fdfs status`` can say about the tree."""
+
+    view: names.View
+    applied: int
+    inodes: int
+    sessions: int
+    failed: bool
+
+
+class Tree:
+    """A volume's tree, open. Everything that belongs to it hangs here."""
+
+    def __init__(self, directory: Path, store: Store, own_id: str, limits: Limits) -> None:
+        """Open *directory*, bringing the state up to the end of the log. Blocks.
+
+        Raises:
+            LogDamaged, StateDamaged, ViewFileDamaged, EngineBroken: see there.
+            OSError: a file cannot be used.
+        """
+        self.stored_view = view_file.read(directory)
+        view = self.stored_view.view
+        if own_id not in view.members:
+            # The id of a storage may be its address, and that may change; the tree stays ours.
+            logger.warning("the tree was kept by %s, this storage is %s now", view.primary, own_id)
+            own_id = view.primary
+        if not (directory / founding.DATABASE).exists():
+            raise StateDamaged(f"{directory} has no {founding.DATABASE}")
+        path = str(directory / founding.DATABASE)
+        self._connections: list[sqlite3.Connection] = []
+        self.objects = Objects(store)
+        state = State(self._connect(path))
+        if state.volume_id != self.stored_view.volume_id:
+            raise StateDamaged(f"{directory}: view and state are of different volumes")
+        self.state = state
+        self.log = Log(directory)
+        replica = Replica(own_id, view, state.position, state.position.index)
+        self.engine = Engine(state, self.log, replica, self.objects)
+        self._replay(own_id)
+        self.engine.on_commit = self._committed
+        self.engine.on_answered = self._flush
+        self.reads = Reads(self._connect(path), self.objects)
+        self.sessions = Sessions(limits.lease_s)
+        self._load_sessions()
+        self.preparer = Preparer(state, self.objects)
+        self.operations = Operations(self.engine, self.preparer, self.objects, self.reads)
+        listing_reads = Reads(self._connect(path), self.objects)
+        self.listing = Listing(self._connect(path), listing_reads, self.objects)
+        self.writer = ObjectWriter(self.reads, self.objects, view.number)
+        self.housekeeping = housekeeping.Housekeeping(
+            self._connect(path),
+            directory,
+            self.engine,
+            self.log,
+            self.sessions,
+            self.objects,
+            limits.grace_s,
+        )
+        self.unflushed: set[SessionConnection] = set()
+        self._nursery: trio.Nursery | None = None
+        store.observers.append(self.listing.observe)
+
+    def _connect(self, path: str) -> sqlite3.Connection:
+        db = schema.connect(path)
+        self._connections.append(db)
+        return db
+
+    def _replay(self, own_id: str) -> None:
+        state, count = self.state, 0
+        before = state.position.index
+        state.begin()
+        try:
+            for record in self.log.open(state.position):
+                self.engine.replay(record)
+                count += 1
+        except BaseException:
+            state.rollback()
+            raise
+        state.commit()
+        self.engine.committed = state.position.index
+        if count:
+            logger.info("replayed %d records of the names log behind %d", count, before)
+        view = self.stored_view.view
+        self.engine.replica = Replica(own_id, view, self.log.last, state.position.index)
+
+    def _load_sessions(self) -> None:
+        rows = self.state.db.execute(
+            "SELECT session, token, client, ended,"
+            " (SELECT ifnull(max(id), 0) FROM result WHERE result.session = session.session)"
+            " FROM session"
+        ).fetchall()
+        for number, token, client, ended, high in rows:
+            if ended:
+                self.sessions.note_ended(number)
+            else:
+                self.sessions.add(number, token, client, high)
+
+    # --- running ----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run engine and background work until cancelled. Raises EngineBroken."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self.housekeeping.run)
+            await self.engine.run()
+
+    def close(self) -> None:
+        """Close the files. The state is brought up to date on the disk as far as that goes."""
+        self.log.close()
+        for db in reversed(self._connections):
+            db.close()
+
+    def start_operation(self, work: Work, request: Any) -> None:
+        """Carry out a change that takes steps before it is recorded."""
+        if self._nursery is None or self.engine.broken:
+            work.reply(names.NOT_PRIMARY, b"")
+        else:
+            self._nursery.start_soon(self._perform, work, request)
+
+    async def _perform(self, work: Work, request: Any) -> None:
+        try:
+            await self.operations.perform(work, request)
+        except Exception:
+            logger.exception("a change failed: %r", request)
+            work.reply(errno.EIO, b"")
+        self._flush()
+
+    def _committed(self, changes: Sequence[tuple[Position, Change]]) -> None:
+        """Bring what is kept in memory in line with a committed batch."""
+        for position, change in changes:
+            op = change.op
+            if isinstance(op, names_record.StartSession):
+                self.sessions.add(position.index, op.token, op.client)
+            elif isinstance(op, names_record.EndSession):
+                self.sessions.end(op.session)
+            elif isinstance(op, names_record.ForgetSessions):
+                self.sessions.forget(op.sessions)
+            elif isinstance(op, names_record.AdoptObject):
+                self.listing.forget(parse_location(op.file_id, self.objects.store.path_count))
+
+    def _flush(self) -> None:
+        """Send what the engine's answers have left in the connections."""
+        while self.unflushed:
+            self.unflushed.pop().flush()
+
+    # --- sessions ---------------------------------------------------------------------------
+
+    async def open_session(self, request: names.OpenSession) -> Session:
+        """A new session, or one that is taken up. StatusError SESSION_ENDED, EINVAL, EPERM."""
+        if request.version < 1:
+            raise StatusError(errno.EINVAL, "version")
+        if len(request.token) != _TOKEN_SIZE or len(request.client) > _CLIENT_MAX:
+            raise StatusError(errno.EINVAL, "token or client")
+        if request.session:
+            session = self.sessions.get(request.session)
+            if session is None or session.ending:
+                raise StatusError(names.SESSION_ENDED)
+            if session.token != request.token:
+                raise StatusError(errno.EPERM, "token")
+            if session.connection is not None:
+                session.connection.shutdown()
+            session.seen = self.sessions.clock()
+            return session
+        if len(self.sessions) >= _SESSIONS_MAX:
+            raise StatusError(errno.EUSERS, "sessions")
+        token, client = request.token, request.client
+        await self.engine.change(names_record.StartSession(token, client))
+        for session in self.sessions:
+            if session.token == token and session.client == client:
+                return session
+        raise StatusError(names.SESSION_ENDED)
+
+    def space(self, request: names.StatFs) -> names.Space:
+        """See `names.StatFs`."""
+        space = self.objects.store.total_space()
+        return names.Space(
+            space.total_bytes, space.free_bytes, space.available_bytes, self.state.inodes
+        )
+
+    def give_up(self) -> None:
+        """Tell all mounts that nothing can be changed here any more."""
+        for session in self.sessions:
+            if session.connection is not None:
+                session.connection.push(names.NotPrimaryAnyMore())
+
+
+class Names:
+    """The names service: made by `open`, with a tree or (yet) without one.
+
+    Attributes:
+        tree: the tree, None until it is founded.
+    """
+
+    def __init__(self, base_path: str, store: Store, own_id: str, limits: Limits) -> None:
+        self.tree: Tree | None = None
+        self._directory = founding.names_directory(base_path)
+        self._store = store
+        self._own_id = own_id
+        self._limits = limits
+        self._founded = trio.Event()
+        self._founding = trio.Lock()
+
+    @classmethod
+    async def open(cls, config: StorageConfig, store: Store, own_id: str) -> Names:
+        """Open the tree of a storage, if it has one.
+
+        Raises:
+            FdfsError: the files do not fit together; the text says how.
+            OSError: a file cannot be used.
+        """
+        limits = Limits(config.names_session_lease_s, config.names_garbage_grace_s)
+        opened = cls(str(config.base_path), store, own_id, limits)
+        await opened._open()
+        return opened
+
+    async def _open(self) -> None:
+        if self._directory.exists():
+            # On this thread: replaying uses the store.
+            self.tree = Tree(self._directory, self._store, self._own_id, self._limits)
+            self._founded.set()
+            await trio.lowlevel.checkpoint()
+
+    async def found(self) -> None:
+        """Make an empty tree if there is none."""
+        async with self._founding:
+            if self.tree is None:
+                volume_id = uuid.uuid4().hex
+                logger.info("founding the tree of volume %s", volume_id)
+                founding.found(self._directory, self._own_id, volume_id, time.time_ns())
+                await self._open()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The background service. When the tree cannot be changed any more, plain clients are
+        served on."""
+        task_status.started()
+        await self._founded.wait()
+        tree = self.tree
+        assert tree is not None
+        try:
+            await tree.run()
+        except EngineBroken as exc:
+            logger.critical("the tree is closed until a restart: %s", exc)
+            tree.give_up()
+            await trio.sleep_forever()
+
+    def close(self) -> None:
+        """Close the files; `run` has ended."""
+        if self.tree is not None:
+            self.tree.close()
+            self.tree = None
+
+    @property
+    def status(self) -> Status | None:
+        """How the tree is, None without one."""
+        tree = self.tree
+        if tree is None:
+            return None
+        return Status(
+            tree.stored_view.to_wire(),
+            tree.engine.committed,
+            tree.state.inodes,
+            len(tree.sessions),
+            tree.engine.broken,
+        )
+
+    # --- requests ---------------------------------------------------------------------------
+
+    def handles(self, command: int) -> bool:
+        """True for the commands that `serve` answers."""
+        return command in COMMANDS
+
+    async def serve(self, connection: FramedConnection, header: Header) -> None:
+        """Serve one request, or a whole session; what is behind the header is still unread.
+
+        Raises:
+            ProtocolError: the bytes are none of the protocol; to be answered with 22 and closed.
+            StatusError: to be answered; the body has been read.
+            ConnectionBroken: there is nobody to answer.
+        """
+        tree = self.tree
+        command, length = header.command, header.length
+        if command == names.WRITE_OBJECT and tree is not None:
+            await tree.writer.write(connection, length)
+        elif command == names.TRUNCATE_OBJECT and tree is not None:
+            await tree.writer.truncate(connection, length)
+        elif command == names.QUERY_VIEW:
+            if length:
+                raise ProtocolError("QUERY_VIEW has no body")
+            if tree is None:
+                raise StatusError(errno.ENOENT, "no tree")
+            if tree.engine.broken:
+                raise StatusError(names.NOT_PRIMARY)
+            await connection.send(pack_response(names.encode(tree.stored_view.to_wire())))
+        elif command == names.OPEN_SESSION and length <= _OPEN_SESSION_MAX:
+            body = await connection.recv_exactly(length)
+            if tree is None:
+                raise StatusError(errno.ENOENT, "no tree")
+            await self._serve_session(tree, connection, body)
+        else:
+            raise ProtocolError(f"command {command} with {length} bytes cannot be served")
+
+    async def _serve_session(self, tree: Tree, connection: FramedConnection, body: bytes) -> None:
+        request = names.decode_struct(names.OpenSession, body)
+        session = await tree.open_session(request)
+        served = SessionConnection(connection, session, tree)
+        session.connection = served
+        opened = names.SessionOpened(
+            names.VERSION,
+            session.number,
+            tree.sessions.lease_s,
+            tree.stored_view.to_wire(),
+        )
+        try:
+            await connection.send(pack_response(names.encode(opened)))
+            await served.run()
+        finally:
+            if session.connection is served:
+                session.connection = None
+        raise ConnectionBroken("the session's connection ended")

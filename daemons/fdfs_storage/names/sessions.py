@@ -1,0 +1,124 @@
+"""The sessions of mounts, as far as they live in memory: leases, holds and connections.
+
+The state knows which sessions exist and which have ended; that survives a restart. A lease does
+not: after a restart every session gets a fresh one, in which its mount can come back. Leases run
+on CLOCK_BOOTTIME, which goes on while a machine sleeps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fdfs_storage.names.connection import SessionConnection
+
+HOLDS_MAX = 1 << 20
+"""Most inodes that one session may hold."""
+
+
+def boottime() -> float:
+    """Seconds since the machine started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(slots=True)
+class Session:
+    """One mount.
+
+    Attributes:
+        number, token, client: see `fdfsfuse.proto.names.OpenSession`.
+        seen: boottime of its last request.
+        ending: its end is on the way to the log; its requests are refused from here on.
+        high: largest request id that may have been carried out; only ids up to it can be repeats.
+        holds: inodes it has open.
+        connection: where it is connected now.
+    """
+
+    number: int
+    token: bytes
+    client: str
+    seen: float
+    ending: bool = False
+    high: int = 0
+    holds: set[int] = field(default_factory=set)
+    connection: SessionConnection | None = None
+
+
+class Sessions:
+    """All sessions that have not ended, and when those that did may be forgotten."""
+
+    def __init__(self, lease_s: float, clock: Callable[[], float] = boottime) -> None:
+        self.lease_s = lease_s
+        self.clock = clock
+        self._live: dict[int, Session] = {}
+        self._held: Counter[int] = Counter()
+        self._ended: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._live.values()))
+
+    def add(self, number: int, token: bytes, client: str, high: int = 0) -> Session:
+        """A session that was opened, or was found in the state at start."""
+        session = Session(number, token, client, self.clock(), high=high)
+        self._live[number] = session
+        return session
+
+    def get(self, number: int) -> Session | None:
+        """The session if it has not ended."""
+        return self._live.get(number)
+
+    def is_held(self, ino: int) -> bool:
+        """True while any session has the inode open."""
+        return ino in self._held
+
+    def change_holds(self, session: Session, added: list[int], removed: list[int]) -> bool:
+        """Note what was opened and closed. False when it would hold too many."""
+        new = set(added) - session.holds
+        if len(session.holds) + len(new) > HOLDS_MAX:
+            return False
+        session.holds |= new
+        for ino in new:
+            self._held[ino] += 1
+        self._release(session, session.holds.intersection(removed))
+        return True
+
+    def _release(self, session: Session, inos: set[int]) -> None:
+        session.holds -= inos
+        for ino in inos:
+            self._held[ino] -= 1
+            if not self._held[ino]:
+                del self._held[ino]
+
+    def expired(self) -> list[Session]:
+        """Sessions whose lease has run out and that are not ending yet."""
+        limit = self.clock() - self.lease_s
+        return [s for s in self._live.values() if s.seen < limit and not s.ending]
+
+    def end(self, number: int) -> None:
+        """The session's end is committed."""
+        session = self._live.pop(number, None)
+        if session is not None:
+            session.ending = True
+            self._release(session, set(session.holds))
+        self.note_ended(number)
+
+    def note_ended(self, number: int) -> None:
+        """An ended session is in the state; its results are kept for a while from now."""
+        self._ended[number] = self.clock()
+
+    def forgettable(self, keep_s: float) -> list[int]:
+        """Sessions that ended at least *keep_s* ago."""
+        limit = self.clock() - keep_s
+        return [number for number, ended in self._ended.items() if ended <= limit]
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Nothing is left of these sessions."""
+        for number in numbers:
+            self._ended.pop(number, None)

@@ -1,0 +1,144 @@
+"""The state of a volume's tree: what the records of the log, applied in order, have made of it.
+
+`State.apply` is a function of the state and the record alone: no clock, no chance, no file. A
+change that the state does not allow raises StatusError *before* anything is written, so a batch
+can go on with the next one. What is left to do with objects is not done here but told by
+`fdfs_storage.names.effects`.
+
+One thread uses it. Ids that count up (inodes, garbage rows) are kept in memory while a
+transaction is open and written once, with the position, when it ends.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+from fdfs_storage.names import content, schema, tree
+from fdfsfuse.core.names_log import Position
+from fdfsfuse.errors import FdfsError, StatusError
+from fdfsfuse.proto import names, names_record
+from fdfsfuse.proto.names_record import Change
+
+_PRUNE_EVERY = 32
+"""Outcomes that a session no longer needs are removed with every so many-th of its requests."""
+
+Handler = Callable[["State", int, Change, Any], Any]
+HANDLERS: dict[type, Handler] = {
+    names.Create: tree.create,
+    names.Remove: tree.remove,
+    names.Rename: tree.rename,
+    names.Link: tree.link,
+    names.SetAttr: tree.set_attr,
+    names_record.AdoptObject: tree.adopt,
+    names_record.PutXattr: content.put_xattr,
+    names_record.PutContent: content.put_content,
+    names_record.MakePending: content.make_pending,
+    names_record.DropPending: content.drop_pending,
+    names_record.Resize: content.resize,
+    names_record.StartSession: content.start_session,
+    names_record.EndSession: content.end_session,
+    names_record.ForgetSessions: content.forget_sessions,
+    names_record.Collect: content.collect,
+    names_record.Forget: content.forget,
+    names_record.ObjectDeleted: content.object_deleted,
+    names_record.ObjectChanged: content.object_changed,
+}
+
+
+class StateDamaged(FdfsError):
+    """The database does not hold what it must; the text says what."""
+
+
+class State:
+    """The tree as the writing connection sees it.
+
+    Attributes:
+        db: the writing connection.
+        position: of the last record applied (in the open transaction, if there is one).
+        next_ino: the inode number that `new_ino` will give.
+        inodes: how many there are.
+        volume_id: 32 hex digits, the same for every storage of the volume.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        """Take over *db*, which `schema.create` has filled. Raises StateDamaged."""
+        self.db = db
+        row = db.execute(
+            "SELECT version, volume_id, view, applied, next_ino, next_garbage FROM meta"
+        ).fetchone()
+        if row is None or row[0] != schema.SCHEMA_VERSION:
+            raise StateDamaged("the names database has no or another version")
+        self.volume_id: str = row[1]
+        self.position = Position(row[2], row[3])
+        self.next_ino: int = row[4]
+        self._next_garbage: int = row[5]
+        self.inodes: int = db.execute("SELECT count(*) FROM inode").fetchone()[0]
+        self._saved = (self.position, self.next_ino, self._next_garbage, self.inodes)
+
+    # --- transactions -----------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Open a transaction; what is applied from now on is seen by nobody else yet."""
+        self._saved = (self.position, self.next_ino, self._next_garbage, self.inodes)
+        self.db.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """Make what was applied visible."""
+        self.db.execute(
+            "UPDATE meta SET view = ?, applied = ?, next_ino = ?, next_garbage = ?",
+            (self.position.view, self.position.index, self.next_ino, self._next_garbage),
+        )
+        self.db.execute("COMMIT")
+
+    def rollback(self) -> None:
+        """Undo what was applied since `begin`."""
+        if self.db.in_transaction:
+            self.db.execute("ROLLBACK")
+        self.position, self.next_ino, self._next_garbage, self.inodes = self._saved
+
+    # --- applying ---------------------------------------------------------------------------
+
+    def apply(self, position: Position, change: Change) -> bytes:
+        """Carry out the record at *position* and return the encoded answer.
+
+        Raises:
+            StatusError: the state does not allow it; nothing has changed, the position neither.
+        """
+        before, self.position = self.position, position
+        try:
+            outcome = HANDLERS[type(change.op)](self, position.index, change, change.op)
+        except StatusError:
+            self.position = before
+            raise
+        answer = names.encode(outcome)
+        session, number = change.session, change.id
+        if number:
+            self.db.execute("INSERT INTO result VALUES (?, ?, ?)", (session, number, answer))
+            if number % _PRUNE_EVERY == 0:
+                self.db.execute(
+                    "DELETE FROM result WHERE session = ? AND id < ?", (session, change.done_below)
+                )
+        return answer
+
+    def result(self, session: int, number: int) -> bytes | None:
+        """What the request was answered, if it has been carried out."""
+        row = self.db.execute(
+            "SELECT answer FROM result WHERE session = ? AND id = ?", (session, number)
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def new_ino(self) -> int:
+        """An inode number never used before."""
+        ino = self.next_ino
+        self.next_ino = ino + 1
+        self.inodes += 1
+        return ino
+
+    def add_garbage(self, ino: int, file_id: str | None) -> None:
+        """Note an object (or, with None, the orphan *ino*) that may be deleted some time."""
+        self.db.execute(
+            "INSERT INTO garbage VALUES (?, ?, ?, 0)", (self._next_garbage, ino, file_id)
+        )
+        self._next_garbage += 1

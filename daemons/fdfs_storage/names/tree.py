@@ -1,0 +1,305 @@
+"""Changes of names and attributes, as POSIX has them. Called by `State.apply`.
+
+Each function first looks whether the change is allowed and only then writes, so that a refused
+one leaves no trace in the open transaction.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+import stat
+from typing import TYPE_CHECKING, Any, Final
+
+from fdfs_storage.names.checks import EXCHANGE, NOREPLACE, fail
+from fdfs_storage.names.schema import ATTR_COLUMNS
+from fdfsfuse.proto import names, names_record
+from fdfsfuse.proto.names import Attr, Renamed
+from fdfsfuse.proto.names_record import Change
+
+if TYPE_CHECKING:
+    from fdfs_storage.names.state import State
+
+LINK_MAX: Final = 65_000
+ADOPTED_MODE: Final = stat.S_IFREG | 0o644
+_SELECT = f"SELECT {ATTR_COLUMNS} FROM inode WHERE ino = ?"
+
+
+def to_attr(row: tuple[Any, ...]) -> Attr:
+    """An Attr of a row of ATTR_COLUMNS."""
+    values: tuple[Any, ...] = (*row[:13], row[13] == 1)
+    return Attr(*values)
+
+
+def find_attr(db: sqlite3.Connection, ino: int) -> Attr | None:
+    """The inode's attributes, None when it does not exist."""
+    row = db.execute(_SELECT, (ino,)).fetchone()
+    return None if row is None else to_attr(row)
+
+
+def get_attr(db: sqlite3.Connection, ino: int) -> Attr:
+    """The inode's attributes. Raises ESTALE."""
+    attr = find_attr(db, ino)
+    if attr is None:
+        raise fail(errno.ESTALE)
+    return attr
+
+
+def find_entry(db: sqlite3.Connection, parent: int, name: bytes) -> tuple[int, int] | None:
+    """(cookie, inode) of a name."""
+    row: tuple[int, int] | None = db.execute(
+        "SELECT cookie, ino FROM dirent WHERE parent = ? AND name = ?", (parent, name)
+    ).fetchone()
+    return row
+
+
+def check_directory(db: sqlite3.Connection, ino: int) -> tuple[int, int]:
+    """(mode, gid) of a directory that may get entries. ESTALE, ENOTDIR, ENOENT (removed)."""
+    row = db.execute("SELECT mode, gid, nlink FROM inode WHERE ino = ?", (ino,)).fetchone()
+    if row is None:
+        raise fail(errno.ESTALE)
+    mode, gid, nlink = row
+    if not stat.S_ISDIR(mode):
+        raise fail(errno.ENOTDIR)
+    if nlink == 0:
+        raise fail(errno.ENOENT)
+    return mode, gid
+
+
+def _require_entry(db: sqlite3.Connection, parent: int, name: bytes) -> tuple[int, Attr]:
+    """(cookie, attributes) of a name that must exist. ENOENT, ENOTDIR, ESTALE."""
+    entry = find_entry(db, parent, name)
+    if entry is None:
+        check_directory(db, parent)
+        raise fail(errno.ENOENT)
+    return entry[0], get_attr(db, entry[1])
+
+
+def _touch_directory(db: sqlite3.Connection, ino: int, now_ns: int, subdirs: int = 0) -> None:
+    db.execute(
+        "UPDATE inode SET mtime_ns = ?, ctime_ns = ?, nlink = nlink + ? WHERE ino = ?",
+        (now_ns, now_ns, subdirs, ino),
+    )
+
+
+def _touch_inode(db: sqlite3.Connection, ino: int, now_ns: int) -> Attr:
+    db.execute("UPDATE inode SET ctime_ns = ? WHERE ino = ?", (now_ns, ino))
+    return get_attr(db, ino)
+
+
+def _check_removable(db: sqlite3.Connection, attr: Attr, directory: bool) -> None:
+    """May the name of *attr* go, given that a *directory* (or not) is to go or replaces it?"""
+    if stat.S_ISDIR(attr.mode):
+        if not directory:
+            raise fail(errno.EISDIR)
+        if db.execute("SELECT 1 FROM dirent WHERE parent = ? LIMIT 1", (attr.ino,)).fetchone():
+            raise fail(errno.ENOTEMPTY)
+    elif directory:
+        raise fail(errno.ENOTDIR)
+
+
+def drop_link(state: State, attr: Attr, now_ns: int) -> Attr:
+    """Take one name off an inode; without one it becomes an orphan."""
+    nlink = 0 if stat.S_ISDIR(attr.mode) else attr.nlink - 1
+    state.db.execute(
+        "UPDATE inode SET nlink = ?, ctime_ns = ? WHERE ino = ?", (nlink, now_ns, attr.ino)
+    )
+    if nlink == 0:
+        state.add_garbage(attr.ino, None)
+    return get_attr(state.db, attr.ino)
+
+
+def create(state: State, index: int, change: Change, op: names.Create) -> Attr:
+    """A new inode under a new name."""
+    db = state.db
+    parent_mode, parent_gid = check_directory(db, op.parent)
+    mode, gid = op.mode, op.gid
+    is_directory = stat.S_ISDIR(mode)
+    if parent_mode & stat.S_ISGID:
+        gid = parent_gid
+        if is_directory:
+            mode |= stat.S_ISGID
+    ino = state.next_ino
+    try:
+        # The unique index finds an existing name; a statement that fails has done nothing.
+        db.execute("INSERT INTO dirent VALUES (?, ?, ?, ?)", (op.parent, index, op.name, ino))
+    except sqlite3.IntegrityError:
+        raise fail(errno.EEXIST) from None
+    state.new_ino()
+    nlink = 2 if is_directory else 1
+    size, now = len(op.target), op.now_ns
+    db.execute(
+        "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, NULL, ?, 0)",
+        (ino, mode, nlink, op.uid, gid, op.rdev, size, now, now, now, op.target),
+    )
+    _touch_directory(db, op.parent, now, is_directory)
+    return Attr(ino, mode, nlink, op.uid, gid, op.rdev, size, now, now, now, 0, "", op.target)
+
+
+def remove(state: State, index: int, change: Change, op: names.Remove) -> Attr:
+    """unlink and rmdir."""
+    db = state.db
+    cookie, attr = _require_entry(db, op.parent, op.name)
+    _check_removable(db, attr, op.directory)
+    db.execute("DELETE FROM dirent WHERE parent = ? AND cookie = ?", (op.parent, cookie))
+    _touch_directory(db, op.parent, op.now_ns, -int(op.directory))
+    return drop_link(state, attr, op.now_ns)
+
+
+def link(state: State, index: int, change: Change, op: names.Link) -> Attr:
+    """A further name."""
+    db = state.db
+    attr = get_attr(db, op.ino)
+    if stat.S_ISDIR(attr.mode):
+        raise fail(errno.EPERM)
+    check_directory(db, op.parent)
+    if attr.nlink == 0:
+        raise fail(errno.ENOENT)
+    if find_entry(db, op.parent, op.name):
+        raise fail(errno.EEXIST)
+    if attr.nlink >= LINK_MAX:
+        raise fail(errno.EMLINK)
+    db.execute("INSERT INTO dirent VALUES (?, ?, ?, ?)", (op.parent, index, op.name, op.ino))
+    _touch_directory(db, op.parent, op.now_ns)
+    db.execute(
+        "UPDATE inode SET nlink = nlink + 1, ctime_ns = ? WHERE ino = ?", (op.now_ns, op.ino)
+    )
+    return get_attr(db, op.ino)
+
+
+def set_attr(state: State, index: int, change: Change, op: names.SetAttr) -> Attr:
+    """chmod, chown, utimens."""
+    db = state.db
+    attr = get_attr(db, op.ino)
+    mode = attr.mode if op.mode is None else stat.S_IFMT(attr.mode) | stat.S_IMODE(op.mode)
+    db.execute(
+        "UPDATE inode SET mode = ?, uid = ?, gid = ?, atime_ns = ?, mtime_ns = ?, ctime_ns = ?"
+        " WHERE ino = ?",
+        (
+            mode,
+            attr.uid if op.uid is None else op.uid,
+            attr.gid if op.gid is None else op.gid,
+            attr.atime_ns if op.atime_ns is None else op.atime_ns,
+            attr.mtime_ns if op.mtime_ns is None else op.mtime_ns,
+            op.now_ns,
+            op.ino,
+        ),
+    )
+    return get_attr(db, op.ino)
+
+
+def _check_not_below(db: sqlite3.Connection, directory: int, ino: int) -> None:
+    """EINVAL when the directory *ino* is *directory* or lies above it."""
+    while directory != names.ROOT_INO:
+        if directory == ino:
+            raise fail(errno.EINVAL)
+        row = db.execute("SELECT parent FROM dirent WHERE ino = ?", (directory,)).fetchone()
+        if row is None:
+            raise fail(errno.ENOENT)
+        directory = row[0]
+
+
+def rename(state: State, index: int, change: Change, op: names.Rename) -> Renamed:
+    """renameat2 with no flag, NOREPLACE or EXCHANGE."""
+    db = state.db
+    cookie, source = _require_entry(db, op.parent, op.name)
+    check_directory(db, op.new_parent)
+    entry = find_entry(db, op.new_parent, op.new_name)
+    if entry is not None and op.flags == NOREPLACE:
+        raise fail(errno.EEXIST)
+    if entry is None and op.flags == EXCHANGE:
+        raise fail(errno.ENOENT)
+    if entry is not None and entry[1] == source.ino:
+        return Renamed(source)
+    source_is_directory = stat.S_ISDIR(source.mode)
+    moves = op.parent != op.new_parent
+    if source_is_directory and moves:
+        _check_not_below(db, op.new_parent, source.ino)
+    target = None if entry is None else get_attr(db, entry[1])
+    if op.flags == EXCHANGE and entry is not None and target is not None:
+        return _exchange(db, op, (cookie, source), (entry[0], target))
+    if target is not None:
+        _check_removable(db, target, source_is_directory)
+    db.execute("DELETE FROM dirent WHERE parent = ? AND cookie = ?", (op.parent, cookie))
+    subdirs = 0
+    if entry is not None and target is not None:
+        db.execute(
+            "UPDATE dirent SET ino = ? WHERE parent = ? AND cookie = ?",
+            (source.ino, op.new_parent, entry[0]),
+        )
+        subdirs = -int(source_is_directory)
+        target = drop_link(state, target, op.now_ns)
+    else:
+        db.execute(
+            "INSERT INTO dirent VALUES (?, ?, ?, ?)",
+            (op.new_parent, index, op.new_name, source.ino),
+        )
+    _touch_directory(db, op.parent, op.now_ns, -int(source_is_directory))
+    _touch_directory(db, op.new_parent, op.now_ns, subdirs + int(source_is_directory))
+    return Renamed(_touch_inode(db, source.ino, op.now_ns), target)
+
+
+def _exchange(
+    db: sqlite3.Connection, op: names.Rename, source: tuple[int, Attr], target: tuple[int, Attr]
+) -> Renamed:
+    """Both names stay where they are and swap what they stand for."""
+    (source_cookie, moved), (target_cookie, other) = source, target
+    delta = int(stat.S_ISDIR(other.mode)) - int(stat.S_ISDIR(moved.mode))
+    if stat.S_ISDIR(other.mode) and op.parent != op.new_parent:
+        _check_not_below(db, op.parent, other.ino)
+    swap = "UPDATE dirent SET ino = ? WHERE parent = ? AND cookie = ?"
+    db.execute(swap, (other.ino, op.parent, source_cookie))
+    db.execute(swap, (moved.ino, op.new_parent, target_cookie))
+    _touch_directory(db, op.parent, op.now_ns, delta)
+    _touch_directory(db, op.new_parent, op.now_ns, -delta)
+    return Renamed(_touch_inode(db, moved.ino, op.now_ns), _touch_inode(db, other.ino, op.now_ns))
+
+
+def adopt(state: State, index: int, change: Change, op: names_record.AdoptObject) -> Renamed:
+    """A name, and with it an inode, for an object that has none."""
+    db = state.db
+    check_unnamed(db, op.file_id)
+    check_directory(db, op.parent)
+    entry = find_entry(db, op.parent, op.name)
+    replaced: Attr | None = None
+    if entry is not None:
+        if not op.replace:
+            raise fail(errno.EEXIST)
+        replaced = get_attr(db, entry[1])
+        _check_removable(db, replaced, False)
+    ino = state.new_ino()
+    if entry is not None and replaced is not None:
+        db.execute(
+            "UPDATE dirent SET ino = ? WHERE parent = ? AND cookie = ?",
+            (ino, op.parent, entry[0]),
+        )
+        replaced = drop_link(state, replaced, op.now_ns)
+    else:
+        db.execute("INSERT INTO dirent VALUES (?, ?, ?, ?)", (op.parent, index, op.name, ino))
+    _touch_directory(db, op.parent, op.now_ns)
+    db.execute(
+        "INSERT INTO inode VALUES (?, ?, 1, ?, ?, 0, ?, ?, ?, ?, 0, ?, x'', ?)",
+        (
+            ino,
+            ADOPTED_MODE,
+            op.uid,
+            op.gid,
+            op.size,
+            op.mtime_ns,
+            op.mtime_ns,
+            op.now_ns,
+            op.file_id,
+            int(op.in_place),
+        ),
+    )
+    return Renamed(get_attr(db, ino), replaced)
+
+
+def check_unnamed(db: sqlite3.Connection, file_id: str) -> None:
+    """EBUSY when the object has a name, ESTALE when it is garbage or pending."""
+    row = db.execute("SELECT nlink FROM inode WHERE file_id = ?", (file_id,)).fetchone()
+    if row is not None:
+        raise fail(errno.EBUSY if row[0] else errno.ESTALE)
+    for table in ("garbage", "pending"):
+        if db.execute(f"SELECT 1 FROM {table} WHERE file_id = ?", (file_id,)).fetchone():
+            raise fail(errno.ESTALE)

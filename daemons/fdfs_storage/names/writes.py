@@ -1,0 +1,165 @@
+"""WRITE_OBJECT and TRUNCATE_OBJECT: changing appenders of mounts in place, on plain connections.
+
+The data goes from the socket to the file in pieces, never whole into memory. Each request gets
+its line in the FastDFS binlog when the bytes are in the file and before it is answered, because a
+line tells replicas what to fetch: one line per commit would leave bytes that were written, but
+not committed when a mount died, different on each server.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from fdfs_storage.files import pwrite_all
+from fdfs_storage.names.checks import FILE_SIZE_MAX, fail
+from fdfs_storage.names.objects import Objects
+from fdfs_storage.names.reads import Reads
+from fdfs_storage.store import status_of
+from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
+from fdfsfuse.proto import names
+from fdfsfuse.proto.header import pack_response
+
+if TYPE_CHECKING:
+    from fdfsfuse.server.connection import FramedConnection
+
+HEAD_MAX: Final = 4096
+PIECE: Final = 256 << 10
+DISCARD_MAX: Final = 8 << 20
+"""A refused request with more data than this costs the connection instead of being read."""
+_SLOW_S: Final = 0.005
+_SLOW_FOR_S: Final = 2.0
+
+
+class ObjectWriter:
+    """Carries the requests out. ``view`` is the number that requests must name."""
+
+    def __init__(self, reads: Reads, objects: Objects, view: int) -> None:
+        self._reads = reads
+        self._objects = objects
+        self._view = view
+        self._in_thread_until = 0.0
+        self._buffers: list[bytearray] = []
+
+    async def write(self, connection: FramedConnection, length: int) -> None:
+        """A WRITE_OBJECT whose body has *length* bytes.
+
+        Raises:
+            ProtocolError, ConnectionBroken: the connection cannot be used on.
+        """
+        if not length > 4:
+            raise ProtocolError("WRITE_OBJECT without a head")
+        head_length = int.from_bytes(await connection.recv_exactly(4), "big")
+        if not 1 <= head_length <= min(HEAD_MAX, length - 4):
+            raise ProtocolError(f"a WRITE_OBJECT head of {head_length} bytes")
+        head = names.decode_struct(names.WriteObject, await connection.recv_exactly(head_length))
+        rest = length - 4 - head_length
+        if head.length != rest:
+            raise ProtocolError(f"WRITE_OBJECT of {head.length} bytes brings {rest}")
+        try:
+            if not 0 <= head.offset <= FILE_SIZE_MAX - rest:
+                raise fail(errno.EFBIG)
+            self._check(head.file_id, head.view)
+            fd = self._objects.store.open_object(self._objects.locate(head.file_id), write=True)
+        except StatusError as exc:
+            await self._refuse(connection, rest, exc.errno or errno.EIO)
+            return
+        done = 0
+        try:
+            old_size = os.fstat(fd).st_size
+            status, done, received = await self._receive(connection, fd, head.offset, rest)
+        finally:
+            os.close(fd)
+            if done:
+                self._objects.record_write(head.file_id, head.offset, done, old_size)
+        if status:
+            await self._refuse(connection, rest - received, status)
+        else:
+            await connection.send(pack_response())
+
+    async def _receive(
+        self, connection: FramedConnection, fd: int, offset: int, count: int
+    ) -> tuple[int, int, int]:
+        """Bytes from the socket into the file: (status, bytes written, bytes received).
+
+        What was received of a connection that broke is written as well.
+        """
+        buffer = self._buffers.pop() if self._buffers else bytearray(PIECE)
+        view = memoryview(buffer)
+        done = 0
+        try:
+            while done < count:
+                wanted = min(PIECE, count - done)
+                filled = 0
+                try:
+                    while filled < wanted:
+                        filled += await connection.recv_into(view[filled:wanted])
+                except ConnectionBroken:
+                    return await self._end_broken(fd, view[:filled], offset, done)
+                try:
+                    await self._pwrite(fd, view[:wanted], offset + done)
+                except OSError as exc:
+                    return status_of(exc), done, done + wanted
+                done += wanted
+            return 0, done, done
+        finally:
+            view.release()
+            if len(self._buffers) < 8:
+                self._buffers.append(buffer)
+
+    async def _end_broken(
+        self, fd: int, rest: memoryview, offset: int, done: int
+    ) -> tuple[int, int, int]:
+        """The connection broke: nobody will hear an answer, sending it tells the caller so."""
+        try:
+            await self._pwrite(fd, rest, offset + done)
+        except OSError as exc:
+            return status_of(exc), done, done + len(rest)
+        return errno.EIO, done + len(rest), done + len(rest)
+
+    async def _pwrite(self, fd: int, data: memoryview, offset: int) -> None:
+        """Into the page cache from here, which costs less than a thread; but when the kernel
+        makes writers wait for the disk, for a while in a thread."""
+        now = time.monotonic()
+        if now < self._in_thread_until:
+            await trio.to_thread.run_sync(pwrite_all, fd, data, offset)
+            return
+        pwrite_all(fd, data, offset)
+        if time.monotonic() - now > _SLOW_S:
+            self._in_thread_until = now + _SLOW_FOR_S
+
+    async def truncate(self, connection: FramedConnection, length: int) -> None:
+        """A TRUNCATE_OBJECT whose body has *length* bytes."""
+        if not 1 <= length <= HEAD_MAX:
+            raise ProtocolError(f"a TRUNCATE_OBJECT of {length} bytes")
+        head = names.decode_struct(names.TruncateObject, await connection.recv_exactly(length))
+        status = 0
+        try:
+            if not 0 <= head.size <= FILE_SIZE_MAX:
+                raise fail(errno.EFBIG)
+            self._check(head.file_id, head.view)
+            self._objects.truncate(head.file_id, head.size)
+        except StatusError as exc:
+            status = exc.errno or errno.EIO
+        await connection.send(pack_response(status=status))
+
+    def _check(self, file_id: str, view: int) -> None:
+        """May the object be changed? StatusError NOT_PRIMARY, 22, 2."""
+        if view != self._view:
+            raise StatusError(names.NOT_PRIMARY)
+        self._objects.locate(file_id)
+        if not self._reads.writable_object(file_id):
+            self._objects.stat(file_id)
+            raise fail(errno.EINVAL, "not an object that may be changed in place")
+
+    async def _refuse(self, connection: FramedConnection, rest: int, status: int) -> None:
+        if rest > DISCARD_MAX:
+            await connection.send(pack_response(status=status))
+            await connection.linger()
+            raise ConnectionBroken("a refused write was too long to be read")
+        await connection.discard(rest)
+        await connection.send(pack_response(status=status))
