@@ -577,6 +577,9 @@ ANSWERS: dict[type, type] = {
 
 _T = TypeVar("_T")
 
+# Fields that we do not know are skipped by msgspec recursively, so deep nesting ends there.
+_BAD_BYTES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 encode = msgspec.msgpack.Encoder().encode
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _push_decoder: msgspec.msgpack.Decoder[Push] = msgspec.msgpack.Decoder(Push)
@@ -589,7 +592,7 @@ def decode_request(data: bytes | memoryview) -> Request:
     """Decode the struct of a REQUEST frame. Raises ProtocolError on any other bytes."""
     try:
         return _request_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except _BAD_BYTES as exc:
         raise ProtocolError(f"bad names request: {exc}") from exc
 
 
@@ -597,7 +600,7 @@ def decode_answer(request: type, data: bytes | memoryview) -> _Message:
     """Decode the answer struct that belongs to a request of type *request*."""
     try:
         return _answer_decoders[request].decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except _BAD_BYTES as exc:
         raise ProtocolError(f"bad answer to {request.__name__}: {exc}") from exc
 
 
@@ -605,7 +608,7 @@ def decode_push(data: bytes | memoryview) -> Push:
     """Decode the struct of a PUSH frame."""
     try:
         return _push_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except _BAD_BYTES as exc:
         raise ProtocolError(f"bad push: {exc}") from exc
 
 
@@ -613,5 +616,5 @@ def decode_struct(kind: type[_T], data: bytes | memoryview) -> _T:
     """Decode the body of a plain exchange (View, OpenSession, WriteObject, ...)."""
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except _BAD_BYTES as exc:
         raise ProtocolError(f"bad {kind.__name__}: {exc}") from exc
