@@ -122,7 +122,8 @@ class ReservedSpace:
     def parse(cls, text: str) -> ReservedSpace:
         """Parse ``20%``, ``1GB``, ``500 MB`` or plain bytes. Raises ValueError."""
         percent = _PERCENT.match(text)
-        if percent is not None and 0 < float(percent[1]) < 100:
+        # Command 75 carries two digits behind the point, and neither 0% nor 100% is allowed there.
+        if percent is not None and 0.005 < float(percent[1]) < 99.995:
             return cls(0, float(percent[1]) / 100)
         try:
             return cls(parse_bytes(text) // _MIB)
