@@ -164,7 +164,9 @@ class ObjectSource(Source):
 class DirHandle:
     """An open directory. Used by one request at a time: the kernel sees to that."""
 
-    def __init__(self, context: Context, number: int, volume: Volume | None, source: Source):
+    def __init__(
+        self, context: Context, number: int, volume: Volume | None, source: Source
+    ) -> None:
         self._context = context
         self._volume = volume
         self._source = source

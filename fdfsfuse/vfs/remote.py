@@ -69,7 +69,7 @@ class RemoteBackend:
             while True:
                 await session.wait_connected()
                 await resumed()
-                while session.connected:
+                while session.connected:  # noqa: ASYNC110 (nobody tells when it ends)
                     await trio.sleep(_CONNECTED_POLL_S)
 
     async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:

@@ -1,0 +1,258 @@
+"""``fdfs-mount``: mount the volumes of a cluster.
+
+In the background, this process (the parent) waits for its child, checks that the mount answers and
+exits with 0 or with 1 and the reason. It forks before any trio or FUSE state exists.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import trio
+
+from fdfsfuse import __version__
+from fdfsfuse.cli.mount_options import MountOptions, parse_options
+from fdfsfuse.client.address import parse_address
+from fdfsfuse.errors import ConfigError, FdfsError
+from fdfsfuse.fuse.mountpoint import MountFailed, check_fuse, check_mountpoint, self_test
+from fdfsfuse.fuse.runner import Mount, serve
+from fdfsfuse.server.daemon import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, sd_notify, setup_logging
+
+NAME = "fdfs-mount"
+_SELF_TEST_S = 20.0
+_SYSLOG = Path("/dev/log")
+
+log = logging.getLogger(__name__)
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    options_metavar="[-f] [-d] [-o OPTIONS]",
+)
+@click.argument("trackers", metavar="TRACKER[,TRACKER...]")
+@click.argument("mountpoint", metavar="MOUNTPOINT", type=click.Path(path_type=Path))
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, log to stderr.")
+@click.option("-d", "--debug", is_flag=True, help="As -f, and log each request.")
+@click.option("-o", "options", metavar="OPTIONS", multiple=True, help="Mount options, see below.")
+@click.option("-n", "-s", "-v", "ignored", is_flag=True, hidden=True)
+@click.option("-t", "type_", hidden=True)
+@click.version_option(__version__, "-V", "--version", prog_name=NAME)
+def main(
+    trackers: str,
+    mountpoint: Path,
+    foreground: bool,
+    debug: bool,
+    options: tuple[str, ...],
+    ignored: bool,
+    type_: str | None,
+) -> NoReturn:
+    """Mount the volumes of a FastDFS cluster on the directory MOUNTPOINT.
+
+    TRACKER is HOST or HOST:PORT (22122); give all trackers of the cluster, separated by commas.
+    Each volume (group) is a directory of the mount. Without -f the command returns when the mount
+    answers. Unmount with: fusermount3 -u MOUNTPOINT, or as root: umount MOUNTPOINT
+
+    \b
+    Examples:
+      fdfs-mount 192.168.0.1 /mnt/fdfs
+      fdfs-mount tracker1,tracker2:22122 /mnt/fdfs -o allow_other,ids=hide
+      fdfs-mount tracker1 /mnt/fdfs -f -o ro,timeout=10
+
+    \b
+    Options for -o, separated by commas:
+      allow_other       let other users in; by default only who mounts may
+      ro                no changes
+      ids=ro|rw|hide    objects by id under VOLUME/M00: read and give names (ro, the
+                        default), delete too (rw), or not shown
+      uid=N gid=N       owner of / and of objects without a name  [who mounts]
+      umask=NNN         taken off their permissions  [000]
+      timeout=S         seconds that a call waits for a volume, then EIO  [30]
+      attr_timeout=S    how old names and attributes may be  [1]
+      log=FILE|syslog   where to log in the background  [syslog, or without one
+                        ~/.cache/fdfs-mount.log]
+    and nosuid, nodev, noexec, noatime, sync, dirsync; what else mount(8) passes is accepted.
+
+    Exit codes: 0 mounted (with -f: unmounted), 1 failed, 2 wrong arguments.
+    """
+    try:
+        parsed = parse_options(options)
+        addresses = [parse_address(part) for part in trackers.split(",") if part.strip()]
+        if not addresses:
+            raise ConfigError("no tracker was given")
+        # Stat would follow a link to a dead mount; the kernel mounts on what it points to.
+        mountpoint = mountpoint.absolute()
+        check_mountpoint(mountpoint)
+        check_fuse(allow_other="allow_other" in parsed.libfuse)
+    except (FdfsError, OSError) as exc:
+        sys.exit(_complain(exc))
+    mount = Mount(addresses, mountpoint, parsed.vfs, parsed.libfuse, trace=debug)
+    if foreground or debug:
+        sys.exit(_run_in_foreground(mount, debug))
+    sys.exit(_run_in_background(mount, parsed))
+
+
+# --- in the foreground --------------------------------------------------------------------------
+
+
+def _run_in_foreground(mount: Mount, debug: bool) -> int:
+    setup_logging(NAME, logging.DEBUG if debug else logging.INFO)
+    # pyfuse3 and trio tell of every step at DEBUG; the requests are what -d is for.
+    logging.getLogger("pyfuse3").setLevel(logging.INFO)
+
+    async def mounted() -> None:
+        # Not on this thread: it serves the mount that is being tested.
+        test = partial(self_test, mount.mountpoint, _SELF_TEST_S)
+        await trio.to_thread.run_sync(test, abandon_on_cancel=True)
+        log.info("mounted on %s", mount.mountpoint)
+        sd_notify(f"READY=1\nSTATUS=mounted on {mount.mountpoint}")
+
+    return _serve(mount, mounted, _complain)
+
+
+def _serve(
+    mount: Mount, mounted: Callable[[], Awaitable[None]], complain: Callable[[BaseException], int]
+) -> int:
+    try:
+        trio.run(serve, mount, mounted)
+    except BaseException as exc:
+        return complain(_single(exc))
+    sd_notify("STOPPING=1")
+    return EXIT_OK
+
+
+def _single(exc: BaseException) -> BaseException:
+    """The one exception inside nested groups of one, or *exc* itself."""
+    inner = getattr(exc, "exceptions", None)
+    if isinstance(inner, tuple) and len(inner) == 1:
+        return _single(inner[0])
+    return exc
+
+
+def _complain(exc: BaseException) -> int:
+    """One line for what people can do something about, a traceback for the rest."""
+    if isinstance(exc, KeyboardInterrupt):
+        return EXIT_OK
+    if isinstance(exc, FdfsError | OSError):
+        print(f"{NAME}: {exc}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(exc, ConfigError) else EXIT_FAILURE
+    log.critical("failed", exc_info=exc)
+    return EXIT_FAILURE
+
+
+# --- in the background --------------------------------------------------------------------------
+
+
+def _run_in_background(mount: Mount, options: MountOptions) -> int:
+    """Fork; the child serves, the parent waits until the mount was seen to work."""
+    try:
+        handler = _log_handler(options.log)
+    except OSError as exc:
+        return _complain(exc)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _become_server(mount, handler, writing)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.readline()
+    if not said:
+        return _complain(MountFailed(f"the mount process ended unexpectedly{_code(child)}"))
+    message = json.loads(said)
+    if message["error"]:
+        os.waitpid(child, 0)
+        return _complain(MountFailed(message["error"]))
+    try:
+        self_test(mount.mountpoint, _SELF_TEST_S)
+    except MountFailed as exc:
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        return _complain(exc)
+    return EXIT_OK
+
+
+def _code(child: int) -> str:
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return f" with {code}" if code >= 0 else f" by signal {-code}"
+
+
+def _become_server(mount: Mount, handler: logging.Handler, pipe: int) -> NoReturn:
+    """The child: a session of its own, logging to *handler*, its first words to *pipe*."""
+    code = EXIT_FAILURE
+    try:
+        os.setsid()
+        os.chdir("/")
+        _log_to(handler)
+        told = False
+
+        def tell(error: str) -> None:
+            nonlocal told
+            if not told:
+                told = True
+                os.write(pipe, json.dumps({"error": error}).encode() + b"\n")
+                os.close(pipe)
+
+        async def mounted() -> None:
+            # Up to here libfuse and fusermount3 could complain on the user's terminal.
+            _close_terminal()
+            log.info("mounted on %s", mount.mountpoint)
+            tell("")
+
+        def complain(exc: BaseException) -> int:
+            if isinstance(exc, FdfsError | OSError):
+                if told:
+                    log.error("%s", exc)
+            else:
+                log.critical("failed", exc_info=exc)
+            tell(str(exc) or repr(exc))
+            return EXIT_FAILURE
+
+        code = _serve(mount, mounted, complain)
+        log.info("ended")
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def _log_handler(where: str) -> logging.Handler:
+    """Where to log in the background. Raises OSError when it cannot be written to."""
+    stamp = "%(asctime)s "
+    if where == "syslog" or (not where and _SYSLOG.exists()):
+        handler: logging.Handler = logging.handlers.SysLogHandler(str(_SYSLOG))
+        stamp = ""
+    else:
+        path = Path(where) if where else Path.home() / ".cache" / f"{NAME}.log"
+        if not where:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path)
+    handler.setFormatter(
+        logging.Formatter(f"{stamp}{NAME}[%(process)d] %(levelname)s %(name)s: %(message)s")
+    )
+    return handler
+
+
+def _log_to(handler: logging.Handler) -> None:
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+
+
+def _close_terminal() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""pyfuse3's Operations over a `Vfs`: nothing but translation.
+
+Only FUSEError may leave a handler, and nothing may leave ``forget``: anything else ends the mount.
+`Operations._guarded` is put around every handler when the object is made, in one place.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileInfo,
+    FUSEError,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+    readdir_reply,
+)
+
+from fdfsfuse.errors import StatusError, TreeError
+from fdfsfuse.fuse.errors import errno_of
+from fdfsfuse.proto.names import NAME_MAX
+from fdfsfuse.vfs.context import Entry
+from fdfsfuse.vfs.lru import Recent
+from fdfsfuse.vfs.numbers import ROOT
+from fdfsfuse.vfs.openfiles import Opened
+from fdfsfuse.vfs.tree import Changes, Owner, is_missing
+from fdfsfuse.vfs.vfs import Vfs
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 512
+_IO_SIZE = 128 << 10
+"""st_blksize: programs that buffer by it write large pieces, each of which is a request."""
+_STATFS_BLOCK = 4096
+
+_PATHS_MAX = 4096
+
+_Handler: TypeAlias = Callable[..., Awaitable[Any]]
+
+_HANDLERS = (
+    "lookup",
+    "getattr",
+    "setattr",
+    "readlink",
+    "mknod",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "symlink",
+    "rename",
+    "link",
+    "open",
+    "create",
+    "read",
+    "write",
+    "flush",
+    "release",
+    "fsync",
+    "opendir",
+    "readdir",
+    "releasedir",
+    "fsyncdir",
+    "statfs",
+    "setxattr",
+    "getxattr",
+    "listxattr",
+    "removexattr",
+)
+
+
+def attributes(entry: Entry) -> EntryAttributes:
+    """An entry in pyfuse3's terms."""
+    number, attr, attr_timeout_s, entry_timeout_s = entry
+    result = EntryAttributes()
+    result.st_ino = number
+    result.attr_timeout = attr_timeout_s
+    result.entry_timeout = entry_timeout_s
+    result.st_mode = attr.mode
+    result.st_nlink = attr.nlink
+    result.st_uid = attr.uid
+    result.st_gid = attr.gid
+    result.st_rdev = attr.rdev
+    result.st_size = attr.size
+    result.st_blksize = _IO_SIZE
+    result.st_blocks = (attr.size + _BLOCK - 1) // _BLOCK
+    result.st_atime_ns = attr.atime_ns
+    result.st_mtime_ns = attr.mtime_ns
+    result.st_ctime_ns = attr.ctime_ns
+    return result
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers. With *trace*, each request is logged."""
+
+    # Asked for, the kernel looks up "." and ".." for file handles of NFS: not supported.
+    supports_dot_lookup = False
+
+    def __init__(self, vfs: Vfs, *, trace: bool = False) -> None:
+        super().__init__()
+        self._vfs = vfs
+        self._paths: Recent[int, tuple[int, bytes]] = Recent(_PATHS_MAX)
+        for name in _HANDLERS:
+            handler = self._guarded(name, getattr(self, name))
+            setattr(self, name, self._traced(name, handler) if trace else handler)
+
+    # --- the guard -------------------------------------------------------------------------------
+
+    def _guarded(self, name: str, handler: _Handler) -> _Handler:
+        """*handler* with every exception turned into a FUSEError."""
+
+        @functools.wraps(handler)
+        async def guarded(*args: Any) -> Any:
+            try:
+                return await handler(*args)
+            except FUSEError:
+                raise
+            except Exception as exc:
+                code = errno_of(exc)
+                if code is None:
+                    log.exception("%s(%s): unforeseen", name, self._describe(args))
+                    code = errno.EIO
+                elif code == errno.EIO:
+                    log.warning("%s(%s): %s", name, self._describe(args), exc)
+                raise FUSEError(code) from None
+
+        return guarded
+
+    def _traced(self, name: str, handler: _Handler) -> _Handler:
+        @functools.wraps(handler)
+        async def traced(*args: Any) -> Any:
+            try:
+                result = await handler(*args)
+            except FUSEError as exc:
+                code = errno.errorcode.get(exc.errno, str(exc.errno))
+                log.debug("%s(%s): %s", name, self._describe(args), code)
+                raise
+            log.debug("%s(%s)", name, self._describe(args))
+            return result
+
+        return traced
+
+    def _describe(self, args: tuple[Any, ...]) -> str:
+        """Arguments for the log: names, numbers, and the path of the inode if it is known."""
+        shown = []
+        for arg in args:
+            if isinstance(arg, bytes) and len(arg) > NAME_MAX:
+                shown.append(f"<{len(arg)} bytes>")
+            elif isinstance(arg, (int, bytes)):
+                shown.append(repr(arg))
+        path = self._path(args[0]) if args and isinstance(args[0], int) else ""
+        return ", ".join(shown) + (f" [{path}]" if path else "")
+
+    def _path(self, number: int) -> str:
+        parts: list[str] = []
+        while number != ROOT and number in self._paths and len(parts) < NAME_MAX:
+            number, name = self._paths[number]
+            parts.append(name.decode(errors="backslashreplace"))
+        return "/".join(["" if number == ROOT else "...", *reversed(parts)]) if parts else ""
+
+    def _given(self, parent: int, name: bytes, entry: Entry) -> EntryAttributes:
+        """An entry as the answer to a lookup: the kernel knows the inode once more."""
+        self._vfs.remember(entry)
+        self._paths[entry.number] = (parent, name)
+        return attributes(entry)
+
+    # --- names -----------------------------------------------------------------------------------
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        try:
+            entry = await self._vfs.tree.lookup(parent_inode, name)
+        except (TreeError, StatusError) as exc:
+            negative_s = self._vfs.context.options.negative_timeout_s
+            if not negative_s or not is_missing(exc):
+                raise
+            missing = EntryAttributes()
+            missing.st_ino = 0
+            missing.entry_timeout = negative_s
+            return missing
+        return self._given(parent_inode, name, entry)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        try:
+            self._vfs.forget(inode_list)
+        except Exception:
+            log.exception("forget: unforeseen")
+
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        entry = await self._vfs.tree.create(parent_inode, name, mode, _owner(ctx), rdev=rdev)
+        return self._given(parent_inode, name, entry)
+
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        mode = stat.S_IFDIR | stat.S_IMODE(mode)
+        entry = await self._vfs.tree.create(parent_inode, name, mode, _owner(ctx))
+        return self._given(parent_inode, name, entry)
+
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        mode = stat.S_IFLNK | 0o777
+        entry = await self._vfs.tree.create(parent_inode, name, mode, _owner(ctx), target=target)
+        return self._given(parent_inode, name, entry)
+
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return await self._vfs.tree.readlink(inode)
+
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        entry = await self._vfs.tree.link(inode, new_parent_inode, new_name)
+        return self._given(new_parent_inode, new_name, entry)
+
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._vfs.tree.remove(parent_inode, name, directory=False)
+
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._vfs.tree.remove(parent_inode, name, directory=True)
+
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        await self._vfs.tree.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    # --- attributes ------------------------------------------------------------------------------
+
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return attributes(await self._vfs.tree.getattr(inode))
+
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        changes = Changes(
+            mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        size = attr.st_size if fields.update_size else None
+        return attributes(await self._vfs.set_attributes(inode, size, changes, fh))
+
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        space = await self._vfs.tree.space()
+        result = StatvfsData()
+        result.f_bsize = result.f_frsize = _STATFS_BLOCK
+        result.f_blocks = space.total_bytes // _STATFS_BLOCK
+        result.f_bfree = space.free_bytes // _STATFS_BLOCK
+        result.f_bavail = space.available_bytes // _STATFS_BLOCK
+        # Inodes are rows of a database: as many more as there are blocks.
+        result.f_ffree = result.f_favail = result.f_bavail
+        result.f_files = space.files + result.f_ffree
+        result.f_namemax = NAME_MAX
+        return result
+
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        return await self._vfs.xattrs.get(inode, name)
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        await self._vfs.xattrs.set(inode, name, value)
+
+    async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        return await self._vfs.xattrs.list(inode)
+
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._vfs.xattrs.remove(inode, name)
+
+    # --- files -----------------------------------------------------------------------------------
+
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        return _file_info(await self._vfs.files.open(inode, flags))
+
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        opened, entry = await self._vfs.files.create(parent_inode, name, mode, flags, _owner(ctx))
+        return _file_info(opened), self._given(parent_inode, name, entry)
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        # A memoryview is as good: pyfuse3 takes any buffer, and before the next checkpoint.
+        return await self._vfs.files.read(fh, off, size)  # type: ignore[return-value]
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        await self._vfs.files.write(fh, off, buf)
+        return len(buf)
+
+    async def flush(self, fh: int) -> None:
+        await self._vfs.files.flush(fh)
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._vfs.files.flush(fh)
+
+    async def release(self, fh: int) -> None:
+        await self._vfs.files.release(fh)
+
+    # --- directories -----------------------------------------------------------------------------
+
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        return self._vfs.open_directory(inode)
+
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        handle = self._vfs.directories.get(fh)
+        handle.seek(start_id)
+        while True:
+            listed = handle.next()
+            if listed is None:
+                if not await handle.fill():
+                    return
+                continue
+            if not readdir_reply(token, listed.name, attributes(listed.entry), listed.next_id):
+                handle.refused(listed)
+                return
+            handle.taken(listed)
+
+    async def releasedir(self, fh: int) -> None:
+        self._vfs.directories.release(fh)
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        # Changes of names are durable when they are answered.
+        return
+
+
+def _owner(ctx: RequestContext) -> Owner:
+    return Owner(ctx.uid, ctx.gid)
+
+
+def _file_info(opened: Opened) -> FileInfo:
+    return FileInfo(fh=opened.handle, keep_cache=opened.keep_cache)

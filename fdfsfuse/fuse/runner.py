@@ -1,0 +1,149 @@
+"""Serving a mount: from the first question to a tracker until it is unmounted.
+
+The end: SIGTERM or SIGINT store all content while the mount still serves, then end it; umount ends
+it by itself (the kernel has flushed and released all files by then). In both cases what is not
+stored yet is stored, the sessions are closed, and the mount point is free.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from fdfsfuse.client.address import Address
+from fdfsfuse.errors import ConnectionProblem, FdfsError
+from fdfsfuse.fuse.mountpoint import MountFailed, device_of
+from fdfsfuse.fuse.operations import Operations
+from fdfsfuse.vfs.options import VfsOptions
+from fdfsfuse.vfs.remote import RemoteCluster
+from fdfsfuse.vfs.vfs import Vfs
+
+log = logging.getLogger(__name__)
+
+MAX_REQUESTS = 200
+"""Requests served at a time. More than several dead volumes can hold on to (`max_waiting` each);
+each has a buffer, of which a write uses 1 MiB."""
+IDLE_TASKS = 8
+"""Tasks kept waiting for requests: starting one for each request costs more."""
+_FIRST_CONTACT_S = 10.0
+_STORE_S = 60.0
+_RETRY_S = 0.5
+_READ_AHEAD_KIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """What is mounted where."""
+
+    trackers: Sequence[Address]
+    mountpoint: Path
+    options: VfsOptions
+    libfuse: frozenset[str]
+    trace: bool = False
+
+    def libfuse_options(self) -> set[str]:
+        """For pyfuse3.init. Commas inside a value are escaped."""
+        source = "\\,".join(str(tracker) for tracker in self.trackers)
+        return {"default_permissions", f"fsname={source}", "subtype=fdfs", *self.libfuse}
+
+
+async def serve(mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:
+    """Mount and serve until unmounted or told to stop by a signal.
+
+    Args:
+        mounted: awaited once the kernel has the mount and requests are served. An FdfsError
+            from it ends the mount.
+
+    Raises:
+        ConnectionProblem: no tracker answers. MountFailed: see the text; also when content could
+            not be stored in the end.
+    """
+    client = f"{os.uname().nodename}:{mount.mountpoint}:{os.getpid()}"
+    cluster = RemoteCluster(mount.trackers, client, mount.options.timeout_s)
+    vfs = Vfs(mount.options, cluster)
+    try:
+        async with trio.open_nursery() as nursery:
+            await _first_contact(cluster, mount)
+            await nursery.start(vfs.run)
+            await _serve_mounted(vfs, mount, mounted)
+            vfs.stop()
+    finally:
+        cluster.close()
+
+
+async def _first_contact(cluster: RemoteCluster, mount: Mount) -> None:
+    """Wait a moment for a tracker: one that is being started is no mistake."""
+    with trio.move_on_after(min(_FIRST_CONTACT_S, mount.options.timeout_s)):
+        while True:
+            try:
+                await cluster.volumes()
+                return
+            except FdfsError as exc:
+                problem = exc
+            await trio.sleep(_RETRY_S)
+    raise ConnectionProblem(f"no tracker answers: {problem}")
+
+
+async def _serve_mounted(vfs: Vfs, mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:
+    try:
+        pyfuse3.init(
+            Operations(vfs, trace=mount.trace), str(mount.mountpoint), mount.libfuse_options()
+        )
+    except RuntimeError as exc:
+        raise MountFailed(f"cannot mount on {mount.mountpoint}: {exc}") from None
+    try:
+        _widen_read_ahead(mount.mountpoint)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signals, vfs, nursery.cancel_scope)
+            nursery.start_soon(mounted)
+            await pyfuse3.main(IDLE_TASKS, MAX_REQUESTS)
+            nursery.cancel_scope.cancel()
+        lost = await _store_rest(vfs)
+    finally:
+        pyfuse3.close(unmount=True)
+    if lost:
+        raise MountFailed(f"{lost} files could not be stored")
+
+
+async def _stop_on_signals(vfs: Vfs, serving: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        stopping = False
+        async with trio.open_nursery() as nursery:
+            async for _ in signals:
+                if stopping:
+                    serving.cancel()
+                    return
+                stopping = True
+                nursery.start_soon(_stop, vfs)
+
+
+async def _stop(vfs: Vfs) -> None:
+    log.info("stopping")
+    with trio.move_on_after(_STORE_S):
+        await vfs.files.store_all()
+    pyfuse3.terminate()
+
+
+async def _store_rest(vfs: Vfs) -> int:
+    with trio.CancelScope(deadline=trio.current_time() + _STORE_S, shield=True):
+        return await vfs.files.store_all()
+    return sum(state.dirty for state in vfs.context.states.values())
+
+
+def _widen_read_ahead(mountpoint: Path) -> None:
+    """Let the kernel ask for 1 MiB at a time: each READ costs us about as much as any other.
+
+    Only root may; with the kernel's 128 KiB reading is correct but slower.
+    """
+    device = device_of(mountpoint)
+    try:
+        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(f"{_READ_AHEAD_KIB}\n")
+    except OSError as exc:
+        log.debug("read-ahead stays as it is: %s", exc)
