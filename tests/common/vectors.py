@@ -64,6 +64,11 @@ def load(file_name: str) -> list[Vector]:
     return [_vector(entry) for entry in json.loads((_DIRECTORY / file_name).read_text())]
 
 
+def load_client_vectors(server: str) -> list[Vector]:
+    """The client exchanges of ``tracker`` or ``storage``, in the order of their capture."""
+    return [vector for vector in load("client.json") if vector.server == server]
+
+
 CLIENT = load("client.json")
 CLUSTER = load("cluster.json")
 
