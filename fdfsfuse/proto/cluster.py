@@ -301,7 +301,8 @@ class StorageIdsPart:
             raise ProtocolError(f"a list of storage ids cannot have {len(body)} bytes")
         total, count = struct.unpack(">ii", body[:8])
         lines = tuple(body[8:].decode("ascii", "surrogateescape").splitlines())
-        if not 0 <= count <= total or count != len(lines) or (total and not count):
+        torn = len(body) > 8 and not body.endswith(b"\n")
+        if torn or not 0 <= count <= total or count != len(lines) or (total and not count):
             raise ProtocolError(f"{len(lines)} storage ids instead of {count} of {total}")
         return cls(total, lines)
 
