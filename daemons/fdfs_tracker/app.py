@@ -18,12 +18,12 @@ import trio
 from fdfs_tracker.handlers import Handlers, Session
 from fdfs_tracker.state_files import StateFiles
 from fdfsfuse.core.cluster import Cluster
-from fdfsfuse.core.config import AllowHosts, TrackerConfig
+from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto.cluster import ClusterCommand, encode_address
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response
 from fdfsfuse.server.connection import FramedConnection
-from fdfsfuse.server.tcp import TcpServer, open_listeners
+from fdfsfuse.server.tcp import TcpServer, open_listeners, resolve_allow_hosts
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +31,6 @@ _STATISTICS_SAVE_S = 60.0
 """How old the saved statistics and disk space may be; structural changes are saved at once."""
 _EINVAL = pack_response(status=22)
 _RESPONSES = [pack_response(status=status) for status in range(256)]
-
-
-async def resolve_hosts(allow_hosts: AllowHosts) -> AllowHosts:
-    """Replace the host names of allow_hosts by their addresses; unknown names are logged."""
-    addresses: list[str] = []
-    for name in allow_hosts.host_names:
-        try:
-            found = await trio.socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-        except OSError as exc:
-            logger.warning("allow_hosts: %s: %s; nobody is allowed by it", name, exc.strerror)
-        else:
-            addresses += {str(address[0]) for *_, address in found}
-    return allow_hosts.resolved(addresses)
 
 
 class Tracker:
@@ -93,7 +80,7 @@ class Tracker:
             self._handlers = Handlers(
                 self.config, self.cluster, port, now_s=self._now_s, monotonic=self._monotonic
             )
-            allow_hosts = await resolve_hosts(self.config.allow_hosts)
+            allow_hosts = await resolve_allow_hosts(self.config.allow_hosts)
             server = TcpServer(
                 self._serve,
                 max_connections=self.config.max_connections,
