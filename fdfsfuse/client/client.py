@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, TypeVar
@@ -223,45 +223,58 @@ class Client:
         self,
         file_id: str,
         target: str | os.PathLike[str] | BinaryIO | int,
+        offset: int = 0,
+        count: int = 0,
         *,
         timeout_s: float | None = None,
         progress: Progress | None = None,
     ) -> int:
-        """Write the content to *target* and return its size.
+        """Write *count* bytes from *offset* on (0: to the end) to *target*; return how many.
 
         A path is replaced when the content is complete. A file object or descriptor of a regular
         file is written from its start on. When a storage breaks off, another one goes on.
         """
         if isinstance(target, (str, os.PathLike)):
             async with replacing(target) as fd:
-                return await self._download_to(file_id, fd, timeout_s, progress)
+                return await self._download_to(file_id, fd, offset, count, timeout_s, progress)
         fd = target if isinstance(target, int) else target.fileno()
-        return await self._download_to(file_id, fd, timeout_s, progress)
+        return await self._download_to(file_id, fd, offset, count, timeout_s, progress)
 
     async def _download_to(
-        self, file_id: str, fd: int, timeout_s: float | None, progress: Progress | None
+        self,
+        file_id: str,
+        fd: int,
+        offset: int,
+        count: int,
+        timeout_s: float | None,
+        progress: Progress | None,
     ) -> int:
         group, name = split_file_id(file_id)
         done = 0
         with self._limit(timeout_s, f"download of {file_id}", progress) as touch:
 
-            def advance(count: int) -> None:
+            def advance(size: int) -> None:
                 nonlocal done
-                done += count
-                touch(count)
+                done += size
+                touch(size)
 
             async def read(storage: StorageClient) -> None:
-                try:
-                    await storage.download_to_file(group, name, fd, done, progress=advance)
-                except StatusError as exc:
-                    if not done:
-                        raise
-                    await self._check_behind_end(exc, group, name, done)
+                if count and done == count:
+                    return
+                await storage.download_to_file(
+                    group,
+                    name,
+                    fd,
+                    offset + done,
+                    count - done if count else 0,
+                    file_offset=done,
+                    progress=advance,
+                )
 
             try:
                 await self._read(group, name, read)
             except StatusError as exc:
-                await self._check_behind_end(exc, group, name, 0)
+                await self._check_behind_end(exc, group, name, offset + done)
         return done
 
     @asynccontextmanager
@@ -270,12 +283,22 @@ class Client:
     ) -> AsyncIterator[AnswerStream]:
         """The content as a stream: ``await stream.receive_some()`` until b"" comes.
 
-        No deadline applies inside the block. Empty files cannot be opened (status 22).
+        No deadline applies inside the block.
         """
         group, name = split_file_id(file_id)
-        address = await self._where_to_read(group, name)
-        storage = StorageClient(self.pool, address)
-        async with storage.open_download(group, name, offset, count) as stream:
+        async with AsyncExitStack() as stack:
+
+            async def start(storage: StorageClient) -> AnswerStream:
+                return await stack.enter_async_context(
+                    storage.open_download(group, name, offset, count)
+                )
+
+            with self._limit(None, f"download of {file_id}"):
+                try:
+                    stream = await self._read(group, name, start)
+                except StatusError as exc:
+                    await self._check_behind_end(exc, group, name, offset)
+                    stream = AnswerStream.empty()
             yield stream
 
     async def info(

@@ -516,20 +516,25 @@ class AnswerStream:
 
     __slots__ = ("_connection", "remaining")
 
-    def __init__(self, connection: Connection, length: int) -> None:
+    def __init__(self, connection: Connection | None, length: int) -> None:
         self._connection = connection
         self.remaining = length
 
+    @classmethod
+    def empty(cls) -> AnswerStream:
+        """A body without bytes."""
+        return cls(None, 0)
+
     def end(self) -> None:
         """Stop reading; the connection is closed when the body was not read to its end."""
-        if self.remaining:
+        if self.remaining and self._connection is not None:
             self._connection.close()
 
     async def receive_some(self, max_bytes: int = CHUNK_SIZE) -> bytes:
         """1 to *max_bytes* further bytes, or b"" at the end."""
-        if not self.remaining:
-            return b""
         connection = self._connection
+        if not self.remaining or connection is None:
+            return b""
         limit = min(max_bytes, self.remaining)
         with connection._exchange():
             if connection._rest:
@@ -543,6 +548,8 @@ class AnswerStream:
         """Fill *view*, or as much of it as the body still has; return the number of bytes."""
         connection = self._connection
         view = view[: self.remaining]
+        if connection is None:
+            return 0
         rest = connection._rest[: len(view)]
         with connection._exchange():
             if rest:

@@ -122,10 +122,11 @@ class StorageClient:
         offset: int = 0,
         count: int = 0,
         *,
+        file_offset: int = 0,
         progress: Progress | None = None,
     ) -> int:
-        """Write the content to *fd*, each byte at its own offset; return the number of bytes."""
-        position = offset
+        """Write the content to *fd* from *file_offset* on; return the number of bytes."""
+        position = file_offset
         async with self.open_download(group, name, offset, count) as stream:
             buffer = memoryview(bytearray(min(CHUNK_SIZE, stream.remaining)))
             while stream.remaining:
@@ -134,7 +135,7 @@ class StorageClient:
                 position += got
                 if progress is not None:
                     progress(got)
-        return position - offset
+        return position - file_offset
 
     async def query_info(self, group: str, name: str, *, flags: int = 0) -> FileInfo:
         """Size, time, crc and source of a file; *flags*: NO_CRC, QUIET_WHEN_MISSING."""

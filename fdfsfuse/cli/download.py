@@ -1,0 +1,98 @@
+"""``fdfs download``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from fdfsfuse.cli.options import cluster_options, json_option, with_client, within
+from fdfsfuse.cli.output import print_json, progress
+from fdfsfuse.errors import UsageError
+
+if TYPE_CHECKING:
+    from fdfsfuse.client.client import Client
+    from fdfsfuse.client.connection import AnswerStream
+
+
+@click.command()
+@click.argument("file_id", metavar="ID")
+@click.argument("target", metavar="[FILE]", required=False, type=click.Path(allow_dash=True))
+@click.option("--offset", type=click.IntRange(min=0), default=0, help="Start at this byte.")
+@click.option(
+    "--count", type=click.IntRange(min=1), help="Fetch so many bytes.  [default: to the end]"
+)
+@json_option
+@cluster_options
+def download(
+    file_id: str,
+    target: str | None,
+    offset: int,
+    count: int | None,
+    as_json: bool,
+    trackers: tuple[str, ...],
+    config: str | None,
+    timeout_s: float,
+) -> None:
+    """Fetch the file ID into FILE, into a directory, or to the standard output (-).
+
+    Without FILE it goes into the current directory, under the last part of its id. FILE appears
+    when it is complete: a download that breaks off leaves nothing, and keeps an older FILE.
+    With --json prints an object with the keys file_id, file and size.
+
+    \b
+    Examples:
+      fdfs download group1/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt hello.txt
+      fdfs download group1/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt - | less
+      fdfs download --offset 1000000 --count 512 group1/M00/... part.bin
+    """
+    if as_json and target == "-":
+        raise UsageError("--json and - both want the standard output")
+    path = _target_path(file_id, target)
+
+    to_file = path != "-" and (os.path.isfile(path) or not os.path.exists(path))
+
+    async def use(client: Client) -> int:
+        total = count
+        if total is None and sys.stderr.isatty():
+            total = max(0, (await client.info(file_id)).size - offset)
+        with progress(file_id.rpartition("/")[2], total) as advance:
+            if to_file:
+                return await client.download_to(file_id, path, offset, count or 0, progress=advance)
+            async with client.open(file_id, offset, count or 0) as stream:
+                return await _copy(stream, path, timeout_s, advance)
+
+    size = with_client(use, trackers, config, timeout_s)
+    if as_json:
+        print_json({"file_id": file_id, "file": path, "size": size})
+
+
+def _target_path(file_id: str, target: str | None) -> str:
+    base = file_id.rpartition("/")[2]
+    if target is None:
+        return base
+    return os.path.join(target, base) if os.path.isdir(target) else target
+
+
+async def _copy(
+    stream: AnswerStream, path: str, timeout_s: float, advance: Callable[[int], None] | None
+) -> int:
+    """Write the stream to what is not a regular file: the standard output, a pipe, a device."""
+    import trio
+
+    size = 0
+    with ExitStack() as stack:
+        out: BinaryIO = sys.stdout.buffer
+        if path != "-":
+            out = stack.enter_context(await trio.to_thread.run_sync(open, path, "wb"))
+        while data := await within(timeout_s, "download", stream.receive_some):
+            await trio.to_thread.run_sync(out.write, data)
+            size += len(data)
+            if advance is not None:
+                advance(len(data))
+        out.flush()
+    return size

@@ -1,0 +1,98 @@
+"""``fdfs meta get`` and ``fdfs meta set``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from fdfsfuse.cli.failure import NotFound
+from fdfsfuse.cli.options import cluster_options, json_option, with_client
+from fdfsfuse.cli.output import print_json
+from fdfsfuse.cli.pairs import parse_pairs
+from fdfsfuse.errors import UsageError
+
+if TYPE_CHECKING:
+    from fdfsfuse.client.client import Client
+
+
+@click.group()
+def meta() -> None:
+    """Read and change the metadata of files.
+
+    On a mount the metadata NAME is the extended attribute user.NAME.
+
+    \b
+    Examples:
+      fdfs meta get group1/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt
+      fdfs meta set group1/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt width=1024 height=768
+    """
+
+
+@meta.command("get")
+@click.argument("file_id", metavar="ID")
+@click.argument("name", metavar="[NAME]", required=False)
+@json_option
+@cluster_options
+def get(
+    file_id: str,
+    name: str | None,
+    as_json: bool,
+    trackers: tuple[str, ...],
+    config: str | None,
+    timeout_s: float,
+) -> None:
+    """Print the metadata of the file ID as NAME=VALUE lines, or the value of NAME.
+
+    With --json prints one object of names and values. The exit code is 3 when the file does not
+    exist or has no NAME.
+    """
+
+    async def use(client: Client) -> dict[str, str]:
+        return await client.get_metadata(file_id)
+
+    pairs = with_client(use, trackers, config, timeout_s)
+    if name is not None:
+        if name not in pairs:
+            raise NotFound(f"{file_id} has no metadata {name!r}")
+        if not as_json:
+            click.echo(_raw(pairs[name]))
+            return
+        pairs = {name: pairs[name]}
+    if as_json:
+        print_json(pairs)
+        return
+    for key in sorted(pairs):
+        click.echo(_raw(f"{key}={pairs[key]}"))
+
+
+@meta.command("set")
+@click.argument("file_id", metavar="ID")
+@click.argument("pairs", metavar="NAME=VALUE...", nargs=-1)
+@click.option("--replace", is_flag=True, help="Drop all other metadata of the file.")
+@cluster_options
+def set_(
+    file_id: str,
+    pairs: tuple[str, ...],
+    replace: bool,
+    trackers: tuple[str, ...],
+    config: str | None,
+    timeout_s: float,
+) -> None:
+    """Set metadata of the file ID; other names keep their values.
+
+    With --replace and no NAME=VALUE the file loses all its metadata.
+    """
+    if not pairs and not replace:
+        raise UsageError("no NAME=VALUE was given")
+    values = parse_pairs(pairs)
+
+    async def use(client: Client) -> None:
+        await client.set_metadata(file_id, values, merge=not replace)
+
+    with_client(use, trackers, config, timeout_s)
+
+
+def _raw(text: str) -> bytes:
+    """The bytes as they are stored, which need not be UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
