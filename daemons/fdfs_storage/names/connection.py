@@ -20,7 +20,7 @@ from fdfs_storage.names import checks
 from fdfs_storage.names.engine import Work
 from fdfs_storage.names.reads import Reads, WouldBlock, read_content
 from fdfs_storage.names.sessions import Session
-from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
+from fdfsfuse.errors import ConnectionProblem, ProtocolError, StatusError
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.header import HEADER_SIZE, pack_header
 
@@ -80,13 +80,19 @@ class SessionConnection:
         Raises:
             ConnectionBroken, ProtocolError: the connection is of no more use.
         """
+        problem: ConnectionProblem | ProtocolError | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write_loop)
-                await self._read_loop(nursery)
+                try:
+                    await self._read_loop(nursery)
+                except (ConnectionProblem, ProtocolError) as exc:
+                    problem = exc  # outside of the nursery, which would wrap it in a group
                 nursery.cancel_scope.cancel()
         finally:
             self._closed = True
+        if problem is not None:
+            raise problem
 
     async def _read_loop(self, nursery: trio.Nursery) -> None:
         connection, session = self._connection, self.session
@@ -109,7 +115,7 @@ class SessionConnection:
                 raise ProtocolError(f"request id {number}, {done_below}")
             request = names.decode_request(memoryview(body)[names.FRAME_IDS.size :])
             self._dispatch(nursery, number, done_below, request, length)
-            if self._queued and self._is_full():
+            if self._is_full():
                 await self._wait_for_room()
 
     def _is_full(self) -> bool:
@@ -275,8 +281,10 @@ class SessionConnection:
                             rest = rest[self._connection.sock.send(rest) :]
                         except BlockingIOError:
                             continue
-                except OSError as exc:
-                    raise ConnectionBroken(str(exc)) from exc
+                except OSError:
+                    # The reader notices as well, and ends.
+                    self.shutdown()
+                    return
                 self._unsent = b""
                 self.flush()
                 self._room.set()
