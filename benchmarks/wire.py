@@ -268,9 +268,9 @@ def main(
         sys.exit(serve_alone(serve))
     print(f"{'operation':<18} {'connections':>11} {'CPU us/op':>12} {'C server':>12} {'op/s':>12}")
     if address and pid:
-        host, _, port = address.rpartition(":")
+        host, _, service = address.rpartition(":")
         for number in connections:
-            Bench((host, int(port)), pid).run(number, count, large)
+            Bench((host, int(service)), pid).run(number, count, large)
         return
     base = directory or ("/dev/shm" if os.path.isdir("/dev/shm") else None)
     data = tempfile.mkdtemp(prefix="fdfs-bench-", dir=base)

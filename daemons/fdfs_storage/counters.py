@@ -94,6 +94,9 @@ class Counters:
         "total_upload_count",
     )
 
+    connections_allocated: int
+    connections_current: int
+    connections_max: int
     total_upload_count: int
     success_upload_count: int
     total_upload_bytes: int

@@ -1,0 +1,180 @@
+"""The storage daemon, put together: store, names, connections, membership of the cluster.
+
+Order at start, and why: the port is bound first, so that a mistake there shows at once and
+trackers can be told the port; then the trackers are asked for what the whole cluster agrees on;
+store and names are opened; connections are accepted; the cluster is joined last, because joining
+brings clients. Stopping goes the other way round.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from fdfs_storage.identity import Identity
+from fdfs_storage.membership import Membership, Place, learn
+from fdfs_storage.names import Names
+from fdfs_storage.service import StorageService
+from fdfs_storage.store import Store
+from fdfsfuse.core.conf_file import ReservedSpace
+from fdfsfuse.core.config import StorageConfig
+from fdfsfuse.proto.statistics import Statistics
+from fdfsfuse.server.daemon import Daemon
+from fdfsfuse.server.tcp import TcpServer, is_ip, open_listeners, resolve_allow_hosts
+
+logger = logging.getLogger(__name__)
+
+_STOP_REQUESTS_S = 5.0
+
+
+class StorageApp:
+    """One storage.
+
+    Args:
+        config: its storage.conf.
+        place: what trackers would tell about it; None asks them and joins them. With a place
+            the storage stands alone, as benchmarks and tests want it.
+    """
+
+    def __init__(self, config: StorageConfig, place: Place | None = None) -> None:
+        self.config = config
+        self.port = 0
+        self._place = place
+        self._store: Store
+        self._names: Names
+        self._server: TcpServer
+        self._membership: Membership | None = None
+
+    async def run(self, daemon: Daemon) -> None:
+        """Run until ``daemon.stopping`` is set.
+
+        Raises:
+            ConfigError: the data do not belong to this configuration.
+            OSError: a port or path cannot be used.
+        """
+        config = self.config
+        listeners = open_listeners(config.bind_addr, config.port, config.address_family)
+        self.port = listeners[0].getsockname()[1]
+        try:
+            daemon.status(f"waiting for a tracker, port {self.port}")
+            place = self._place or await _unless(daemon.stopping, self._learn)
+            if place is None:
+                return
+            await self._open(place)
+            try:
+                await self._serve(daemon, place, listeners)
+            finally:
+                await self._close()
+        finally:
+            for listener in listeners:
+                listener.close()
+
+    async def _learn(self) -> Place:
+        return await learn(self.config, self.port)
+
+    async def _open(self, place: Place) -> None:
+        """Open what is on disk."""
+        config = self.config
+        identity = Identity.load(config.base_path, int(time.time()))
+        if config.check_store_path_mark:
+            paths = [path.path for path in config.store_paths]
+            identity.check_marks(paths, place.my_ip, self.port, int(time.time()))
+        store = self._store = await Store.open(config)
+        store.configure(
+            place.source_in_names,
+            ReservedSpace.parse(place.parameters.reserved_storage_space),
+            prefer_most_free=place.parameters.store_path == 2,
+        )
+        self._names = await Names.open(config, store, place.storage_id)
+        if self._place is None:
+            self._membership = Membership(
+                config,
+                identity,
+                place,
+                port=self.port,
+                statistics=self._statistics,
+                space=lambda: [(space.total_mb, space.free_mb) for space in store.space()],
+                found=self._names.found,
+            )
+        else:
+            await self._names.found()
+
+    async def _serve(self, daemon: Daemon, place: Place, listeners: list[socket.socket]) -> None:
+        config = self.config
+        service = StorageService(
+            self._store,
+            config.group_name,
+            ip_size=place.parameters.response_ip_addr_size,
+            source_ip=_source_ips(place),
+            buff_size=config.buff_size,
+            names=self._names,
+        )
+        allow = await resolve_allow_hosts(config.allow_hosts)
+        self._server = TcpServer(
+            service.serve,
+            max_connections=config.max_connections,
+            allows=None if allow.everyone else allow.allows,
+            network_timeout_s=config.network_timeout_s,
+            stop_timeout_s=_STOP_REQUESTS_S,
+        )
+        async with trio.open_nursery() as services:
+            await services.start(self._store.run)
+            await services.start(self._names.run)
+            async with trio.open_nursery() as front:
+
+                async def serve(
+                    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+                ) -> None:
+                    await self._server.serve(
+                        listeners, stopping=daemon.stopping, task_status=task_status
+                    )
+                    front.cancel_scope.cancel()
+
+                await front.start(serve)
+                if self._membership is not None:
+                    await front.start(self._membership.run)
+                daemon.ready(f"storage of {config.group_name} serves on port {self.port}")
+            services.cancel_scope.cancel()
+
+    async def _close(self) -> None:
+        self._names.close()
+        self._store.close()
+
+    def _statistics(self) -> Statistics:
+        counters = self._store.counters
+        counters.connections_allocated = counters.connections_max = self._server.most_connections
+        counters.connections_current = len(self._server.connections)
+        return counters.statistics()
+
+
+async def _unless(stop: trio.Event, ask: Callable[[], Awaitable[Place]]) -> Place | None:
+    """The result of *ask*, or None when *stop* is set before."""
+    result: Place | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            await stop.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        result = await ask()
+        nursery.cancel_scope.cancel()
+    return result
+
+
+def _source_ips(place: Place) -> Callable[[str], str]:
+    """Maps the source in a file name to an ip for command 22; '' when it is not known."""
+    table: dict[str, str] = {}
+    for entry in place.storage_ids.entries if place.storage_ids is not None else ():
+        host = entry.hosts[0]  # may be a host name, which the field has no room for
+        if is_ip(host) and len(host) < place.parameters.response_ip_addr_size:
+            table[entry.storage_id] = host
+
+    def source_ip(source: str) -> str:
+        return table.get(source, "") if source.isdigit() else source
+
+    return source_ip
