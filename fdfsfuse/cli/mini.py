@@ -24,7 +24,7 @@ from fdfsfuse.cli.mini_layout import Plan
 from fdfsfuse.cli.supervise import Child, ChildProblem
 from fdfsfuse.client.pool import Pool
 from fdfsfuse.client.tracker import TrackerClient
-from fdfsfuse.errors import ConfigError, ConnectionProblem, FdfsError, StatusError
+from fdfsfuse.errors import ConfigError, ConnectionProblem, StatusError
 from fdfsfuse.server.daemon import sd_notify
 
 ACTIVE_TIMEOUT_S = 60.0
@@ -86,9 +86,7 @@ def mini(
                 prepare_mountpoint(mountpoint)
             cluster = Cluster(plan, base, mountpoint, options)
             trio.run(cluster.run, as_json)
-    except ConfigError as exc:
-        raise click.UsageError(str(exc)) from None
-    except (FdfsError, OSError) as exc:
+    except ChildProblem as exc:  # more than one line: with the end of a log
         raise click.ClickException(str(exc)) from None
 
 
