@@ -41,6 +41,7 @@ class StatusError(FdfsError, OSError):
     def __init__(self, status: int, what: str = "") -> None:
         text = os.strerror(status)
         OSError.__init__(self, status, f"{what}: {text}" if what else text)
+        self.what = what
 
 
 class TreeError(FdfsError, OSError):

@@ -86,7 +86,7 @@ def fdfs() -> None:
       2    wrong use: options or arguments
       3    there is no such file, volume or name
       4    a server could not be reached or did not answer in time
-      5    a server refused it (no space, not an appender, ...)
+      5    a server refused it (no space, ...)
       130  interrupted (Ctrl-C)
     """
 

@@ -365,8 +365,8 @@ class Client:
         timeout_s: float | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Append to an appender. StatusError 22 when the file is none."""
-        group, name = split_file_id(file_id)
+        """Append to an appender. UsageError when the file is none."""
+        group, name = _split_appender(file_id)
         async with open_content(content, size) as opened:
             with self._limit(timeout_s, f"append to {file_id}", progress) as touch:
                 storage = await self._where_to_change(group, name)
@@ -383,7 +383,7 @@ class Client:
         progress: Progress | None = None,
     ) -> None:
         """Overwrite a part of an appender; *offset* is at most its size."""
-        group, name = split_file_id(file_id)
+        group, name = _split_appender(file_id)
         async with open_content(content, size) as opened:
             with self._limit(timeout_s, f"change of {file_id}", progress) as touch:
                 storage = await self._where_to_change(group, name)
@@ -391,7 +391,7 @@ class Client:
 
     async def truncate(self, file_id: str, size: int, *, timeout_s: float | None = None) -> None:
         """Set the size of an appender."""
-        group, name = split_file_id(file_id)
+        group, name = _split_appender(file_id)
         with self._limit(timeout_s, f"truncation of {file_id}"):
             storage = await self._where_to_change(group, name)
             await storage.truncate(name, size)
@@ -402,7 +402,10 @@ class Client:
     def _limit(
         self, timeout_s: float | None, what: str, progress: Progress | None = None
     ) -> Iterator[Progress]:
-        """Raise DeadlineExceeded when the yielded function is not called for *timeout_s*."""
+        """Raise DeadlineExceeded when the yielded function is not called for *timeout_s*.
+
+        Statuses of servers are raised on with *what*.
+        """
         seconds = self._timeout_s if timeout_s is None else timeout_s
 
         def touch(count: int) -> None:
@@ -411,7 +414,10 @@ class Client:
                 progress(count)
 
         with trio.move_on_after(seconds) as scope:
-            yield touch
+            try:
+                yield touch
+            except StatusError as exc:
+                raise StatusError(exc.errno or 0, f"{what}: {exc.what}") from exc
         if scope.cancelled_caught:
             raise DeadlineExceeded(f"{what}: no progress for {seconds:g} s")
 
@@ -493,6 +499,17 @@ def _addresses(trackers: str | Address | Sequence[str | Address]) -> list[Addres
         return [trackers]
     items = trackers.split(",") if isinstance(trackers, str) else trackers
     return [item if isinstance(item, Address) else parse_address(item) for item in items]
+
+
+def _split_appender(file_id: str) -> tuple[str, str]:
+    group, name = split_file_id(file_id)
+    try:
+        kind = decode_name(name).kind
+    except ProtocolError:
+        kind = FileKind.NORMAL
+    if kind is not FileKind.APPENDER:
+        raise UsageError(f"{file_id} is not an appender: only a file uploaded as one can change")
+    return group, name
 
 
 def _pairs(metadata: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

@@ -329,9 +329,9 @@ class Connection:
             return
         await self._send(front)
         for start in range(0, size, CHUNK_SIZE):
-            if start:
-                await self._between_chunks(CHUNK_SIZE, progress)
-            await self._send(view[start : start + CHUNK_SIZE])
+            part = view[start : start + CHUNK_SIZE]
+            await self._send(part)
+            await self._between_chunks(len(part), size - start - len(part), progress)
 
     async def _send_pieces(self, front: bytes, source: Sequence[bytes], size: int) -> None:
         """One system call takes many pieces; what is left of them is sent in turn."""
@@ -367,7 +367,7 @@ class Connection:
             await self._send(front + part[:got] if front else part[:got])
             front = b""
             sent += got
-            await self._between_chunks(got, progress)
+            await self._between_chunks(got, size - sent, progress)
         if front:
             await self._send(front)
 
@@ -385,16 +385,16 @@ class Connection:
                 if sent > size:
                     raise UsageError(f"the body has more than the {size} bytes announced")
                 await self._send(chunk)
-                await self._between_chunks(len(chunk), progress)
+                await self._between_chunks(len(chunk), size - sent, progress)
         if sent < size:
             raise UsageError(f"the body has only {sent} of the {size} bytes that were announced")
 
-    async def _between_chunks(self, sent: int, progress: Progress | None) -> None:
-        """Let others run, and stop when the peer has answered or closed already."""
+    async def _between_chunks(self, sent: int, left: int, progress: Progress | None) -> None:
+        """Let others run, and stop when the peer has answered or closed too early."""
         if progress is not None:
             progress(sent)
         await trio.lowlevel.checkpoint()
-        if not self.alive():
+        if left and not self.alive():
             self._raise_early_answer()
 
     def _raise_early_answer(self) -> None:

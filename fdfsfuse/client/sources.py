@@ -6,10 +6,10 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 import trio
 
@@ -21,6 +21,9 @@ Content: TypeAlias = (
     "bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO | AsyncIterable[bytes]"
 )
 """Bytes, a path, a binary file object (read from its position on) or an async iterable."""
+
+
+_A = TypeVar("_A")
 
 
 class Opened(NamedTuple):
@@ -41,7 +44,7 @@ async def open_content(content: Content, size: int | None = None) -> AsyncIterat
     """Make *content* sendable. What has no known *size* goes through an unnamed temporary file.
 
     Raises:
-        UsageError: a path that is no regular file.
+        UsageError: a path that is a directory.
         OSError: a file cannot be read.
     """
     if isinstance(content, (bytes, bytearray, memoryview)):
@@ -53,7 +56,7 @@ async def open_content(content: Content, size: int | None = None) -> AsyncIterat
     async with AsyncExitStack() as stack:
         file: BinaryIO
         if isinstance(content, (str, os.PathLike)):
-            file = stack.enter_context(await trio.to_thread.run_sync(_open_regular, content))
+            file = stack.enter_context(await _open_path(content))
         elif isinstance(content, AsyncIterable):
             file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
             async for chunk in content:
@@ -63,18 +66,29 @@ async def open_content(content: Content, size: int | None = None) -> AsyncIterat
             yield Opened(regular, regular.length)
             return
         else:
-            file = stack.enter_context(await trio.to_thread.run_sync(_spool, content))
+            file = stack.enter_context(await _run_abandonable(_spool, content))
         whole = FileRange(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         yield Opened(whole, whole.length)
 
 
-def _open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    # Opening a fifo without O_NONBLOCK would wait for a writer.
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise UsageError(f"{os.fspath(path)} is not a regular file")
-    return os.fdopen(fd, "rb")
+async def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file with the content of *path*, which may also be a pipe or a device."""
+    mode = (await trio.to_thread.run_sync(os.stat, path)).st_mode
+    if stat.S_ISREG(mode):
+        return await trio.to_thread.run_sync(_open, path)
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{os.fspath(path)} is a directory")
+    with await _run_abandonable(_open, path) as file:
+        return await _run_abandonable(_spool, file)
+
+
+def _open(path: str | os.PathLike[str]) -> BinaryIO:
+    return Path(path).open("rb")
+
+
+async def _run_abandonable(function: Callable[[_A], BinaryIO], argument: _A) -> BinaryIO:
+    """Run in a thread what may wait for ever (a pipe without a writer); Ctrl-C leaves it there."""
+    return await trio.to_thread.run_sync(function, argument, abandon_on_cancel=True)
 
 
 def _regular_range(file: BinaryIO) -> FileRange | None:

@@ -377,3 +377,18 @@ async def test_idle_connections_age(autojump_clock: trio.testing.MockClock) -> N
     assert not newer.usable
     with pytest.raises(FdfsError, match="closed"):
         await pool.borrow(peer.address)
+
+
+async def test_an_answer_right_behind_the_last_byte_is_no_early_one() -> None:
+    """The peer may have answered before the sender looks again."""
+    async with running_peer(echo) as peer:
+        connection = await connect(peer.address)
+
+        async def one_chunk_then_wait() -> AsyncIterator[bytes]:
+            yield b"x" * 100
+            await trio.sleep(0.05)
+
+        for _ in range(3):
+            source = one_chunk_then_wait()
+            assert await connection.send_stream(11, b"", source, 100) == b"x" * 100
+        connection.close()
