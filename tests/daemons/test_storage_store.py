@@ -1,0 +1,361 @@
+"""Objects on disk: names, the binlog, restarts, and what crashes leave."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+import trio
+
+from fdfs_storage import directories
+from fdfs_storage.binlog import Binlog, BinlogPosition
+from fdfs_storage.store import Store
+from fdfsfuse.core.config import ReservedSpace, StorageConfig
+from fdfsfuse.errors import StatusError
+from fdfsfuse.proto import binlog as ops
+from fdfsfuse.proto.fileid import Location, decode_name
+from tests.daemons.storage_server import make_config, open_store, run_storage
+
+
+def put(store: Store, content: bytes, *, appender: bool = False) -> Location:
+    """Store *content* as an object."""
+    now = int(time.time())
+    location = store.make_name(
+        len(content), zlib.crc32(content), now, "txt", appender=appender, path_index=0
+    )
+    store.write_at(location, content, now)
+    return location
+
+
+def read(store: Store, location: Location) -> bytes:
+    return Path(store.path(location)).read_bytes()
+
+
+def log_of(config: StorageConfig) -> Path:
+    return Path(config.base_path, "data/sync/binlog.000")
+
+
+def refused(store: Store, status: int, size: int, path: int | None) -> None:
+    with pytest.raises(StatusError) as caught:
+        store.make_name(size, 0, 0, "", path_index=path)
+    assert caught.value.errno == status
+
+
+async def test_sub_directories_are_made_once(tmp_path: Path) -> None:
+    config = make_config(tmp_path, subdirs=3)
+    (await open_store(config)).close()
+    data = tmp_path / "path1/data"
+    found = sorted(str(path.relative_to(data)) for path in data.glob("*/*"))
+    assert found == [f"0{high}/0{low}" for high in range(3) for low in range(3)]
+    os.rmdir(data / "01/01")
+    (await open_store(config)).close()
+    assert not (data / "01/01").exists()  # left alone: 00/00 and the last one are there
+    os.rmdir(data / "02/02")
+    (await open_store(config)).close()
+    assert (data / "01/01").exists()
+
+
+async def test_restart_keeps_everything(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    async with run_storage(config) as server, server.connect() as client:
+        name = await client.upload(b"content")
+        appender = await client.upload(b"begin", appender=True)
+        await client.append(appender, b"-more")
+        await client.set_metadata(name, b"a\x021")
+        gone = await client.upload(b"gone")
+        assert await client.delete(gone) == 0
+        before = server.files()
+    log = log_of(config).read_bytes()
+    async with run_storage(config) as server, server.connect() as client:
+        assert server.files() == before
+        assert await client.download(name) == b"content"
+        assert await client.download(appender) == b"begin-more"
+        assert await client.get_metadata(name) == (0, b"a\x021")
+        assert await client.delete(gone) == errno.ENOENT
+        assert log_of(config).read_bytes() == log
+        assert server.store.counters.success_upload_count == 3
+        assert server.store.counters.dist_write_file_count == 3
+
+
+async def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    store = await open_store(config)
+    put(store, b"x")
+    store.close()
+    whole = log_of(config).read_bytes()
+    log_of(config).write_bytes(whole + b"1795352879 C M00/00/0")
+    store = await open_store(config)
+    assert log_of(config).read_bytes() == whole
+    location = put(store, b"y")
+    store.close()
+    assert log_of(config).read_bytes().startswith(whole)
+    assert log_of(config).read_text().endswith(f" C {location.name}\n")
+
+
+async def test_a_torn_line_without_any_newline_is_cut_off(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    log_of(config).parent.mkdir(parents=True)
+    log_of(config).write_bytes(b"1" * 200_000)
+    (await open_store(config)).close()
+    assert log_of(config).read_bytes() == b""
+
+
+async def test_interrupted_deletion_and_truncation_are_finished(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    store = await open_store(config)
+    deleted, truncated, again = (
+        put(store, b"a"),
+        put(store, b"12345", appender=True),
+        put(store, b"b"),
+    )
+    other = put(store, b"other")
+    store.write_metadata(deleted, b"k\x02v")
+    store.close()
+    # What a crash between the binlog line and its execution leaves:
+    with log_of(config).open("a") as log:
+        log.write(f"1795352879 D {deleted.name}\n1795352879 D {deleted.name}-m\n")
+        log.write(f"1795352879 T {truncated.name} 5 2\n")
+        log.write(f"1795352879 D {again.name}\n1795352880 c {again.name}\n")
+    store = await open_store(config)
+    assert not store.exists(deleted)
+    assert store.read_metadata(deleted) is None
+    assert read(store, truncated) == b"12"
+    assert read(store, again) == b"b"
+    assert read(store, other) == b"other"
+    store.close()
+
+
+async def test_leftover_temporaries_are_removed_at_start(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    store = await open_store(config)
+    location = put(store, b"x")
+    store.close()
+    left = Path(store.data_directory(0), f"{directories.TEMPORARY_PREFIX}77-1")
+    left.write_bytes(b"half an upload")
+    store = await open_store(config)
+    assert not left.exists()
+    assert store.exists(location)
+    store.close()
+
+
+@pytest.mark.parametrize("unnamed", [True, False])
+async def test_an_uncommitted_file_leaves_nothing(tmp_path: Path, unnamed: bool) -> None:
+    store = await open_store(make_config(tmp_path))
+    store._unnamed = [unnamed, unnamed]  # False: a file system without O_TMPFILE
+    new = store.open_new(0, 3)
+    new.write(b"abc")
+    new.close()
+    assert [path for path in (tmp_path / "path0").rglob("*") if path.is_file()] == []
+    new = store.open_new(0, 3)
+    new.write(b"abc")
+    location = store.commit(new, 3, zlib.crc32(b"abc"), "txt")
+    new.close()
+    files = [path for path in (tmp_path / "path0").rglob("*") if path.is_file()]
+    assert files == [Path(store.path(location))]
+    store.close()
+
+
+async def test_names_are_never_given_twice(tmp_path: Path) -> None:
+    config = make_config(tmp_path, paths=1)
+    (await open_store(config)).close()
+
+    class FewBits(random.Random):
+        def getrandbits(self, bits: int, /) -> int:
+            return super().getrandbits(2)
+
+    store = Store(
+        Path(config.base_path),
+        config.store_paths,
+        subdir_count=4,
+        distribute_by_hash=False,
+        rotate_count=100,
+        rng=FewBits(1),
+    )
+    store.configure("127.0.0.11", ReservedSpace(1))
+    names: list[str] = []
+    status = 0
+    while not status:
+        try:
+            names.append(store.make_name(1, 2, 3, "", path_index=0).name)
+        except StatusError as exc:
+            status = exc.errno or 0
+    assert status == errno.EBUSY
+    assert 1 < len(set(names)) == len(names) <= 16
+    store.close()
+
+
+async def test_directories_take_turns(tmp_path: Path) -> None:
+    config = make_config(tmp_path, subdirs=2, rotate_count=2)
+    store = await open_store(config)
+    places = []
+    for _ in range(6):
+        location = store.make_name(1, 2, 3, "", path_index=0)
+        places.append((location.high, location.low))
+    assert places == [(0, 0), (0, 0), (0, 1), (0, 1), (1, 0), (1, 0)]
+    store.close()
+    store = await open_store(config)
+    location = store.make_name(1, 2, 3, "", path_index=0)
+    assert (location.high, location.low) == (1, 1)
+    store.close()
+
+
+def test_hash_mode_uses_the_pjw_hash() -> None:
+    # "printf" by hand: the 32-bit PJW (ELF) hash is 0x077905a6.
+    assert directories.next_directory_by_hash("printf", 256) == (0x05, 0xA6)
+    assert directories.next_directory_by_hash("printf", 16) == (0x05, 0x06)
+
+
+async def test_store_paths_are_chosen(tmp_path: Path) -> None:
+    store = await open_store(make_config(tmp_path, paths=3, readonly=(1,)))
+    chosen = [store.make_name(1, 2, 3, "").path_index for _ in range(4)]
+    assert set(chosen) == {0, 2}
+    assert store.make_name(1, 2, 3, "", path_index=2).path_index == 2
+    assert store.make_name(1, 2, 3, "", path_index=1).path_index != 1
+    store.close()
+
+
+async def test_reserved_space_is_kept_free(tmp_path: Path) -> None:
+    store = await open_store(make_config(tmp_path))
+    free_mb = store.space()[0].free_mb
+    total_mb = store.space()[0].total_mb
+    refused(store, errno.ENOSPC, (free_mb + 1) << 20, 0)
+    store.configure("127.0.0.11", ReservedSpace(total_mb * 2))
+    refused(store, errno.ENOSPC, 1, None)
+    store.configure("127.0.0.11", ReservedSpace(0, 0.9999999))
+    refused(store, errno.ENOSPC, 1, 0)
+    space = store.total_space()
+    assert space.available_bytes == 0
+    assert space.free_bytes <= space.total_bytes == total_mb << 20
+    store.close()
+
+
+async def test_observers_hear_of_every_change(tmp_path: Path) -> None:
+    store = await open_store(make_config(tmp_path))
+    heard: list[tuple[str, str]] = []
+    store.observers.append(lambda op, location: heard.append((op, location.name)))
+    location = put(store, b"begin", appender=True)
+    name = location.name
+    store.pwrite(location, 5, b"-more")
+    store.pwrite(location, 0, b"B")
+    store.truncate(location, 3)
+    store.truncate(location, 3)
+    store.write_metadata(location, b"a\x021")
+    store.write_metadata(location, b"a\x022")
+    store.delete(location)
+    assert heard == [
+        ("C", name),
+        ("A", name),
+        ("M", name),
+        ("T", name),
+        ("C", f"{name}-m"),
+        ("U", f"{name}-m"),
+        ("D", name),
+        ("D", f"{name}-m"),
+    ]
+    store.close()
+
+
+async def test_copy_makes_an_independent_object(tmp_path: Path) -> None:
+    store = await open_store(make_config(tmp_path))
+    content = random.Random(1).randbytes(3_000_000)
+    source = put(store, content)
+    target = store.make_name(0, 0, int(time.time()), "txt", appender=True, path_index=1)
+    assert await store.copy(source, target) == len(content)
+    store.pwrite(target, 0, b"changed")
+    assert read(store, source) == content
+    assert read(store, target) == b"changed" + content[7:]
+    await store.sync_file(target)
+    missing = Location(0, 0, 0, "missing")
+    with pytest.raises(StatusError) as caught:
+        await store.copy(missing, store.make_name(0, 0, 0, ""))
+    assert caught.value.errno == errno.ENOENT
+    store.close()
+
+
+async def test_large_files_are_unlinked_in_the_background(tmp_path: Path) -> None:
+    async with run_storage(make_config(tmp_path)) as server, server.connect() as client:
+        name = await client.upload(bytes(17 << 20))
+        assert await client.delete(name) == 0
+        with trio.fail_after(10):
+            while server.files():  # noqa: ASYNC110 - nothing to wait on
+                await trio.sleep(0.01)
+
+
+async def test_slave_stored_as_a_link_takes_its_target_along(tmp_path: Path) -> None:
+    async with run_storage(make_config(tmp_path)) as server, server.connect() as client:
+        target = await client.upload(b"target")
+        outside = tmp_path / "outside"
+        outside.write_bytes(b"stays")
+        for goal in (Path(server.store.path(server.store.locate(target))), outside):
+            slave = target[:-4] + "_slave_of_it.txt"
+            os.symlink(goal, server.store.path(server.store.locate(slave)))
+            assert await client.delete(slave) == 0
+        assert server.files() == []
+        assert outside.read_bytes() == b"stays"
+
+
+async def test_mtime_of_the_file_is_the_time_in_its_name(tmp_path: Path) -> None:
+    store = await open_store(make_config(tmp_path))
+    location = store.make_name(1, 2, 1_500_000_000, "")
+    store.write_at(location, b"x", 1_500_000_000)
+    assert store.stat(location).st_mtime == decode_name(location.name).timestamp
+    store.close()
+
+
+class TestBinlog:
+    """disk.md section 5."""
+
+    def test_records_are_read_from_a_position(self, tmp_path: Path) -> None:
+        binlog = Binlog.open(tmp_path)
+        positions = []
+        for number in range(5):
+            positions.append(binlog.position)
+            binlog.append(f"{number} C M00/00/00/file{number}\n".encode())
+        found = list(binlog.read(positions[3]))
+        assert [record.name[-1] for record, _ in found] == ["3", "4"]
+        assert found[-1][1] == binlog.position
+        assert list(binlog.read(binlog.position)) == []
+        binlog.close()
+
+    def test_malformed_lines_of_a_c_server_are_skipped(self, tmp_path: Path) -> None:
+        binlog = Binlog.open(tmp_path)
+        binlog.append(b"1 L  M00/00/00/target\n2 l \n3 C M00/00/00/file\n")
+        assert [record.timestamp for record, _ in binlog.read(BinlogPosition(0, 0))] == [3]
+        binlog.close()
+
+    def test_the_next_file_is_begun(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fdfs_storage.binlog.FILE_SIZE_MAX", 100)
+        binlog = Binlog.open(tmp_path)
+        line = b"1795352879 C M00/00/00/file\n"
+        for _ in range(5):
+            binlog.append(line)
+        directory = tmp_path / "data/sync"
+        assert (directory / "binlog.000").read_bytes() == line * 4
+        assert (directory / "binlog.001").read_bytes() == line
+        index = (directory / "binlog_index.dat").read_text()
+        assert index == "current_write=1\ncurrent_compress=0\n"
+        assert len(list(binlog.read(BinlogPosition(0, 0)))) == 5
+        binlog.close()
+        again = Binlog.open(tmp_path)
+        assert again.position == BinlogPosition(1, len(line))
+        again.close()
+
+    def test_what_cannot_be_written_leaves_no_part(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        binlog = Binlog.open(tmp_path)
+        binlog.append(b"1 C M00/00/00/file\n")
+        real = os.write
+        monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:5]))
+        with pytest.raises(OSError, match="no space"):
+            binlog.append(b"2 C M00/00/00/file\n")
+        monkeypatch.undo()
+        binlog.append(b"3 C M00/00/00/file\n")
+        assert [record.timestamp for record in binlog.tail()] == [1, 3]
+        assert all(record.op == ops.CREATE for record in binlog.tail())
+        binlog.close()
