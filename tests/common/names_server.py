@@ -71,10 +71,8 @@ class NamesServer:
 
 
 @asynccontextmanager
-async def names_server(
-    base: Path, *, port: int = 0, **changes: Any
-) -> AsyncIterator[NamesServer]:
-    """Run a storage on *base*; leaving stops it cleanly, cancelling as a crash of the loop would."""
+async def names_server(base: Path, *, port: int = 0, **changes: Any) -> AsyncIterator[NamesServer]:
+    """Run a storage on *base* until the block is left."""
     config = storage_config(base, **changes)
     store = await open_store(config)
     names = await Names.open(config, store, OWN_ID)
