@@ -14,7 +14,8 @@ What the user sees of it:
 
 Shared state: everything lives in one trio event loop and changes only between awaits. ``_calls``
 holds what has no answer yet, in the order of the ids; whoever takes an entry out of it decides its
-outcome. ``_socket`` is set while requests can be sent; only `_serve` closes it.
+outcome. ``_socket`` is set while requests can be sent; only `_serve` closes it. Who reads from it
+is decided by `fdfsfuse.client.turns`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from trio.lowlevel import Abort, ParkingLot, Task, wait_readable, wait_writable
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect
+from fdfsfuse.client.frames import FrameReader
+from fdfsfuse.client.turns import Turns
 from fdfsfuse.client.views import Candidate, Finder, Found, find_primary
 from fdfsfuse.errors import (
     ConnectionBroken,
@@ -68,29 +71,31 @@ OUTSTANDING_MAX = 64 << 20
 HOLDS_PER_REQUEST = 50_000
 
 _JOIN_MAX = 32 << 10
-_READ_SIZE = 64 << 10
-_READS_BEFORE_YIELD = 16
 _FRAME = names.FRAME_IDS
 _FRAME_HEAD = HEADER_SIZE + _FRAME.size
 
 
 class _Call:
-    """A request without an answer. ``task`` waits for it (None: nobody does).
+    """A request without an answer.
 
-    ``sends`` counts the connections that it was written to.
+    ``wanted`` tells whether anybody waits for it; that is ``task`` unless the caller reads from the
+    socket itself. ``sends`` counts the connections that it was written to.
     """
 
-    __slots__ = ("body", "deadline", "kind", "sends", "sent_at", "task")
+    __slots__ = ("body", "deadline", "kind", "result", "sends", "sent_at", "task", "wanted")
 
-    def __init__(self, kind: type, body: bytes, deadline: float, task: Task | None) -> None:
+    def __init__(self, kind: type, body: bytes, deadline: float, wanted: bool) -> None:
         self.kind = kind
         self.body = body
         self.deadline = deadline
-        self.task = task
+        self.wanted = wanted
+        self.task: Task | None = None
+        self.result: outcome.Outcome[Any] | None = None
         self.sends = 0
         self.sent_at = 0.0
 
     def finish(self, value: outcome.Outcome[Any]) -> None:
+        self.result = value
         task, self.task = self.task, None
         if task is not None:
             trio.lowlevel.reschedule(task, value)
@@ -163,6 +168,7 @@ class NamesSession:
         self._room = ParkingLot()
         self._socket: socket.socket | None = None
         self._backlog: deque[memoryview] = deque()
+        self._turns: Turns | None = None
         self._draining = False
         self._nursery: trio.Nursery | None = None
         self._timer = trio.CancelScope()
@@ -185,6 +191,11 @@ class NamesSession:
         """
         while not self.connected:
             self._check_open()
+            await self._state_changed.park()
+
+    async def wait_disconnected(self) -> None:
+        """Wait until requests are no longer answered, as long as this lasts."""
+        while self.connected:
             await self._state_changed.park()
 
     # --- calls -----------------------------------------------------------------------------------
@@ -256,18 +267,27 @@ class NamesSession:
         self._check_open()
         if self._outstanding + len(body) > OUTSTANDING_MAX:
             await self._wait_room(len(body), deadline)
-        call = _Call(type(request), body, deadline, trio.lowlevel.current_task())
+        call = _Call(type(request), body, deadline, True)
         number = self._add(call)
         if deadline < self._timer.deadline:
             self._timer.deadline = deadline
-
-        def abort(_: object) -> Abort:
-            call.task = None
-            if self._calls.get(number) is call:
+        try:
+            turns = self._turns
+            if turns is not None and len(self._calls) == 1 and turns.free:
+                await turns.lead(call, self._others_wait)
+                if call.result is not None:
+                    return call.result.unwrap()
+            call.task = trio.lowlevel.current_task()
+            return await trio.lowlevel.wait_task_rescheduled(_forget)
+        except trio.Cancelled:
+            call.wanted, call.task = False, None
+            # Under another number after a session was lost.
+            for number in [n for n, c in self._calls.items() if c is call]:
                 self._remove(number)
-            return Abort.SUCCEEDED
+            raise
 
-        return await trio.lowlevel.wait_task_rescheduled(abort)
+    def _others_wait(self) -> bool:
+        return bool(self._calls)
 
     def _check_open(self) -> None:
         if self._no_names:
@@ -341,7 +361,10 @@ class NamesSession:
         backlog = self._backlog
         try:
             while backlog and self._socket is sock:
-                await wait_writable(sock)
+                try:
+                    await wait_writable(sock)
+                except trio.ClosedResourceError:
+                    continue  # closed, or somebody who reads was woken
                 if self._socket is not sock:
                     break
                 view = backlog[0]
@@ -353,7 +376,7 @@ class NamesSession:
                     backlog.popleft()
                 else:
                     backlog[0] = view[sent:]
-        except (OSError, trio.ClosedResourceError):
+        except OSError:
             if self._socket is sock:
                 self._disconnect()
         self._draining = False
@@ -372,43 +395,6 @@ class NamesSession:
                 pass  # the peer has reset it already; the reader is woken by that
 
     # --- receiving -------------------------------------------------------------------------------
-
-    async def _read_frames(self, sock: socket.socket, data: bytes) -> None:
-        """Dispatch frames until the connection breaks; *data* was received already.
-
-        Raises:
-            ConnectionBroken, ProtocolError: always one of them.
-        """
-        reads = 0
-        while True:
-            position, end = 0, len(data)
-            while end - position >= HEADER_SIZE:
-                length = int.from_bytes(data[position : position + 8], "big")
-                if length > names.FRAME_MAX:
-                    raise ProtocolError(f"the names primary sent a frame of {length} bytes")
-                start = position + HEADER_SIZE
-                position = start + length
-                if position <= end:
-                    frame: bytes | bytearray = data[start:position]
-                else:
-                    frame = await _receive_rest(sock, data[start:], length)
-                self._dispatch(data[start - 2], data[start - 1], frame)
-            data = data[position:]
-            try:
-                more = sock.recv(_READ_SIZE)
-            except BlockingIOError:
-                reads = 0
-                await wait_readable(sock)
-                continue
-            except OSError as exc:
-                raise ConnectionBroken(f"the connection broke: {exc.strerror}") from exc
-            if not more:
-                raise ConnectionBroken("the names primary closed the connection")
-            data = data + more if data else more
-            reads += 1
-            if reads >= _READS_BEFORE_YIELD:
-                reads = 0
-                await trio.lowlevel.checkpoint()
 
     def _dispatch(self, command: int, status: int, frame: bytes | bytearray) -> None:
         if len(frame) < 8:
@@ -434,7 +420,7 @@ class NamesSession:
         self._answered = True
         self._last_received = boottime()
         self.lease_until = max(self.lease_until, call.sent_at + self.lease_s)
-        if call.task is None:
+        if not call.wanted:
             return
         if status:
             call.finish(outcome.Error(StatusError(status)))
@@ -563,32 +549,35 @@ class NamesSession:
 
     async def _serve(self, sock: socket.socket) -> None:
         """Use a connection whose session is open until it breaks."""
+        turns = Turns(sock, FrameReader(sock, self._dispatch).receive_nowait)
         try:
             self._last_received = boottime()
             self._keep_alive = None
+            self._turns = turns
             self._socket = sock
             self._no_names = ""
             self.problem = ""
             self._resend()
             self._state_changed.unpark_all()
             self._timer.deadline = min(self._timer.deadline, trio.current_time())
-            await self._read_frames(sock, b"")
+            await turns.read_in_background()
         finally:
-            self._socket = None
+            self._socket = self._turns = None
             self._backlog.clear()
-            trio.lowlevel.notify_closing(sock)
+            turns.close(ConnectionBroken("the connection was closed"))
             sock.close()
+            self._state_changed.unpark_all()
 
     def _resend(self) -> None:
         """First the holds, then, in the order of their ids, all calls without an answer."""
-        waiting = [(n, c) for n, c in self._calls.items() if c.task is not None]
+        waiting = [(n, c) for n, c in self._calls.items() if c.wanted]
         for number, call in list(self._calls.items()):
-            if call.task is None:
+            if not call.wanted:
                 self._remove(number)
         held = list(self._holds())
         for start in range(0, len(held), HOLDS_PER_REQUEST):
             body = names.encode(names.Holds(held[start : start + HOLDS_PER_REQUEST], []))
-            self._add(_Call(names.Holds, body, math.inf, None))
+            self._add(_Call(names.Holds, body, math.inf, False))
         for number, call in waiting:
             if self._socket is None:
                 return  # broken again already
@@ -601,7 +590,7 @@ class NamesSession:
         self.lease_until = 0.0
         if self._on_session_lost is not None:
             await self._on_session_lost()
-        calls = [call for call in self._calls.values() if call.task is not None]
+        calls = [call for call in self._calls.values() if call.wanted]
         self._calls.clear()
         self._outstanding = 0
         self._next_id = 1
@@ -649,6 +638,8 @@ class NamesSession:
             call = self._remove(number)
             if call is not None:
                 call.finish(outcome.Error(DeadlineExceeded(self._too_late())))
+                if self._turns is not None:
+                    self._turns.look_again(call)
 
     def _tend_lease(self) -> None:
         """KeepAlive at a third of the lease without answers; break a connection gone silent."""
@@ -658,7 +649,7 @@ class NamesSession:
         if silent_s < self.lease_s / 3:
             return
         if self._keep_alive is None or self._keep_alive not in self._calls.values():
-            call = _Call(names.KeepAlive, names.encode(names.KeepAlive()), math.inf, None)
+            call = _Call(names.KeepAlive, names.encode(names.KeepAlive()), math.inf, False)
             self._keep_alive = call
             self._add(call)
         elif silent_s > self.lease_s * 0.9:
@@ -681,6 +672,10 @@ class NamesSession:
             call = self._remove(number)
             if call is not None:
                 call.finish(outcome.Error(UsageError("the names session was closed")))
+
+
+def _forget(_: object) -> Abort:
+    return Abort.SUCCEEDED
 
 
 _CHANGES = frozenset(names.CHANGES)

@@ -26,6 +26,7 @@ class PeerConnection:
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
         self._rest = b""
+        self._sending = trio.Lock()
 
     async def receive_exactly(self, count: int) -> bytes:
         """*count* bytes; raises EOFError when the connection ends before."""
@@ -44,7 +45,8 @@ class PeerConnection:
         return Request(header.command, header.status, body)
 
     async def send(self, data: bytes) -> None:
-        await self.stream.send_all(data)
+        async with self._sending:
+            await self.stream.send_all(data)
 
     async def answer(self, body: bytes = b"", status: int = 0) -> None:
         await self.send(pack_response(body, status))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -388,3 +389,54 @@ async def test_the_blocks_own_error_comes_through_bare() -> None:
 async def _raise_inside(find: Callable[[], Any]) -> None:
     async with open_session(find, client="test"):
         raise KeyError("mine")
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_every_call_gets_its_own_answer_whatever_breaks(seed: int) -> None:
+    """Lone and concurrent calls, cancelled ones, and connections that break at any moment."""
+    chance = random.Random(seed)
+    peer = NamesPeer()
+    peer.respond = lambda r: replace(ATTR, ino=getattr(r.request, "parent", 0))
+    answered = 0
+
+    async def caller(session: NamesSession, number: int) -> None:
+        nonlocal answered
+        for step in range(40):
+            parent = number * 1000 + step + 2
+            with trio.move_on_after(chance.choice([0.0005, 60, 60, 60])) as scope:
+                attr = await session.call(names.Lookup(parent, b"x"))
+                assert attr.ino == parent
+                answered += 1
+            assert scope.cancelled_caught or attr.ino == parent
+            if chance.random() < 0.3:
+                await trio.sleep(chance.uniform(0, 0.01))
+
+    async def breaker() -> None:
+        while True:
+            await trio.sleep(chance.uniform(0.005, 0.03))
+            if peer.connections:
+                await peer.disconnect()
+
+    async with session_with(peer) as session:
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(breaker)
+                for callers in (1, 5):
+                    async with trio.open_nursery() as calling:
+                        for number in range(callers):
+                            calling.start_soon(caller, session, number)
+                nursery.cancel_scope.cancel()
+            assert answered > 100
+            assert await session.call(names.Lookup(7, b"x")) == replace(ATTR, ino=7)
+
+
+async def test_a_push_between_lone_calls_is_read() -> None:
+    peer = NamesPeer()
+    pushed: list[names.Push] = []
+    async with session_with(peer, on_push=pushed.append) as session:
+        await session.call(LOOKUP)
+        await session.call(LOOKUP)
+        await peer.push(names.NotPrimaryAnyMore())
+        await wait_until(lambda: len(peer.opened) == 2)
+        assert pushed == [names.NotPrimaryAnyMore()]
+        assert await session.call(GETATTR) == ATTR

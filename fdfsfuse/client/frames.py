@@ -1,0 +1,79 @@
+"""Taking the frames of a names session out of a socket, without ever waiting."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from fdfsfuse.errors import ConnectionBroken, ProtocolError
+from fdfsfuse.proto.header import HEADER_SIZE
+from fdfsfuse.proto.names import FRAME_MAX
+
+_READ_SIZE = 64 << 10
+
+
+class FrameReader:
+    """Receives from *sock* and calls ``dispatch(command, status, body)`` for each frame.
+
+    It keeps what has arrived of an incomplete frame, so that any task may go on with it. The body
+    of a frame that does not fit one read is received in its place, without further copies.
+    """
+
+    __slots__ = ("_dispatch", "_filled", "_head", "_large", "_rest", "_sock")
+
+    def __init__(
+        self, sock: socket.socket, dispatch: Callable[[int, int, bytes | bytearray], None]
+    ) -> None:
+        self._sock = sock
+        self._dispatch = dispatch
+        self._rest = b""
+        self._large: bytearray | None = None
+        self._filled = 0
+        self._head = (0, 0)
+
+    def receive_nowait(self) -> None:
+        """Receive once and dispatch what is complete.
+
+        Raises:
+            BlockingIOError: nothing has arrived.
+            ConnectionBroken, ProtocolError: the connection cannot be used on.
+        """
+        try:
+            if self._large is not None:
+                self._receive_large(self._large)
+                return
+            data = self._sock.recv(_READ_SIZE)
+        except BlockingIOError:
+            raise
+        except OSError as exc:
+            raise ConnectionBroken(f"the connection broke: {exc.strerror}") from exc
+        if not data:
+            raise ConnectionBroken("the names primary closed the connection")
+        self._split(self._rest + data if self._rest else data)
+
+    def _split(self, data: bytes) -> None:
+        position, end = 0, len(data)
+        self._rest = b""
+        while end - position >= HEADER_SIZE:
+            length = int.from_bytes(data[position : position + 8], "big")
+            if length > FRAME_MAX:
+                raise ProtocolError(f"the names primary sent a frame of {length} bytes")
+            start = position + HEADER_SIZE
+            position = start + length
+            if position > end:
+                self._large = bytearray(length)
+                self._filled = end - start
+                self._large[: self._filled] = data[start:]
+                self._head = (data[start - 2], data[start - 1])
+                return
+            self._dispatch(data[start - 2], data[start - 1], data[start:position])
+        self._rest = data[position:]
+
+    def _receive_large(self, large: bytearray) -> None:
+        got = self._sock.recv_into(memoryview(large)[self._filled :])
+        if not got:
+            raise ConnectionBroken("the names primary closed the connection")
+        self._filled += got
+        if self._filled == len(large):
+            self._large = None
+            self._dispatch(*self._head, large)
