@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
+from msgspec.structs import replace
 
 from fdfsfuse.errors import FdfsError
 from fdfsfuse.proto.names import Attr
@@ -53,6 +54,19 @@ class AttrMemory:
         """Attributes that came after *moment* (time.monotonic)."""
         found = self._attrs.get(number)
         return found[1] if found is not None and found[0] > moment else None
+
+    def directory_changed(self, number: int, now_ns: int, links: int) -> None:
+        """An own change in a directory: its times, and *links* more or less subdirectories.
+
+        The kernel asks for the attributes after each change, to check permissions.
+        """
+        found = self._attrs.get(number)
+        if found is not None:
+            at, attr = found
+            nlink = attr.nlink + links
+            attr = replace(attr, mtime_ns=now_ns, ctime_ns=now_ns, nlink=nlink)
+            # Not through __setitem__: it is not newer than it was.
+            dict.__setitem__(self._attrs, number, (at, attr))
 
     def drop(self, number: int) -> None:
         """Forget the attributes."""

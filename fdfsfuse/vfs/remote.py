@@ -7,7 +7,7 @@ the mount's timeout has passed: reading, and writing bytes at an offset, may be 
 from __future__ import annotations
 
 import struct
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import trio
@@ -29,6 +29,13 @@ _RETRY_S = 0.2
 _CONNECTED_POLL_S = 0.5
 _HEAD_LENGTH = struct.Struct(">I")
 _INFO_MAX = 128
+_JOIN_BELOW = 256 << 10
+"""Pieces of a write that are smaller on average are copied together."""
+
+
+async def _pieces(data: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for piece in data:
+        yield piece
 
 
 class RemoteBackend:
@@ -90,10 +97,12 @@ class RemoteBackend:
     async def write_object(self, head: names.WriteObject, data: Sequence[bytes]) -> None:
         encoded = names.encode(head)
         front = _HEAD_LENGTH.pack(len(encoded)) + encoded
-        body = data[0] if len(data) == 1 else b"".join(data)
+        joined = head.length < _JOIN_BELOW * len(data) or len(data) == 1
+        body = b"".join(data) if joined else b""
 
         async def exchange(connection: Connection) -> None:
-            await connection.command_stream(names.WRITE_OBJECT, front, body, len(body))
+            source = body if joined else _pieces(data)
+            await connection.command_stream(names.WRITE_OBJECT, front, source, head.length)
 
         await self._exchange(exchange)
 

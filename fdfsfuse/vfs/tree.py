@@ -181,7 +181,7 @@ class Tree:
         now = time.time_ns()
         request = names.Create(ino, name, mode, owner.uid, owner.gid, now, rdev, target)
         attr: Attr = await volume.call(request)
-        self._context.attrs.drop(parent)
+        self._context.attrs.directory_changed(parent, now, int(stat.S_ISDIR(mode)))
         return self._entry(volume, attr)
 
     async def remove(self, parent: int, name: bytes, *, directory: bool) -> None:
@@ -194,9 +194,10 @@ class Tree:
         volume, ino = self._parent(parent)
         if ino == names.ROOT_INO and store_path_of(name) is not None:
             raise TreeError(errno.EPERM)
-        attr: Attr = await volume.call(names.Remove(ino, name, directory, time.time_ns()))
+        now = time.time_ns()
+        attr: Attr = await volume.call(names.Remove(ino, name, directory, now))
         self._directories.removed(parent, name)
-        self._context.attrs.drop(parent)
+        self._context.attrs.directory_changed(parent, now, -int(directory))
         self._entry(volume, attr)
 
     async def link(self, number: int, parent: int, name: bytes) -> Entry:
@@ -207,8 +208,9 @@ class Tree:
         _, parent_ino = self._parent(parent)
         if file_id:
             return await self._adopt(volume, file_id, parent, name, replace=False)
-        attr: Attr = await volume.call(names.Link(ino, parent_ino, name, time.time_ns()))
-        self._context.attrs.drop(parent)
+        now = time.time_ns()
+        attr: Attr = await volume.call(names.Link(ino, parent_ino, name, now))
+        self._context.attrs.directory_changed(parent, now, 0)
         return self._entry(volume, attr)
 
     async def rename(
@@ -262,7 +264,11 @@ class Tree:
 
     def _renamed(self, volume: Volume, answer: names.Renamed, *parents: int) -> Entry:
         for parent in parents:
-            self._context.attrs.drop(parent)
+            # A directory that moves or is replaced changes link counts: ask when it was one.
+            if stat.S_ISDIR(answer.moved.mode):
+                self._context.attrs.drop(parent)
+            else:
+                self._context.attrs.directory_changed(parent, answer.moved.ctime_ns, 0)
         if answer.replaced is not None:
             self._entry(volume, answer.replaced)
         return self._entry(volume, answer.moved)
