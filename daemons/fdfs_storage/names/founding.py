@@ -39,7 +39,8 @@ def found(directory: Path, own_id: str, volume_id: str, now_ns: int) -> None:
     view_file.write(new, StoredView(View(1, own_id, (own_id,)), volume_id))
     db = schema.connect(str(new / DATABASE))
     try:
-        schema.create(db, volume_id, now_ns)
+        # Who runs the storage may use it: a user who tries it out has no root to chown it.
+        schema.create(db, volume_id, now_ns, (os.geteuid(), os.getegid()))
     finally:
         db.close()  # the last connection moves the WAL into the database and syncs it
     fd = os.open(new / DATABASE, os.O_RDONLY)

@@ -133,15 +133,17 @@ def connect(path: str) -> sqlite3.Connection:
     return db
 
 
-def create(db: sqlite3.Connection, volume_id: str, now_ns: int) -> None:
-    """Make the tables of an empty tree."""
+def create(
+    db: sqlite3.Connection, volume_id: str, now_ns: int, owner: tuple[int, int] = (0, 0)
+) -> None:
+    """Make the tables of an empty tree, whose root belongs to *owner* (uid, gid)."""
     db.executescript("BEGIN;" + TABLES + "COMMIT;")
     db.execute("BEGIN")
     db.execute(
         "INSERT INTO meta VALUES (1, ?, ?, 0, 0, ?, 1)", (SCHEMA_VERSION, volume_id, ROOT_INO + 1)
     )
     db.execute(
-        "INSERT INTO inode VALUES (?, ?, 2, 0, 0, 0, 0, ?, ?, ?, 0, NULL, x'', 0)",
-        (ROOT_INO, ROOT_MODE, now_ns, now_ns, now_ns),
+        "INSERT INTO inode VALUES (?, ?, 2, ?, ?, 0, 0, ?, ?, ?, 0, NULL, x'', 0)",
+        (ROOT_INO, ROOT_MODE, *owner, now_ns, now_ns, now_ns),
     )
     db.execute("COMMIT")
