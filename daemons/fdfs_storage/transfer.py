@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import trio
@@ -68,9 +69,10 @@ async def read_range(fd: int, offset: int, buffer: memoryview) -> int:
             return count
     except BlockingIOError:
         pass
-    except OSError:
-        if not _PAGE_CACHE_ONLY:
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP:
             raise
+        return os.preadv(fd, [buffer], offset)  # tmpfs: never waits, and so has no such flag
     return await trio.to_thread.run_sync(os.preadv, fd, [buffer], offset)
 
 
