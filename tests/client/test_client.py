@@ -1,0 +1,309 @@
+"""The client of files by id: sources and targets, failover, deadlines, what errors say."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trio
+
+import fdfsfuse
+from fdfsfuse.client.address import Address
+from fdfsfuse.client.client import Client
+from fdfsfuse.client.connection import DEAD_PEER_S
+from fdfsfuse.errors import (
+    ConnectFailed,
+    ConnectionProblem,
+    DeadlineExceeded,
+    StatusError,
+    UsageError,
+)
+from fdfsfuse.proto.fileid import FileKind
+from fdfsfuse.proto.storage import StorageCommand
+from fdfsfuse.proto.tracker import TrackerCommand
+from tests.client.cluster_peer import GROUP, MemoryStorage, MemoryTracker
+from tests.client.peers import Peer, PeerConnection, running_peer, unused_address
+
+
+class Setup(NamedTuple):
+    """A client, its tracker, and the storages in the tracker's order."""
+
+    client: Client
+    tracker: MemoryTracker
+    storages: list[MemoryStorage]
+    peers: list[Peer]
+
+
+@asynccontextmanager
+async def cluster(count: int = 1) -> AsyncIterator[Setup]:
+    """A tracker and *count* storages of one group, and a client."""
+    async with AsyncExitStack() as stack:
+        storages = [MemoryStorage() for _ in range(count)]
+        peers = [await stack.enter_async_context(running_peer(s.handle)) for s in storages]
+        tracker = MemoryTracker(*(peer.address for peer in peers))
+        running = await stack.enter_async_context(running_peer(tracker.handle))
+        client = await stack.enter_async_context(Client(running.address, timeout_s=5))
+        yield Setup(client, tracker, storages, peers)
+
+
+async def chunks(*items: bytes) -> AsyncIterator[bytes]:
+    for item in items:
+        yield item
+
+
+def test_the_package_offers_the_client() -> None:
+    assert fdfsfuse.Client is Client
+    with pytest.raises(AttributeError):
+        fdfsfuse.NoSuchThing  # noqa: B018
+
+
+async def test_uploads_from_everything(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"on disk")
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    async with cluster() as setup:
+        client, files = setup.client, setup.storages[0].files
+
+        async def stored(file_id: str) -> bytes:
+            group, _, name = file_id.partition("/")
+            assert group == GROUP
+            return files[name]
+
+        assert await stored(await client.upload(b"bytes")) == b"bytes"
+        assert await stored(await client.upload(memoryview(b"view"))) == b"view"
+        by_path = await client.upload(path)
+        assert by_path.endswith(".jpg")
+        assert await stored(by_path) == b"on disk"
+        assert await stored(await client.upload(str(path), extension="png")) == b"on disk"
+        with path.open("rb") as file:
+            file.seek(3)
+            assert await stored(await client.upload(file)) == b"disk"
+        assert await stored(await client.upload(io.BytesIO(b"memory"))) == b"memory"
+        assert await stored(await client.upload(chunks(b"a", b"bc"))) == b"abc"
+        assert await stored(await client.upload(chunks(b"a", b"bc"), size=3)) == b"abc"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, fifo.write_bytes, b"piped")
+            assert await stored(await client.upload(fifo)) == b"piped"
+        with pytest.raises(UsageError, match="directory"):
+            await client.upload(tmp_path)
+        with pytest.raises(FileNotFoundError):
+            await client.upload(tmp_path / "missing")
+        with pytest.raises(UsageError):
+            await client.upload(b"", extension="seven77")
+
+
+async def test_downloads_to_everything(tmp_path: Path) -> None:
+    async with cluster() as setup:
+        client = setup.client
+        content = os.urandom(1_500_000)
+        file_id = await client.upload(content)
+        assert await client.download(file_id) == content
+        assert await client.download(file_id, 10, 5) == content[10:15]
+        assert await client.download(file_id, 1_499_990, 100) == content[-10:]
+        assert await client.download(file_id, 2_000_000) == b""
+        target = tmp_path / "copy"
+        target.write_bytes(b"old")
+        target.chmod(0o600)
+        seen: list[int] = []
+        assert await client.download_to(file_id, target, progress=seen.append) == len(content)
+        assert target.read_bytes() == content
+        assert sum(seen) == len(content)
+        assert stat.S_IMODE(target.stat().st_mode) == 0o600
+        assert await client.download_to(file_id, target, 7, 9) == 9
+        assert target.read_bytes() == content[7:16]
+        with (tmp_path / "open").open("w+b") as file:
+            await client.download_to(file_id, file)
+            assert file.read() == content
+        async with client.open(file_id, 1_499_000) as stream:
+            received = b""
+            while data := await stream.receive_some(300):
+                received += data
+            assert received == content[1_499_000:]
+        with pytest.raises(UsageError, match="not a regular file"):
+            await client.download_to(file_id, tmp_path)
+
+
+async def test_empty_files(tmp_path: Path) -> None:
+    async with cluster() as setup:
+        file_id = await setup.client.upload(b"")
+        assert await setup.client.download(file_id) == b""
+        assert await setup.client.download_to(file_id, tmp_path / "empty") == 0
+        assert (tmp_path / "empty").read_bytes() == b""
+        async with setup.client.open(file_id) as stream:
+            assert await stream.receive_some() == b""
+
+
+async def test_a_failed_download_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    async with cluster() as setup:
+        file_id = await setup.client.upload(b"x" * 100_000)
+        setup.storages[0].break_after = 50_000
+        setup.tracker.requests.clear()
+        with pytest.raises(ConnectionProblem):
+            await setup.client.download_to(file_id, target)
+        missing = file_id[:-7] + "9999999"
+        with pytest.raises(StatusError) as info:
+            await setup.client.download_to(missing, target)
+        assert info.value.errno == errno.ENOENT
+        assert missing in str(info.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+    assert target.read_bytes() == b"old"
+
+
+async def test_another_storage_goes_on_with_a_broken_download(tmp_path: Path) -> None:
+    async with cluster(2) as setup:
+        first, second = setup.storages
+        content = os.urandom(3_000_000)
+        file_id = await setup.client.upload(content)
+        name = file_id.partition("/")[2]
+        for storage in (first, second):
+            storage.files[name] = content
+            storage.break_after = None
+            storage.requests.clear()
+        # The tracker has moved on to the second storage.
+        second.break_after = 1_000_000
+        assert await setup.client.download_to(file_id, tmp_path / "copy") == len(content)
+        assert (tmp_path / "copy").read_bytes() == content
+        assert first.requests == second.requests == [StorageCommand.DOWNLOAD]
+        second.break_after = 10
+        assert await setup.client.download(file_id) == content
+
+
+async def test_a_storage_that_lacks_the_file_is_not_the_last_word() -> None:
+    async with cluster(2) as setup:
+        file_id = await setup.client.upload(b"here")
+        assert not setup.storages[1].files
+        assert await setup.client.download(file_id) == b"here"
+        assert (await setup.client.info(file_id)).size == 4
+
+
+async def test_uploads_go_to_another_storage_when_one_is_gone() -> None:
+    async with cluster() as setup:
+        setup.tracker.storages.insert(0, await unused_address())
+        file_id = await setup.client.upload(b"content")
+        assert len(setup.storages[0].files) == 1
+        setup.tracker.storages = [await unused_address()]
+        with pytest.raises(ConnectFailed):
+            await setup.client.upload(b"content")
+        with pytest.raises(ConnectFailed):
+            await setup.client.delete(file_id)
+
+
+async def test_info_and_metadata() -> None:
+    async with cluster() as setup:
+        client = setup.client
+        file_id = await client.upload(b"hello", metadata={"width": "1024", "name": "ä"})
+        details = await client.info(file_id)
+        assert (details.kind, details.size, details.created) == (FileKind.NORMAL, 5, 7)
+        assert details.crc32 == 0x3610A686
+        assert await client.get_metadata(file_id) == {"width": "1024", "name": "ä"}
+        await client.set_metadata(file_id, {})
+        assert await client.get_metadata(file_id) == {}
+        with pytest.raises(UsageError, match="does not fit"):
+            await client.set_metadata(file_id, {"n" * 65: "v"})
+        await client.delete(file_id)
+        for attempt in (client.info, client.get_metadata, client.delete):
+            with pytest.raises(StatusError) as info:
+                await attempt(file_id)
+            assert info.value.errno == errno.ENOENT
+
+
+async def test_a_file_whose_metadata_failed_is_deleted_again() -> None:
+    async with cluster() as setup:
+        setup.storages[0].refuse = {StorageCommand.SET_METADATA: errno.ENOSPC}
+        with pytest.raises(StatusError):
+            await setup.client.upload(b"content", metadata={"a": "b"})
+        assert not setup.storages[0].files
+
+
+async def test_appenders() -> None:
+    async with cluster() as setup:
+        client = setup.client
+        file_id = await client.upload(b"one", appender=True)
+        await client.append(file_id, b"two")
+        assert await client.download(file_id) == b"onetwo"
+        assert (await client.info(file_id)).kind is FileKind.APPENDER
+        normal = await client.upload(b"fixed")
+        with pytest.raises(UsageError, match="not an appender"):
+            await client.append(normal, b"x")
+        with pytest.raises(UsageError, match="not an appender"):
+            await client.truncate(normal, 1)
+        with pytest.raises(UsageError, match="not an appender"):
+            await client.modify(normal, 0, b"x")
+
+
+async def test_what_trackers_do_not_know() -> None:
+    async with cluster() as setup:
+        file_id = await setup.client.upload(b"x")
+        setup.tracker.storages.clear()
+        with pytest.raises(ConnectionProblem, match="no storage of volume group1"):
+            await setup.client.download(file_id)
+        with pytest.raises(ConnectionProblem, match="takes uploads"):
+            await setup.client.upload(b"x")
+        with pytest.raises(StatusError, match="no volume group9") as info:
+            await setup.client.upload(b"x", group="group9")
+        assert info.value.errno == errno.ENOENT
+        with pytest.raises(UsageError):
+            await setup.client.info("nonsense")
+
+
+async def test_trackers_are_tried_in_turn() -> None:
+    async with cluster() as setup:
+        healthy = setup.client.tracker.trackers[0]
+        async with running_peer(MemoryTracker().handle) as ignorant:
+            trackers: list[str | Address] = [await unused_address(), str(ignorant.address), healthy]
+            async with Client(trackers) as client:
+                await client.upload(b"x")
+                await client.upload(b"y")
+                # The one that worked is asked first from then on.
+                assert ignorant.connections == 1
+            async with Client([await unused_address(), await unused_address()]) as client:
+                with pytest.raises(ConnectionProblem, match="no tracker answers"):
+                    await client.upload(b"x")
+
+
+async def test_deadlines_are_about_progress() -> None:
+    async def silent(connection: PeerConnection) -> None:
+        await connection.receive()
+        await trio.sleep_forever()
+
+    async def slow(connection: PeerConnection) -> None:
+        await connection.receive()
+        await connection.send((1200).to_bytes(8, "big") + b"\x64\0")
+        for _ in range(12):
+            await trio.sleep(0.05)
+            await connection.send(b"x" * 100)
+
+    file_id = f"{GROUP}/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt"
+    async with running_peer(silent) as storage:
+        tracker = MemoryTracker(storage.address)
+        async with running_peer(tracker.handle) as running, Client(running.address) as client:
+            with pytest.raises(DeadlineExceeded):
+                await client.info(file_id, timeout_s=0.1)
+            storage.handler = slow
+            with trio.fail_after(DEAD_PEER_S):
+                async with client.open(file_id) as stream:
+                    received = 0
+                    while data := await stream.receive_some():
+                        received += len(data)
+            assert received == 1200
+
+
+async def test_listings() -> None:
+    async with cluster(2) as setup:
+        groups = await setup.client.tracker.list_groups()
+        assert [stat.group for stat in groups] == [GROUP]
+        storages = await setup.client.tracker.list_storages(GROUP)
+        assert [stat.storage_id for stat in storages] == ["s0", "s1"]
+        candidates = await setup.client.tracker.find_candidates(GROUP)
+        assert [c.address for c in candidates] == [peer.address for peer in setup.peers]
+        assert setup.tracker.requests.count(TrackerCommand.LIST_STORAGES) == 2
