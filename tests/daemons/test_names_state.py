@@ -1,0 +1,416 @@
+"""The state machine against a plain model of a POSIX tree, with its invariants and its answers."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from fdfs_storage.names import schema
+from fdfs_storage.names.reads import Reads
+from fdfs_storage.names.state import State
+from fdfsfuse.core.names_log import Position
+from fdfsfuse.errors import StatusError
+from fdfsfuse.proto import names, names_record
+from fdfsfuse.proto.names import Attr, Renamed
+from fdfsfuse.proto.names_record import Change, Op
+
+ROOT = names.ROOT_INO
+NOW = 1_700_000_000_000_000_000
+FILE, DIRECTORY, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
+NAMES = st.sampled_from([b"a", b"b", b"c", b"d"])
+MODES = st.sampled_from([FILE, DIRECTORY, DIRECTORY, LINK])
+EXCHANGE, NOREPLACE = 2, 1
+
+
+def new_state() -> State:
+    db = schema.connect(":memory:")
+    schema.create(db, "0" * 32, 0)
+    return State(db)
+
+
+def apply(state: State, op: Op, *, session: int = 0, id: int = 0, done_below: int = 0) -> bytes:
+    """Apply *op* in a transaction of its own, at the next position."""
+    state.begin()
+    try:
+        change = Change(session, id, done_below, NOW, op)
+        answer = state.apply(Position(1, state.position.index + 1), change)
+    except StatusError:
+        state.rollback()
+        raise
+    state.commit()
+    return answer
+
+
+@dataclass
+class Node:
+    mode: int
+    entries: dict[bytes, int] = field(default_factory=dict)
+    object: str = ""
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+
+class Refused(Exception):
+    """The model refuses an operation."""
+
+
+class Model:
+    """A tree as POSIX describes it. Inode numbers are those that the state gave."""
+
+    def __init__(self) -> None:
+        self.nodes = {ROOT: Node(DIRECTORY)}
+
+    def links(self, ino: int) -> int:
+        node = self.nodes[ino]
+        count = sum(entry == ino for n in self.nodes.values() for entry in n.entries.values())
+        if not node.is_directory:
+            return count
+        if not count and ino != ROOT:
+            return 0
+        return 2 + sum(self.nodes[child].is_directory for child in node.entries.values())
+
+    def directory(self, ino: int) -> dict[bytes, int]:
+        if ino not in self.nodes:
+            raise Refused(errno.ESTALE)
+        if not self.nodes[ino].is_directory:
+            raise Refused(errno.ENOTDIR)
+        if not self.links(ino):
+            raise Refused(errno.ENOENT)
+        return self.nodes[ino].entries
+
+    def entry(self, parent: int, name: bytes) -> int:
+        entries = self.directory(parent)
+        if name not in entries:
+            raise Refused(errno.ENOENT)
+        return entries[name]
+
+    def check_create(self, parent: int, name: bytes) -> None:
+        if name in self.directory(parent):
+            raise Refused(errno.EEXIST)
+
+    def check_removable(self, ino: int, directory: bool) -> None:
+        node = self.nodes[ino]
+        if node.is_directory and not directory:
+            raise Refused(errno.EISDIR)
+        if directory and not node.is_directory:
+            raise Refused(errno.ENOTDIR)
+        if node.entries:
+            raise Refused(errno.ENOTEMPTY)
+
+    def is_below(self, directory: int, ino: int) -> bool:
+        if directory == ino:
+            return True
+        return any(self.is_below(directory, child) for child in self.nodes[ino].entries.values())
+
+    def remove(self, parent: int, name: bytes, directory: bool) -> None:
+        self.check_removable(self.entry(parent, name), directory)
+        del self.nodes[parent].entries[name]
+
+    def link(self, ino: int, parent: int, name: bytes) -> None:
+        if ino not in self.nodes:
+            raise Refused(errno.ESTALE)
+        if self.nodes[ino].is_directory:
+            raise Refused(errno.EPERM)
+        entries = self.directory(parent)
+        if not self.links(ino):
+            raise Refused(errno.ENOENT)
+        if name in entries:
+            raise Refused(errno.EEXIST)
+        entries[name] = ino
+
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> int | None:
+        """The inode that lost its name or was exchanged."""
+        source = self.entry(parent, name)
+        entries = self.directory(new_parent)
+        target = entries.get(new_name)
+        if flags == NOREPLACE and target is not None:
+            raise Refused(errno.EEXIST)
+        if flags == EXCHANGE and target is None:
+            raise Refused(errno.ENOENT)
+        if target == source:
+            return None
+        if self.nodes[source].is_directory and self.is_below(new_parent, source):
+            raise Refused(errno.EINVAL)
+        if flags == EXCHANGE and target is not None:
+            if self.nodes[target].is_directory and self.is_below(parent, target):
+                raise Refused(errno.EINVAL)
+            self.nodes[parent].entries[name] = target
+            entries[new_name] = source
+            return target
+        if target is not None:
+            self.check_removable(target, self.nodes[source].is_directory)
+        del self.nodes[parent].entries[name]
+        entries[new_name] = source
+        return target
+
+
+class TreeMachine(RuleBasedStateMachine):
+    """Does the same to the state and to the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = new_state()
+        self.model = Model()
+        self.number = 0
+        self.objects = 0
+        self.garbage: set[str] = set()
+
+    def teardown(self) -> None:
+        self.state.db.close()
+
+    def _ino(self, pick: int) -> int:
+        known = list(self.model.nodes)
+        return known[pick % len(known)]
+
+    def _directory(self, pick: int) -> int:
+        known = [ino for ino, node in self.model.nodes.items() if node.is_directory]
+        return known[pick % len(known)] if pick % 7 else self._ino(pick)
+
+    def _do(self, op: Op, expected: int) -> bytes | None:
+        """Apply *op*; it must be refused with *expected* (0: not at all)."""
+        before = list(self.state.db.iterdump()) if expected else []
+        if not expected:
+            return apply(self.state, op)
+        with pytest.raises(StatusError) as caught:
+            apply(self.state, op)
+        assert caught.value.errno == expected, op
+        assert list(self.state.db.iterdump()) == before
+        return None
+
+    @rule(pick=st.integers(0, 200), name=NAMES, mode=MODES)
+    def create(self, pick: int, name: bytes, mode: int) -> None:
+        parent = self._directory(pick)
+        target = b"t" if mode == LINK else b""
+        expected = 0
+        try:
+            self.model.check_create(parent, name)
+        except Refused as exc:
+            expected = exc.args[0]
+        answer = self._do(names.Create(parent, name, mode, 1, 1, NOW, 0, target), expected)
+        if answer is not None:
+            attr = names.decode_answer(names.Create, answer)
+            assert isinstance(attr, Attr)
+            assert attr.ino not in self.model.nodes
+            self.model.nodes[attr.ino] = Node(mode)
+            self.model.nodes[parent].entries[name] = attr.ino
+
+    @rule(pick=st.integers(0, 200), name=NAMES, directory=st.booleans())
+    def remove(self, pick: int, name: bytes, directory: bool) -> None:
+        parent = self._directory(pick)
+        expected = 0
+        try:
+            self.model.remove(parent, name, directory)
+        except Refused as exc:
+            expected = exc.args[0]
+        self._do(names.Remove(parent, name, directory, NOW), expected)
+
+    @rule(pick=st.integers(0, 200), linked=st.integers(0, 200), name=NAMES)
+    def link(self, pick: int, linked: int, name: bytes) -> None:
+        ino, parent = self._ino(linked), self._directory(pick)
+        expected = 0
+        try:
+            self.model.link(ino, parent, name)
+        except Refused as exc:
+            expected = exc.args[0]
+        self._do(names.Link(ino, parent, name, NOW), expected)
+
+    @rule(
+        pick=st.integers(0, 200),
+        name=NAMES,
+        new_pick=st.integers(0, 200),
+        new_name=NAMES,
+        flags=st.sampled_from([0, 0, NOREPLACE, EXCHANGE]),
+    )
+    def rename(self, pick: int, name: bytes, new_pick: int, new_name: bytes, flags: int) -> None:
+        parent, new_parent = self._directory(pick), self._directory(new_pick)
+        expected, other = 0, None
+        try:
+            other = self.model.rename(parent, name, new_parent, new_name, flags)
+        except Refused as exc:
+            expected = exc.args[0]
+        answer = self._do(names.Rename(parent, name, new_parent, new_name, flags, NOW), expected)
+        if answer is not None:
+            renamed = names.decode_answer(names.Rename, answer)
+            assert isinstance(renamed, Renamed)
+            assert (renamed.replaced.ino if renamed.replaced else None) == other
+
+    @rule(pick=st.integers(0, 200), empty=st.booleans())
+    def put_content(self, pick: int, empty: bool) -> None:
+        ino = self._ino(pick)
+        node = self.model.nodes[ino]
+        expected = 0
+        if not stat.S_ISREG(node.mode):
+            expected = errno.EISDIR if node.is_directory else errno.EINVAL
+        self.objects += 1
+        file_id = "" if empty else f"M00/00/00/{self.objects:040d}"
+        data = None if empty else b"12345"
+        op = names_record.PutContent(ino, file_id, 0 if empty else 5, NOW, False, data, b"")
+        if self._do(op, expected) is not None:
+            if node.object:
+                self.garbage.add(node.object)
+            node.object = file_id
+
+    @rule(pick=st.integers(0, 200), mode=st.integers(0, 0o7777))
+    def chmod(self, pick: int, mode: int) -> None:
+        ino = self._ino(pick)
+        self._do(names.SetAttr(ino, NOW, mode=mode & ~stat.S_ISGID), 0)
+        node = self.model.nodes[ino]
+        node.mode = stat.S_IFMT(node.mode) | (mode & ~stat.S_ISGID)
+
+    @rule()
+    def collect(self) -> None:
+        """Everything that is garbage goes, orphans too."""
+        db = self.state.db
+        rows = [row[0] for row in db.execute("SELECT id FROM garbage").fetchall()]
+        self._do(names_record.Collect(rows), 0)
+        gone = [ino for ino in self.model.nodes if not self.model.links(ino)]
+        objects = {self.model.nodes[ino].object for ino in gone} | self.garbage
+        found = db.execute("SELECT file_id, collected FROM garbage").fetchall()
+        assert dict(found) == {name: 1 for name in objects if name}
+        self._do(names_record.Forget(rows, []), 0)
+        for ino in gone:
+            del self.model.nodes[ino]
+        self.garbage.clear()
+
+    @invariant()
+    def agrees(self) -> None:
+        db, model = self.state.db, self.model
+        modes = dict(db.execute("SELECT ino, mode FROM inode").fetchall())
+        assert modes == {ino: node.mode for ino, node in model.nodes.items()}
+        assert self.state.inodes == len(modes)
+        links = dict(db.execute("SELECT ino, nlink FROM inode").fetchall())
+        assert links == {ino: model.links(ino) for ino in model.nodes}
+        entries = db.execute("SELECT parent, name, ino FROM dirent").fetchall()
+        expected = [
+            (ino, name, child)
+            for ino, node in model.nodes.items()
+            for name, child in node.entries.items()
+        ]
+        assert sorted(entries) == sorted(expected)
+        objects = dict(db.execute("SELECT ino, ifnull(file_id, '') FROM inode").fetchall())
+        assert objects == {ino: node.object for ino, node in model.nodes.items()}
+        orphans = {ino for ino in model.nodes if not model.links(ino)}
+        noted = Counter(
+            row[0] for row in db.execute("SELECT ino FROM garbage WHERE file_id IS NULL")
+        )
+        assert noted == Counter(orphans)
+
+
+def test_the_tree_is_what_posix_says() -> None:
+    run_state_machine_as_test(
+        TreeMachine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
+    )
+
+
+def test_a_refused_change_uses_nothing_up() -> None:
+    state = new_state()
+    apply(state, names.Create(ROOT, b"a", FILE, 0, 0, NOW))
+    before, next_ino = state.position, state.next_ino
+    with pytest.raises(StatusError):
+        apply(state, names.Create(ROOT, b"a", FILE, 0, 0, NOW))
+    assert (state.position, state.next_ino) == (before, next_ino)
+
+
+def test_a_batch_is_all_or_nothing() -> None:
+    state = new_state()
+    state.begin()
+    state.apply(Position(1, 1), Change(0, 0, 0, NOW, names.Create(ROOT, b"a", FILE, 0, 0, NOW)))
+    state.rollback()
+    assert state.position == Position(0, 0)
+    assert (state.inodes, state.next_ino) == (1, 2)
+    assert Reads(state.db, None).find_attr(2) is None  # type: ignore[arg-type]
+
+
+def test_the_state_is_a_function_of_the_records() -> None:
+    ops: list[Op] = [
+        names_record.StartSession(b"t" * 16, "m"),
+        names.Create(ROOT, b"a", FILE, 0, 0, NOW),
+        names_record.PutContent(2, "M00/1", 3, NOW, False, b"abc", b"k\x02v"),
+        names.Create(ROOT, b"d", DIRECTORY, 0, 0, NOW),
+        names.Rename(ROOT, b"a", 3, b"b", 0, NOW),
+        names_record.MakePending("M00/2"),
+        names_record.PutXattr(2, b"trusted.x", b"1", "M00/1", None, NOW),
+        names.Remove(3, b"b", False, NOW),
+        names_record.EndSession(1),
+        names_record.Collect([1, 2]),
+        names_record.Forget([1], ["M00/1"]),
+        names_record.ForgetSessions([1]),
+    ]
+    dumps = []
+    for _ in range(2):
+        state = new_state()
+        for number, op in enumerate(ops, 1):
+            apply(state, op, session=1, id=number, done_below=number)
+        dumps.append(list(state.db.iterdump()))
+    assert dumps[0] == dumps[1]
+
+
+def test_outcomes_are_kept_until_they_are_not_needed() -> None:
+    state = new_state()
+    apply(state, names_record.StartSession(b"t" * 16, "m"))
+    for number in range(1, 65):
+        op = names.Create(ROOT, b"%d" % number, FILE, 0, 0, NOW)
+        answer = apply(state, op, session=1, id=number, done_below=max(1, number - 3))
+        assert state.result(1, number) == answer
+    assert state.result(1, 60) is None
+    assert state.result(1, 61) is not None
+    apply(state, names_record.ForgetSessions([1]))
+    assert state.result(1, 64) is not None, "only ended sessions can be forgotten"
+    apply(state, names_record.EndSession(1))
+    apply(state, names_record.ForgetSessions([1]))
+    assert state.result(1, 64) is None
+
+
+def test_cookies_rise_and_a_replaced_name_keeps_its_own() -> None:
+    state = new_state()
+    for name in (b"a", b"b", b"c"):
+        apply(state, names.Create(ROOT, name, FILE, 0, 0, NOW))
+    apply(state, names.Rename(ROOT, b"a", ROOT, b"b", 0, NOW))
+    apply(state, names.Rename(ROOT, b"b", ROOT, b"z", 0, NOW))
+    rows = state.db.execute("SELECT cookie, name FROM dirent ORDER BY cookie").fetchall()
+    assert rows == [(3, b"c"), (5, b"z")]
+
+
+def test_a_deep_tree_has_no_cycles() -> None:
+    state = new_state()
+    parent = ROOT
+    inos = []
+    for number in range(20):
+        apply(state, names.Create(parent, b"d", DIRECTORY, 0, 0, NOW))
+        parent = number + 2
+        inos.append(parent)
+    for ino in inos:
+        with pytest.raises(StatusError) as caught:
+            apply(state, names.Rename(ROOT, b"d", ino, b"x", 0, NOW))
+        assert caught.value.errno == errno.EINVAL
+
+
+def test_objects_changed_by_plain_clients() -> None:
+    state = new_state()
+    apply(state, names.Create(ROOT, b"a", FILE, 0, 0, NOW))
+    apply(state, names.Link(2, ROOT, b"b", NOW))
+    apply(state, names_record.PutContent(2, "M00/1", 3, NOW, True, None, b""))
+    apply(state, names_record.ObjectChanged("M00/1", 9, NOW + 1))
+    attr = Reads(state.db, None).find_attr(2)  # type: ignore[arg-type]
+    assert attr is not None
+    assert (attr.size, attr.mtime_ns, attr.version) == (9, NOW + 1, 2)
+    apply(state, names_record.ObjectDeleted("M00/1"))
+    assert state.db.execute("SELECT count(*) FROM dirent").fetchone() == (0,)
+    assert state.db.execute("SELECT ino, file_id FROM garbage").fetchall() == [(2, None)]
+    apply(state, names_record.ObjectDeleted("M00/1"))
