@@ -46,8 +46,9 @@ def mini(tmp_path: Path) -> Iterator[Mini]:
     yield process
     if process.running:
         process.kill()
-    if is_mounted(process.home / "mnt"):
-        unmount(process.home / "mnt", lazy=True)
+    for path in (process.home / "mnt", tmp_path / "else where"):
+        if is_mounted(path):
+            unmount(path, lazy=True)
 
 
 def fdfs(*arguments: str, tracker: str) -> str:
@@ -103,13 +104,17 @@ def test_files_come_back_with_the_directory(fuse: None, mini: Mini, tmp_path: Pa
 
 
 def test_process_that_dies_is_reported_and_ends_the_rest(fuse: None, mini: Mini) -> None:
-    about = mini.run("--volumes", "1")
+    elsewhere = mini.directory / "else where"
+    about = mini.run("--volumes", "1", "--mount", str(elsewhere), "-o", "ro")
+    assert about["mount"] == str(elsewhere)
+    with pytest.raises(OSError, match="Read-only"):
+        (elsewhere / "group1" / "file").touch()
     os.kill(about["processes"]["group1"], signal.SIGKILL)
     assert mini.wait() == 1
     assert "group1 ended with signal SIGKILL" in mini.log()
     assert about["logs"]["group1"] in mini.log()
     assert gone(about["processes"])
-    assert not is_mounted(mini.home / "mnt")
+    assert not is_mounted(elsewhere)
 
 
 def test_nothing_outlives_a_killed_mini(fuse: None, mini: Mini) -> None:
@@ -156,7 +161,8 @@ def test_readable_summary(mini: Mini) -> None:
     assert "fdfs mini is running" in text
     assert f"tracker   {mini.address}:" in text
     assert "export FDFS_TRACKERS=" in text
-    assert mini.terminate() == 0
+    mini.signal(signal.SIGHUP)  # the terminal was closed
+    assert mini.wait() == 0
     assert f"Stopped. The files stay in {mini.home}." in mini.log()
 
 
