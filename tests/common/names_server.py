@@ -90,3 +90,23 @@ async def names_server(base: Path, *, port: int = 0, **changes: Any) -> AsyncIte
     finally:
         names.close()
         store.close()
+
+
+@asynccontextmanager
+async def open_tree(base: Path, *, run: bool = True, **changes: Any) -> AsyncIterator[Tree]:
+    """The tree below *base*, founded if need be, without connections; with *run*, its tasks."""
+    store = await open_store(storage_config(base, **changes))
+    try:
+        names = await Names.open(storage_config(base, **changes), store, OWN_ID)
+        try:
+            await names.found()
+            assert names.tree is not None
+            async with trio.open_nursery() as nursery:
+                if run:
+                    await nursery.start(names.run)
+                yield names.tree
+                nursery.cancel_scope.cancel()
+        finally:
+            names.close()
+    finally:
+        store.close()

@@ -159,10 +159,17 @@ class Tree:
 
     async def run(self) -> None:
         """Run engine and background work until cancelled. Raises EngineBroken."""
+        failure: EngineBroken | None = None
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self.housekeeping.run)
-            await self.engine.run()
+            try:
+                await self.engine.run()
+            except EngineBroken as exc:
+                failure = exc
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """Close the files. The state is brought up to date on the disk as far as that goes."""

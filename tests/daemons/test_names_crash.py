@@ -1,0 +1,471 @@
+"""Crashes at every step of a change: what was acknowledged stays, nothing is left half done.
+
+A crash is simulated by copying all files at that moment (what kill -9 leaves), by cutting the
+log (a torn write), or by putting an older database in place (power lost before SQLite's files
+were synced; the log was).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from fdfs_storage.names import effects, founding, schema
+from fdfs_storage.names.engine import Work
+from fdfs_storage.names.log import Log, LogDamaged, segment_name
+from fdfs_storage.names.service import Tree
+from fdfsfuse.core.names_log import Position
+from fdfsfuse.proto import names, names_record
+from fdfsfuse.proto.names_record import Op, Record
+from tests.common.names_server import open_tree
+
+ROOT = names.ROOT_INO
+NOW = 1_700_000_000_000_000_000
+FILE = stat.S_IFREG | 0o644
+SESSION = 1
+
+Make = Op | Callable[[], Op]
+
+
+def create(name: bytes) -> Op:
+    return names.Create(ROOT, name, FILE, 0, 0, NOW)
+
+
+def put(tree: Tree, name: bytes, data: bytes) -> Make:
+    def make() -> Op:
+        row = tree.state.db.execute("SELECT ino FROM dirent WHERE name = ?", (name,)).fetchone()
+        return tree.preparer.store_content(row[0], data, NOW)
+
+    return make
+
+
+async def together(tree: Tree, makes: list[Make], first_id: int = 0) -> list[int]:
+    """Submit changes as one batch; returns their statuses."""
+    statuses = [-1] * len(makes)
+    done = trio.Event()
+
+    def replier(number: int) -> Callable[[int, bytes], None]:
+        def reply(status: int, answer: bytes) -> None:
+            statuses[number] = status
+            if -1 not in statuses:
+                done.set()
+
+        return reply
+
+    for number, make in enumerate(makes):
+        work_id = first_id + number if first_id else 0
+        session = SESSION if first_id else 0
+        tree.engine.submit(Work(make, replier(number), session=session, id=work_id))
+    await done.wait()
+    return statuses
+
+
+def objects_on_disk(base: Path) -> dict[str, bytes]:
+    return {
+        f"M00/{path.relative_to(base / 'data')}": path.read_bytes()
+        for path in base.glob("data/??/??/*")
+    }
+
+
+def dump(tree: Tree) -> list[str]:
+    return list(tree.state.db.iterdump())
+
+
+def entries(tree: Tree) -> dict[bytes, tuple[int, str]]:
+    rows = tree.state.db.execute(
+        "SELECT name, size, ifnull(file_id, '') FROM dirent JOIN inode USING (ino)"
+    )
+    return {name: (size, file_id) for name, size, file_id in rows}
+
+
+def check(tree: Tree, base: Path) -> None:
+    """Every object belongs to a row, every row has its object, of the right size."""
+    db = tree.state.db
+    sizes = dict(db.execute("SELECT file_id, size FROM inode WHERE file_id IS NOT NULL"))
+    others = {row[0] for row in db.execute("SELECT file_id FROM pending")}
+    others |= {
+        row[0] for row in db.execute("SELECT file_id FROM garbage WHERE file_id IS NOT NULL")
+    }
+    found = {name: data for name, data in objects_on_disk(base).items() if not name.endswith("-m")}
+    assert set(sizes) <= set(found)
+    assert set(found) <= set(sizes) | others
+    assert {name: len(found[name]) for name in sizes} == sizes
+
+
+def before_and_after(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, hook: Callable[[str], None]
+) -> None:
+    """Call *hook* around each call of ``owner.name``."""
+    original = getattr(owner, name)
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        hook(f"before {name}")
+        result = original(*args, **kwargs)
+        hook(f"after {name}")
+        return result
+
+    monkeypatch.setattr(owner, name, wrapper)
+
+
+async def test_kill_at_each_step_of_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base"
+    snapshots: list[tuple[str, Path]] = []
+    async with open_tree(base) as tree:
+        await together(tree, [names_record.StartSession(b"t" * 16, "m")])
+        assert await together(tree, [create(b"old"), put(tree, b"old", b"old content")], 1) == [
+            0,
+            0,
+        ]
+        before = entries(tree)
+
+        def snapshot(moment: str) -> None:
+            target = tmp_path / f"{len(snapshots)}"
+            shutil.copytree(base, target)
+            snapshots.append((moment, target))
+
+        before_and_after(monkeypatch, tree.log, "append", snapshot)
+        before_and_after(monkeypatch, effects, "perform", snapshot)
+        before_and_after(monkeypatch, tree.state, "commit", snapshot)
+        makes = [create(b"new"), put(tree, b"new", b"new content"), put(tree, b"old", b"other")]
+        assert await together(tree, makes, 3) == [0, 0, 0]
+        after = entries(tree)
+    monkeypatch.undo()
+    assert [moment for moment, _ in snapshots] == [
+        "before append",
+        "after append",
+        *["before perform", "after perform"] * 3,
+        "before commit",
+        "after commit",
+    ]
+    for moment, crashed in snapshots:
+        async with open_tree(crashed) as tree:
+            check(tree, crashed)
+            if moment == "before append":
+                assert entries(tree) == before
+                assert tree.state.result(SESSION, 3) is None
+            else:
+                assert entries(tree) == after
+                assert tree.state.result(SESSION, 5) is not None
+            assert len(tree.sessions) == 1
+            assert await together(tree, [create(b"later")]) == [0]
+
+
+async def test_the_log_cut_at_each_byte_of_the_last_batch(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    async with open_tree(base) as tree:
+        assert await together(tree, [create(b"a"), put(tree, b"a", b"AAA")]) == [0, 0]
+        database = tmp_path / "database"
+        shutil.copytree(base / "data/names", database)
+        first_size = tree.log.size
+        assert (
+            await together(tree, [create(b"b"), put(tree, b"b", b"BBB"), create(b"c")]) == [0] * 3
+        )
+        whole = entries(tree)
+        last_object = whole[b"b"][1]
+    log = (base / "data/names" / segment_name(1)).read_bytes()
+    records = [names_record.HEADER_SIZE + len(r.payload) for r in names_record.Reader(log)]
+    ends = [sum(records[: number + 1]) for number in range(len(records))]
+    assert ends[1] == first_size
+    for size in range(first_size, len(log) + 1):
+        shutil.rmtree(base / "data/names")
+        shutil.copytree(database, base / "data/names")
+        (base / "data/names" / segment_name(1)).write_bytes(log[:size])
+        # What the cut batch did to objects was not done either.
+        (base / "data" / last_object[4:]).unlink(missing_ok=True)
+        async with open_tree(base, run=False) as tree:
+            complete = sum(end <= size for end in ends)
+            assert tree.log.last.index == complete == tree.engine.committed
+            expected = {b"a": whole[b"a"]}
+            if complete >= 3:
+                expected[b"b"] = whole[b"b"] if complete >= 4 else (0, "")
+            if complete == 5:
+                expected[b"c"] = (0, "")
+            assert entries(tree) == expected
+            check(tree, base)
+            assert tree.log.size == ends[complete - 1]
+
+
+async def test_an_older_database_is_brought_up_from_the_log(tmp_path: Path) -> None:
+    base, older = tmp_path / "base", tmp_path / "older"
+    async with open_tree(base, names_garbage_grace_s=0.0, names_session_lease_s=0.1) as tree:
+        shutil.copytree(base / "data/names", older)
+        await together(tree, [create(b"a"), put(tree, b"a", b"one"), create(b"b")])
+        await together(tree, [put(tree, b"a", b"two"), put(tree, b"b", b"bbb")])
+        await together(tree, [names_record.MakePending("M00/00/00/" + "p" * 34)])
+        ino = tree.state.db.execute("SELECT ino FROM dirent WHERE name = x'61'").fetchone()[0]
+        request = names.SetXattr(ino, b"user.k", b"v", 0, NOW)
+        await together(tree, [lambda: tree.preparer.set_xattr(request)])
+        await tree.housekeeping.collect()
+        await trio.sleep(0.15)
+        await tree.housekeeping.collect()
+        expected, objects = dump(tree), objects_on_disk(base)
+        assert len(objects) == 4  # a, its metadata, b, the pending one
+    for missing in (False, True):
+        for name in ("state.db", "state.db-wal", "state.db-shm"):
+            (base / "data/names" / name).unlink(missing_ok=True)
+            if (older / name).exists():
+                shutil.copy(older / name, base / "data/names" / name)
+        if missing:
+            for file_id in objects:
+                (base / "data" / file_id[4:]).unlink()
+        async with open_tree(base, run=False) as tree:
+            assert dump(tree) == expected
+        assert objects_on_disk(base) == objects
+
+
+@pytest.mark.parametrize("failing", ["append", "perform", "commit"])
+async def test_a_step_that_fails_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    async with open_tree(tmp_path) as tree:
+        assert await together(tree, [create(b"a"), put(tree, b"a", b"one")]) == [0, 0]
+        before, objects, size = dump(tree), objects_on_disk(tmp_path), tree.log.size
+        calls: list[int] = []
+
+        def no_space(*args: Any) -> Any:
+            """Fails, for `perform` in the middle of the batch."""
+            calls.append(1)
+            if failing == "perform" and len(calls) < 3:
+                return original(*args)
+            if failing == "append":
+                tree.log._write([b"half a record"])
+            raise OSError(errno.ENOSPC, "no space")
+
+        owner = {"append": tree.log, "perform": effects, "commit": tree.state}[failing]
+        original = getattr(owner, failing)
+        monkeypatch.setattr(owner, failing, no_space)
+        makes = [create(b"b"), put(tree, b"b", b"bbb"), put(tree, b"a", b"two")]
+        assert await together(tree, makes) == [errno.ENOSPC] * 3
+        monkeypatch.undo()
+        assert dump(tree) == before
+        assert objects_on_disk(tmp_path) == objects
+        assert tree.log.size == size
+        assert tree.objects.in_flight == set()
+        assert await together(tree, [create(b"b"), put(tree, b"b", b"bbb")]) == [0, 0]
+        expected = dump(tree)
+    async with open_tree(tmp_path, run=False) as tree:
+        assert dump(tree) == expected
+        check(tree, tmp_path)
+
+
+async def test_an_engine_that_cannot_undo_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise OSError(errno.EIO, "broken")
+
+    async with open_tree(tmp_path) as tree:
+        assert await together(tree, [create(b"a")]) == [0]
+        monkeypatch.setattr(tree.state, "commit", broken)
+        monkeypatch.setattr(tree.log, "cut", broken)
+        assert await together(tree, [create(b"b")]) == [names.NOT_PRIMARY]
+        monkeypatch.undo()
+        assert await together(tree, [create(b"c")]) == [names.NOT_PRIMARY]
+        assert tree.engine.broken
+    async with open_tree(tmp_path, run=False) as tree:
+        # Not acknowledged, but in the log: it may be there, whole.
+        assert set(entries(tree)) == {b"a", b"b"}
+
+
+async def test_a_mistake_in_one_change_does_not_take_the_others_along(tmp_path: Path) -> None:
+    def mistake() -> Op:
+        raise ZeroDivisionError
+
+    async with open_tree(tmp_path) as tree:
+        makes: list[Make] = [create(b"a"), mistake, create(b"a"), create(b"b")]
+        assert await together(tree, makes) == [0, errno.EIO, errno.EEXIST, 0]
+        assert set(entries(tree)) == {b"a", b"b"}
+
+
+@pytest.mark.parametrize("point", ["before delete", "after delete"])
+async def test_collecting_goes_on_after_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    base, crashed = tmp_path / "base", tmp_path / "crashed"
+    quick: dict[str, Any] = {"names_garbage_grace_s": 0.1, "names_session_lease_s": 0.1}
+    async with open_tree(base, **quick) as tree:
+        plain = tree.objects.store.make_name(5, 0, 0, "")
+        tree.objects.store.write_at(plain, b"plain")
+
+        def snapshot(moment: str) -> None:
+            if moment == point and not crashed.exists():
+                shutil.copytree(base, crashed)
+
+        before_and_after(monkeypatch, tree.objects, "delete", snapshot)
+        await together(tree, [create(b"a"), put(tree, b"a", b"one"), create(b"b")])
+        await together(tree, [put(tree, b"a", b"two"), names.Remove(ROOT, b"b", False, NOW)])
+        with trio.fail_after(10):
+            while len(objects_on_disk(base)) != 2:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+    monkeypatch.undo()
+    async with open_tree(crashed, **quick) as tree:
+        with trio.fail_after(10):
+            while tree.state.db.execute("SELECT 1 FROM garbage").fetchone():  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert set(objects_on_disk(crashed)) == {plain.name, entries(tree)[b"a"][1]}
+        assert tree.state.inodes == 2
+
+
+async def test_what_the_storage_was_making_is_dropped_at_the_start(tmp_path: Path) -> None:
+    async with open_tree(tmp_path) as tree:
+        await together(tree, [create(b"a"), lambda: tree.preparer.new_pending(2)])
+        assert len(objects_on_disk(tmp_path)) == 1
+    quick: dict[str, Any] = {"names_garbage_grace_s": 0.1, "names_session_lease_s": 0.1}
+    async with open_tree(tmp_path, **quick) as tree:
+        with trio.fail_after(10):
+            while objects_on_disk(tmp_path):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert tree.state.db.execute("SELECT count(*) FROM pending").fetchone() == (0,)
+
+
+async def test_sizes_of_objects_changed_in_place_are_taken_from_the_disk(tmp_path: Path) -> None:
+    async with open_tree(tmp_path) as tree:
+        made: list[str] = []
+
+        def pending() -> Op:
+            op = tree.preparer.new_pending(2)
+            made.append(op.file_id)
+            return op
+
+        await together(tree, [create(b"a"), pending])
+        await together(tree, [lambda: tree.preparer.name_pending(0, 2, made[0], 0, NOW)])
+        tree.objects.truncate(made[0], 1000)
+    async with open_tree(tmp_path) as tree:
+        with trio.fail_after(10):
+            while entries(tree)[b"a"] != (1000, made[0]):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+
+# --- log files ----------------------------------------------------------------------------------
+
+
+def records(first: int, count: int, view: int = 1) -> list[Record]:
+    return [Record(view, index, b"payload %d" % index) for index in range(first, first + count)]
+
+
+def open_log(directory: Path, applied: int = 0, **options: Any) -> tuple[Log, list[Record]]:
+    log = Log(directory, **options)
+    found = list(log.open(Position(1 if applied else 0, applied)))
+    return log, found
+
+
+def test_segments_follow_each_other_and_are_trimmed(tmp_path: Path) -> None:
+    log, found = open_log(tmp_path, segment_size=200)
+    assert found == []
+    for index in range(1, 21):
+        log.append(records(index, 1))
+    assert len(log.segments) > 3
+    log.close()
+    log, found = open_log(tmp_path, segment_size=200)
+    assert found == records(1, 20)
+    second, third = log.segments[1:3]
+    assert log.trimmable(third - 2) == [1]
+    assert log.trimmable(third - 1) == [1, second]
+    assert log.segments[-1] not in log.trimmable(10**6)
+    log.trim(log.trimmable(third - 1))
+    log.close()
+    log, found = open_log(tmp_path, applied=third - 1)
+    assert found == records(third, 21 - third)
+    log.close()
+    with pytest.raises(LogDamaged, match="are missing"):
+        open_log(tmp_path, applied=1)
+
+
+def test_damage_that_is_no_torn_tail_is_refused(tmp_path: Path) -> None:
+    log, _ = open_log(tmp_path, segment_size=100)
+    for index in range(1, 10):
+        log.append(records(index, 1))
+    log.close()
+    first, second = (tmp_path / segment_name(index) for index in log.segments[:2])
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(data)
+    with pytest.raises(LogDamaged, match="cannot be read"):
+        open_log(tmp_path)
+    # Behind the damage nothing is missing: the state has it.
+    log, found = open_log(tmp_path, applied=log.segments[1] - 1)
+    assert found[0].index == log.segments[1]
+    log.close()
+    data[-1] ^= 1
+    first.write_bytes(data)
+    second.unlink()
+    with pytest.raises(LogDamaged):
+        open_log(tmp_path)
+
+
+def test_a_torn_tail_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log, _ = open_log(tmp_path)
+    log.append(records(1, 3))
+    log.close()
+    path = tmp_path / segment_name(1)
+    path.write_bytes(path.read_bytes()[:-5])
+    log, found = open_log(tmp_path)
+    assert found == records(1, 2)
+    assert "28 bytes behind record 2 cut off" in caplog.text
+    log.append(records(3, 1))
+    log.close()
+    assert open_log(tmp_path)[1] == records(1, 3)
+
+
+def test_a_state_that_knows_more_than_the_log(tmp_path: Path) -> None:
+    log, _ = open_log(tmp_path)
+    log.append(records(1, 3))
+    log.close()
+    log, found = open_log(tmp_path, applied=7)
+    assert found == []
+    log.append(records(8, 1))
+    log.close()
+    log, found = open_log(tmp_path, applied=7)
+    assert found == records(8, 1)
+    log.close()
+
+
+async def test_trimming_a_running_log(tmp_path: Path) -> None:
+    async with open_tree(tmp_path) as tree:
+        tree.log._segment_size = 500
+        for number in range(30):
+            await together(tree, [create(b"%d" % number)])
+        assert len(tree.log.segments) > 2
+        await tree.housekeeping.trim()
+        assert len(tree.log.segments) == 1
+        await tree.housekeeping.checkpoint(soft=0, hard=0)
+        assert (tmp_path / "data/names/state.db-wal").stat().st_size == 0
+        expected = dump(tree)
+    async with open_tree(tmp_path, run=False) as tree:
+        assert dump(tree) == expected
+
+
+async def test_a_tree_without_its_database_is_refused(tmp_path: Path) -> None:
+    async with open_tree(tmp_path) as tree:
+        await together(tree, [create(b"a")])
+    (tmp_path / "data/names/state.db").unlink()
+    with pytest.raises(Exception, match=r"has no state\.db"):
+        async with open_tree(tmp_path):
+            pass
+
+
+async def test_founding_is_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    for owner, name in ((schema, "create"), (os, "rename")):
+        monkeypatch.setattr(owner, name, fail)
+        with pytest.raises(OSError, match="broken"):
+            founding.found(tmp_path / "names", "a", "0" * 32, NOW)
+        monkeypatch.undo()
+        assert not (tmp_path / "names").exists()
+    founding.found(tmp_path / "names", "a", "0" * 32, NOW)
+    founding.found(tmp_path / "names", "a", "1" * 32, NOW)
+    assert '"0000' in (tmp_path / "names/view.json").read_text()
