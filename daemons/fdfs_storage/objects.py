@@ -7,6 +7,7 @@ returns the whole response. ProtocolError stands for status 22; StatusError for 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from fdfs_storage.transfer import INLINE_MAX, file_crc32
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import metadata
 from fdfsfuse.proto.fileid import FileKind, Location, NameInfo, decode_name
-from fdfsfuse.proto.header import pack_response
-from fdfsfuse.proto.storage import NO_CRC, FileInfo, FileRequest, SetMetadata, Truncate
+from fdfsfuse.proto.header import pack_response, pack_text
+from fdfsfuse.proto.storage import NO_CRC, FileRequest, SetMetadata, Truncate, pack_file_info
 
 _OK = pack_response()
 
@@ -32,8 +33,10 @@ class Objects:
     ) -> None:
         self._store = store
         self._group = group
-        self._ip_size = ip_size
-        self._source_ip = source_ip
+        # Few sources, many questions: the packed field of each is kept.
+        self._ip_field = functools.lru_cache(maxsize=1024)(
+            lambda source: pack_text(source_ip(source), ip_size)
+        )
 
     def _locate(self, request: FileRequest | SetMetadata) -> Location:
         if request.group != self._group:
@@ -110,9 +113,8 @@ class Objects:
             raise StatusError(status_of(exc)) from exc
 
     def _info(self, info: NameInfo, status: os.stat_result, crc32: int) -> bytes:
-        source_ip = self._source_ip(info.source)
-        answer = FileInfo(status.st_size, int(status.st_mtime), crc32, source_ip)
-        return pack_response(answer.encode(self._ip_size))
+        ip_field = self._ip_field(info.source)
+        return pack_response(pack_file_info(status.st_size, int(status.st_mtime), crc32, ip_field))
 
     def truncate(self, body: bytes, _flags: int) -> bytes | None:
         """36; None while an append or a modification of the file is under way."""

@@ -100,44 +100,50 @@ class StorageService:
 
     async def serve(self, connection: FramedConnection) -> None:
         """Serve one connection until it ends."""
+        small, limit = self._small, self._length_limit
         while True:
             try:
                 header = await connection.recv_header()
             except ProtocolError:
                 return  # a negative length gets no answer
-            if header is None or not await self._serve_request(connection, header):
+            if header is None:
                 return
-
-    async def _serve_request(self, connection: FramedConnection, header: Header) -> bool:
-        """Answer one request; False when the connection is to be closed."""
-        length, command, flags = header
-        try:
-            if command == StorageCommand.DOWNLOAD:
-                if length >= self._length_limit:
-                    return await self._refuse(connection)
-                await self._download(connection, await connection.recv_exactly(length))
-                return True
-            small = self._small.get(command)
-            if small is not None:
-                if length >= self._length_limit:
-                    return await self._refuse(connection)
+            length, command, flags = header
+            try:
+                answer = small.get(command)
+                if answer is None:
+                    if not await self._serve_large(connection, header):
+                        return
+                    continue
+                if length >= limit:
+                    await self._refuse(connection)
+                    return
                 body = await connection.recv_exactly(length)
-                response = small(body, flags) or await self._slow[command](body, flags)
-                await connection.send(response)
-                return True
-            stream = self._streams.get(command)
-            if stream is not None:
-                return await self._serve_stream(connection, stream, length)
+                response = answer(body, flags) or await self._slow[command](body, flags)
+            except StatusError as exc:
+                if exc.errno == errno.EINVAL:
+                    await self._refuse(connection)
+                    return
+                response = pack_header(0, RESPONSE, exc.errno or errno.EIO)
+            except ProtocolError as exc:
+                logger.debug("refused a request of %s: %s", connection.peer_ip, exc)
+                await self._refuse(connection)
+                return
+            await connection.send(response)
+
+    async def _serve_large(self, connection: FramedConnection, header: Header) -> bool:
+        """Answer a request that is not small by nature; False closes the connection."""
+        length, command, _ = header
+        stream = self._streams.get(command)
+        if stream is not None:
+            return await self._serve_stream(connection, stream, length)
+        if command != StorageCommand.DOWNLOAD:
             return await self._serve_other(connection, header)
-        except StatusError as exc:
-            status = exc.errno or errno.EIO
-            if status == errno.EINVAL:
-                return await self._refuse(connection)
-            await connection.send(pack_header(0, RESPONSE, status))
-            return True
-        except ProtocolError as exc:
-            logger.debug("refused a request of %s: %s", connection.peer_ip, exc)
-            return await self._refuse(connection)
+        if length >= self._length_limit:
+            await self._refuse(connection)
+            return False
+        await self._download(connection, await connection.recv_exactly(length))
+        return True
 
     async def _serve_stream(
         self, connection: FramedConnection, stream: StreamHandler, length: int
@@ -168,10 +174,10 @@ class StorageService:
         if self._names is not None and self._names.handles(header.command):
             await self._names.serve(connection, header)
             return True
-        return await self._refuse(connection)
+        await self._refuse(connection)
+        return False
 
-    async def _refuse(self, connection: FramedConnection) -> bool:
+    async def _refuse(self, connection: FramedConnection) -> None:
         """Status 22, after which a storage closes; the answer must arrive before that."""
         await connection.send(_REFUSED)
         await connection.linger()
-        return False

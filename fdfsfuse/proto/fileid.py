@@ -41,6 +41,7 @@ _RANDOM_MASK = (1 << 23) - 1
 _LOW_32 = 0xFFFFFFFF
 
 _BASE64_PART = re.compile(r"[A-Za-z0-9_-]{27}\Z")
+_HEX = tuple(f"{number:02X}" for number in range(256))
 _GROUP = re.compile(r"[A-Za-z0-9]{1,16}\Z")
 _USUAL_NAME = re.compile(
     r"M([0-9A-F]{2})/([0-9A-F]{2})/([0-9A-F]{2})/([A-Za-z0-9_-][A-Za-z0-9._-]*)\Z"
@@ -73,12 +74,12 @@ class Location:
     @property
     def relative(self) -> str:
         """Path below ``STORE_PATH/data/``: ``00/1A/xxxx``."""
-        return f"{self.high:02X}/{self.low:02X}/{self.base}"
+        return f"{_HEX[self.high]}/{_HEX[self.low]}/{self.base}"
 
     @property
     def name(self) -> str:
         """The file name with its store path: ``M00/00/1A/xxxx``."""
-        return f"M{self.path_index:02X}/{self.relative}"
+        return f"M{_HEX[self.path_index]}/{_HEX[self.high]}/{_HEX[self.low]}/{self.base}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ off size field   meaning
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import NamedTuple
 
@@ -62,6 +63,14 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
     return header
 
 
+def unpack_header_from(data: bytes, offset: int) -> Header:
+    """Decode the 10 bytes at *offset*; as `unpack_header`, without a copy."""
+    header = Header._make(_HEADER.unpack_from(data, offset))
+    if header.length < 0:
+        raise ProtocolError(f"negative body length {header.length}")
+    return header
+
+
 def pack_text(text: str, size: int) -> bytes:
     """*text* as ASCII, NUL padded on the right to *size* bytes; no NUL when it fills the field.
 
@@ -83,3 +92,9 @@ def unpack_text(field: bytes | bytearray | memoryview) -> str:
     Bytes that are not ASCII are kept as surrogates, so that comparing fails instead of decoding.
     """
     return bytes(field).split(b"\0", 1)[0].decode("ascii", "surrogateescape")
+
+
+@functools.lru_cache(maxsize=256)
+def unpack_group(field: bytes) -> str:
+    """`unpack_text` for group names, of which a server sees few: the text comes from a cache."""
+    return unpack_text(field)

@@ -41,6 +41,7 @@ from fdfsfuse.proto.header import (
     GROUP_NAME_SIZE,
     PREFIX_SIZE,
     pack_text,
+    unpack_group,
     unpack_text,
 )
 
@@ -248,7 +249,7 @@ class SetMetadata:
         if text_length < 0 or text_length != len(body) - fixed - name_length:
             raise ProtocolError(f"metadata length {text_length} in a body of {len(body)} bytes")
         end = fixed + name_length
-        return cls(unpack_text(group), _name(body[fixed:end]), body[end:], flag == MERGE)
+        return cls(unpack_group(group), _name(body[fixed:end]), body[end:], flag == MERGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +279,12 @@ class Download:
         offset, count, group = _DOWNLOAD.unpack_from(body)
         if offset < 0 or count < 0:
             raise ProtocolError(f"download of {count} bytes at {offset}")
-        return cls(unpack_text(group), _name(body[fixed:].rstrip(b"\0")), offset, count)
+        return cls(unpack_group(group), _name(body[fixed:].rstrip(b"\0")), offset, count)
+
+
+def pack_file_info(size: int, mtime: int, crc32: int, ip_field: bytes) -> bytes:
+    """The body of a `FileInfo` whose ip field is packed already."""
+    return _INFO.pack(size, mtime, crc32 - (1 << 32) if crc32 >> 31 else crc32) + ip_field
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,8 +302,8 @@ class FileInfo:
 
     def encode(self, ip_size: int) -> bytes:
         """The body, with an ip field of *ip_size* bytes (16 or 46)."""
-        crc = self.crc32 - (1 << 32) if self.crc32 & 1 << 31 else self.crc32
-        return _INFO.pack(self.size, self.mtime, crc) + pack_text(self.source_ip, ip_size)
+        ip_field = pack_text(self.source_ip, ip_size)
+        return pack_file_info(self.size, self.mtime, self.crc32, ip_field)
 
     @classmethod
     def decode(cls, body: bytes) -> FileInfo:

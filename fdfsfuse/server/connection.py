@@ -19,7 +19,7 @@ import struct
 import trio
 
 from fdfsfuse.errors import ConnectionBroken
-from fdfsfuse.proto.header import HEADER_SIZE, Header, unpack_header
+from fdfsfuse.proto.header import HEADER_SIZE, Header, unpack_header_from
 
 RECV_SIZE = 16 * 1024
 """Bytes asked for by one recv: small requests (a 4 KiB upload) arrive whole."""
@@ -88,9 +88,9 @@ class FramedConnection:
             if not await self._fill_header():
                 return None
             pos = self._pos
-        self._pos = end = pos + HEADER_SIZE
+        self._pos = pos + HEADER_SIZE
         self.requests += 1
-        return unpack_header(self._data[pos:end])
+        return unpack_header_from(self._data, pos)
 
     async def recv_exactly(self, count: int) -> bytes:
         """Exactly *count* bytes. The caller has checked that *count* is not too much.

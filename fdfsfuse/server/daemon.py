@@ -16,6 +16,7 @@ exit code
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -67,6 +68,9 @@ def run_daemon(
     """Run *main* until it returns or a signal stops it. Returns the exit code, see above."""
     setup_logging(name, log_level)
     _raise_file_limit()
+    # What imports made lives for ever; and requests make little garbage that has cycles.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     try:
         trio.run(_supervise, name, main, stop_timeout_s)
     except KeyboardInterrupt:
