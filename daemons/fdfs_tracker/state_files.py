@@ -191,6 +191,8 @@ def _rw_mode(cluster: Cluster, storage_id: str) -> int:
 def parse_sync_times(text: str, cluster: Cluster) -> None:
     """Add a storage_sync_timestamp.dat. Raises ValueError when it does not fit the servers."""
     rows = [line.split(",") for line in text.splitlines() if line.strip()]
+    if any(len(row) < 2 for row in rows):
+        raise ValueError("a row without a source")
     for group in cluster.groups.values():
         members = [server.storage_id for server in group.members()]
         own = [row for row in rows if row[0] == group.name]

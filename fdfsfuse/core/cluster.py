@@ -23,9 +23,8 @@ from fdfsfuse.core.groups import Group, Server, storage_id_of_ip
 from fdfsfuse.core.placement import Placement
 from fdfsfuse.core.states import Event
 from fdfsfuse.core.storage_ids import RW_BOTH, StorageIdEntry
-from fdfsfuse.errors import StatusError, UsageError
+from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.cluster import Brief, Changes, DiskReport, Join, SyncReport, SyncSource
-from fdfsfuse.proto.fileid import check_group_name
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import MAX_GROUPS, MAX_SERVERS_PER_GROUP, ServerStatus
 
@@ -129,10 +128,6 @@ class Cluster:
         Raises:
             StatusError: the join is refused; the text says why.
         """
-        try:
-            check_group_name(request.group)
-        except UsageError as exc:
-            raise StatusError(errno.EINVAL, str(exc)) from exc
         entry = self._id_entry(request, peer_ip)
         storage_id = storage_id_of_ip(peer_ip) if entry is None else entry.storage_id
         group = self.groups.get(request.group) or Group(request.group)

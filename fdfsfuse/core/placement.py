@@ -108,7 +108,8 @@ class Placement:
     def __init__(self, groups: Mapping[str, Group], config: TrackerConfig) -> None:
         self._groups = groups
         self._config = config
-        self._next_group = 0
+        self.next_group = 0
+        """Round-robin counter over the groups, sorted by name."""
 
     # --- uploads ------------------------------------------------------------------------------
 
@@ -131,8 +132,8 @@ class Placement:
         names = sorted(self._groups)
         if self._config.store_lookup is StoreLookup.LOAD_BALANCE:
             return self._first_usable(names, self._most_free(names))
-        group = self._first_usable(names, self._next_group)
-        self._next_group = names.index(group.name) + 1
+        group = self._first_usable(names, self.next_group)
+        self.next_group = names.index(group.name) + 1
         return group
 
     def _given_group(self, name: str) -> Group:

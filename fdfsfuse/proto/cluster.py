@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from fdfsfuse.errors import ProtocolError, UsageError
+from fdfsfuse.proto.fileid import check_group_name
 from fdfsfuse.proto.header import GROUP_NAME_SIZE, STORAGE_ID_SIZE, pack_text, unpack_text
 from fdfsfuse.proto.tracker import MAX_SERVERS_PER_GROUP, ServerStatus, decode_status
 
@@ -373,7 +374,7 @@ class Join:
 
     @classmethod
     def decode(cls, body: bytes) -> Join:
-        """Raises ProtocolError; the group name's characters are left to the caller."""
+        """Raises ProtocolError, also for a group name that no group can have."""
         if len(body) < JOIN_SIZE:
             raise ProtocolError(f"a join has at least {JOIN_SIZE} bytes, not {len(body)}")
         (group, port, paths, subdirs, priority, join_time, up_time, *rest) = _JOIN.unpack(
@@ -385,11 +386,15 @@ class Join:
         if not 1 <= count <= MAX_TRACKERS or len(body) > JOIN_SIZE + count * MAX_TRACKER_LINE:
             raise ProtocolError(f"a join with {count} trackers in {len(body)} bytes")
         text = body[JOIN_SIZE:].decode("ascii", "surrogateescape")
+        try:
+            group_name = check_group_name(unpack_text(group))
+        except UsageError as exc:
+            raise ProtocolError(str(exc)) from exc
         lines = text.split("\n")
         if lines.pop() or len(lines) != count or not all(lines):
             raise ProtocolError(f"a join whose list of trackers is not {count} lines")
         return cls(
-            unpack_text(group),
+            group_name,
             _check_port(port),
             paths,
             subdirs,

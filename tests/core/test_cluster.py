@@ -139,11 +139,6 @@ def test_an_unknown_status_value(shell: Shell) -> None:
     assert refused(shell, init_flag=False, status=50) == errno.EINVAL
 
 
-@pytest.mark.parametrize("name", ["gr-p", "", "a/b", "x" * 17, "gröup"])
-def test_bad_group_names(shell: Shell, name: str) -> None:
-    assert refused(shell, group=name) == errno.EINVAL
-
-
 def test_a_known_storage_comes_back(shell: Shell) -> None:
     connection = object()
     group, server = shell.active(A, connection=connection)

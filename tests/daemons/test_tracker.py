@@ -1,0 +1,639 @@
+"""The tracker daemon on real sockets: captured exchanges, bad input, restarts, lost storages."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from fdfs_tracker.state_files import PID_NAME, SERVERS_NAME
+from fdfsfuse.core.config import (
+    AllowHosts,
+    IdType,
+    ReservedSpace,
+    StorageIds,
+    TrunkConfig,
+)
+from fdfsfuse.errors import ConfigError, FdfsError
+from fdfsfuse.proto.cluster import (
+    Brief,
+    Changes,
+    DiskReport,
+    Joined,
+    MyIpRequest,
+    ServerKey,
+    ServerQuery,
+    StatusReport,
+    SyncSource,
+    TrackerStatus,
+)
+from fdfsfuse.proto.header import pack_header, pack_response
+from fdfsfuse.proto.parameters import Parameters
+from fdfsfuse.proto.statistics import Statistics
+from fdfsfuse.proto.tracker import (
+    FileRequest,
+    GroupRequest,
+    ServerRequest,
+    ServerStatus,
+    StorageStat,
+    StoreTarget,
+    StoreTargets,
+    decode_group_stats,
+    decode_storage_stats,
+)
+from tests.common.vectors import CLIENT, CLUSTER, Vector
+from tests.daemons.tracker_server import (
+    CLIENT_IP,
+    TRACKER_IP,
+    Clock,
+    Peer,
+    TestTracker,
+    running_tracker,
+    wait_for,
+)
+
+# Which tracker a captured exchange came from (protocol/wire.md section 6) -------------------------
+
+IDS_TABLE = """\
+100001 group1 127.0.0.31:33000
+100002 group1 127.0.0.32:33000 rw=read
+100003 group1 127.0.0.33:33000 rw=write
+100004 group2 127.0.0.34:33000 rw=none
+"""
+NOT_OURS = {94, 96, 97, 98}
+"""Trunk servers and the statistics of clusters of trackers."""
+REPLAYED = [v for v in CLIENT if v.server == "tracker" and v.command not in NOT_OURS]
+
+
+def is_id_mode(vector: Vector) -> bool:
+    return (
+        any(
+            words in vector.name
+            for words in ("IPv6-size", "id mode", "without writable storage", "fetch_storage_ids")
+        )
+        and "ip mode" not in vector.name
+    )
+
+
+def is_empty(vector: Vector) -> bool:
+    return vector.name in {
+        "query_store no group, no groups known",
+        "list_all_groups none",
+        "get_leader none",
+    }
+
+
+@asynccontextmanager
+async def tracker_of(vector: Vector, directory: Path) -> AsyncIterator[TestTracker]:
+    """A tracker like the one that answered *vector*, with its storages."""
+    async with AsyncExitStack() as stack:
+        reserved = ReservedSpace.parse("99%" if "no free space" in vector.name else "1%")
+        trunk = TrunkConfig(slot_max_size=1 << 20)  # what the sample configuration has
+        if is_id_mode(vector):
+            tracker = await stack.enter_async_context(
+                running_tracker(
+                    directory,
+                    reserved_storage_space=reserved,
+                    trunk=trunk,
+                    response_ip_addr_size=46,
+                    storage_ids=StorageIds.parse(IDS_TABLE, "ids"),
+                    id_type_in_filename=IdType.ID,
+                )
+            )
+            storages = [("group1", 31), ("group1", 32), ("group1", 33), ("group2", 34)]
+            subdirs = 16
+        else:
+            tracker = await stack.enter_async_context(
+                running_tracker(directory, reserved_storage_space=reserved, trunk=trunk)
+            )
+            storages = [("group1", 11), ("group1", 12), ("group2", 13)]
+            subdirs = 4
+        if not is_empty(vector):
+            listed = {stat.ip: stat for stat in _listed_storages(vector)}
+            peers: dict[str, Peer] = {}
+            for group, host in storages:
+                ip = f"127.0.0.{host}"
+                if ip in listed:
+                    peers[ip] = await tracker.active_like(group, listed[ip])
+                else:
+                    peers[ip] = await tracker.active(
+                        ip,
+                        group=group,
+                        subdir_count_per_path=subdirs,
+                        space=_space_in(vector, group),
+                    )
+            for ip, stat in listed.items():
+                others = tracker.cluster.groups["group1"].servers
+                other_id = next(other for other in others if other != stat.storage_id)
+                await tracker.report_like(peers[ip], stat, other_id)
+        if "already deleted" in vector.name:
+            peer = await tracker.active(
+                "127.0.0.52", subdir_count_per_path=subdirs, space=_space_in(vector, "group1")
+            )
+            await peer.stream.aclose()
+            await wait_for(lambda: _status(tracker, "127.0.0.52") is ServerStatus.OFFLINE)
+            tracker.cluster.delete_storage("group1", "127.0.0.52", 1)
+        _turn_counters(vector, tracker)
+        yield tracker
+
+
+def _status(tracker: TestTracker, storage_id: str) -> ServerStatus:
+    return tracker.cluster.groups["group1"].servers[storage_id].status
+
+
+def _listed_storages(vector: Vector) -> list[StorageStat]:
+    return decode_storage_stats(vector.response_body) if vector.command == 92 else []
+
+
+def _space_in(vector: Vector, group: str) -> tuple[tuple[int, int], ...]:
+    """Store paths whose sum is what the captured answer says about *group*."""
+    total_mb, free_mb = 516038, 148000
+    if vector.command in (90, 91):
+        for stat in decode_group_stats(vector.response_body):
+            if stat.group == group:
+                total_mb, free_mb = stat.total_mb, stat.free_mb
+    half = (total_mb // 2, free_mb // 2)
+    return half, (total_mb - half[0], free_mb - half[1])
+
+
+def _turn_counters(vector: Vector, tracker: TestTracker) -> None:
+    """Set the round-robin counters to what they were when *vector* was captured."""
+    if vector.status != 0 or vector.command not in (101, 104, 106, 107):
+        return
+    target: StoreTarget | StoreTargets
+    if vector.command in (101, 104):
+        target = StoreTarget.decode(vector.response_body)
+        endpoint = target.endpoint
+    else:
+        target = StoreTargets.decode(vector.response_body)
+        endpoint = target.endpoints[0]
+    names = sorted(tracker.cluster.groups)
+    tracker.cluster.placement.next_group = names.index(target.group)
+    group = tracker.cluster.groups[target.group]
+    group.next_write_server = [server.ip for server in group.writable].index(endpoint.ip)
+    group.writable[group.next_write_server].next_write_path = target.path_index
+
+
+VARYING: dict[str, str] = {"get_leader": "the tracker's own address"}
+"""Exchanges whose answer cannot be the captured one, and why; all others are compared whole."""
+
+
+@pytest.mark.parametrize("vector", REPLAYED, ids=lambda v: v.name)
+async def test_captured_exchange(vector: Vector, tmp_path: Path) -> None:
+    async with tracker_of(vector, tmp_path) as tracker:
+        peer = await tracker.connect()
+        await peer.send(vector.request)
+        if "half-closes" in vector.name:
+            await peer.stream.send_eof()
+        response = await peer.receive_packet()
+        if vector.name in VARYING:
+            assert response == pack_response(f"{TRACKER_IP}:{tracker.port}".encode())
+        else:
+            assert response == vector.response
+        if "half-closes" not in vector.name:
+            assert await peer.closed() is vector.closed
+
+
+CLUSTER_ERRORS = {
+    "join_bad_group_name",
+    "join_port_mismatch",
+    "join_unknown_status_minus1",
+    "join_no_trackers",
+    "sync_dest_req_not_joined",
+    "beat_not_joined",
+    "get_status_unknown",
+    "get_status_no_port",
+    "changelog_unknown_id",
+    "sync_src_req_unknown",
+    "tracker_get_status_no_groups",
+    "get_group_name_no_ids",
+    "get_server_id_no_ids",
+    "fetch_storage_ids_not_in_use",
+    "fetch_storage_ids_not_in_use_refused",
+}
+
+
+@pytest.mark.parametrize(
+    "vector", [v for v in CLUSTER if v.name in CLUSTER_ERRORS], ids=lambda v: v.name
+)
+async def test_captured_answers_to_storages(vector: Vector, tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        if "no_groups" not in vector.name:
+            await tracker.active("127.0.0.21", port=43000, subdir_count_per_path=4)
+        # The tracker's own port is part of a JOIN; both have five digits.
+        assert len(str(tracker.port)) == 5
+        request = vector.request.replace(b"42122", str(tracker.port).encode())
+        peer = await tracker.connect("127.0.0.29")
+        await peer.send(request)
+        assert await peer.receive_packet() == vector.response
+
+
+# The life of a storage ----------------------------------------------------------------------------
+
+
+async def test_first_start_of_a_storage(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        peer = await tracker.connect("127.0.0.21")
+        assert await peer.ok(60, MyIpRequest("group1", 33000).encode()) == b"127.0.0.21"
+        assert Parameters.decode(await peer.ok(75)).reserved_storage_space == "1024MB"
+        assert await peer.exchange(95) == (errno.ENOENT, b""), "no leader before the first JOIN"
+        joined = Joined.decode(await peer.ok(81, tracker.join_request().encode()))
+        assert joined == Joined(ServerStatus.INIT, "")
+        assert await peer.ok(87) == b""
+        assert await peer.ok(88, SyncSource().encode()) == b""
+        first = Changes.decode(await peer.ok(83, Statistics(total_upload_count=3).encode()))
+        leader = Brief(ServerStatus.INIT, tracker.port, TRACKER_IP, TRACKER_IP)
+        me = Brief(ServerStatus.ACTIVE, 33000, "127.0.0.21", "127.0.0.21")
+        assert first == Changes(leader=leader, group=(me,))
+        assert await peer.ok(77) == b""
+        assert await peer.ok(84, DiskReport(((5000, 2000),)).encode()) == b"\0"
+        assert await peer.ok(83) == b"\0"
+        client = await tracker.connect()
+        target = StoreTarget.decode(await client.ok(101))
+        assert (target.group, target.endpoint.ip, target.path_index) == ("group1", "127.0.0.21", 0)
+        assert await client.ok(95) == f"{TRACKER_IP}:{tracker.port}".encode()
+        assert TrackerStatus.decode(await client.ok(64)) == TrackerStatus(True, 0, 0)
+
+
+async def test_second_storage_waits_for_its_copy(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        first = await tracker.active("127.0.0.21")
+        second, joined = await tracker.join("127.0.0.22")
+        assert joined.status is ServerStatus.INIT
+        source = SyncSource("127.0.0.21", int(tracker.clock.now_s))
+        assert SyncSource.decode(await second.ok(87)) == source
+        assert SyncSource.decode(await second.ok(79)) == source
+        await second.ok(88, source.encode())
+        await second.ok(83)
+        assert _status(tracker, "127.0.0.22") is ServerStatus.WAIT_SYNC
+        key = ServerKey("group1", "127.0.0.22").encode()
+        assert SyncSource.decode(await first.ok(86, key)) == source
+        for status in (ServerStatus.SYNCING, ServerStatus.OFFLINE):
+            report = StatusReport("group1", Brief(status, 0, "127.0.0.22", "127.0.0.22"))
+            await first.ok(76, report.encode())
+        await second.ok(83)
+        assert _status(tracker, "127.0.0.22") is ServerStatus.ACTIVE
+
+
+@pytest.mark.parametrize("command", [59, 72, 73, 74, 79, 83, 84, 85, 87, 88, 89])
+async def test_commands_that_need_a_join(tmp_path: Path, command: int) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        await tracker.active("127.0.0.21")
+        peer = await tracker.connect("127.0.0.21")
+        for body in (b"", bytes(24), bytes(1000)):
+            assert await peer.exchange(command, body) == (errno.EACCES, b"")
+
+
+async def test_changelog_without_join_needs_an_id(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        peer = await tracker.connect("127.0.0.21")
+        assert await peer.exchange(77) == (errno.EINVAL, b"")
+
+
+async def test_a_closed_connection_makes_the_storage_offline_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        storage = await tracker.active("127.0.0.21")
+        client = await tracker.connect()
+        await client.ok(101)
+        with caplog.at_level("INFO"):
+            await storage.stream.aclose()
+            await wait_for(lambda: _status(tracker, "127.0.0.21") is ServerStatus.OFFLINE)
+        assert await client.exchange(101) == (errno.ENOENT, b"")
+        assert "127.0.0.21 of group1 is OFFLINE (was ACTIVE): its connection ended" in caplog.text
+        peer, joined = await tracker.join("127.0.0.21", init_flag=False, status=7)
+        assert joined.status is ServerStatus.ONLINE
+        assert await client.exchange(101) == (errno.ENOENT, b""), "no heartbeat yet"
+        await peer.ok(83)
+        await client.ok(101)
+
+
+async def test_quit_makes_the_storage_offline(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        storage = await tracker.active("127.0.0.21")
+        await storage.send(pack_header(0, 82))
+        assert await storage.receive_packet() == b""
+        await wait_for(lambda: _status(tracker, "127.0.0.21") is ServerStatus.OFFLINE)
+
+
+async def test_a_silent_storage_becomes_offline(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path, check_active_interval_s=0.05) as tracker:
+        storage = await tracker.active("127.0.0.21")
+        tracker.clock.monotonic += 1
+        await wait_for(lambda: _status(tracker, "127.0.0.21") is ServerStatus.OFFLINE)
+        await storage.ok(83)
+        assert _status(tracker, "127.0.0.21") is ServerStatus.ACTIVE
+
+
+async def test_a_newer_connection_of_a_storage_counts(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        old = await tracker.active("127.0.0.21")
+        new = await tracker.active("127.0.0.21", init_flag=False)
+        await old.stream.aclose()
+        await new.ok(83)
+        client = await tracker.connect()
+        await client.ok(101)
+        assert _status(tracker, "127.0.0.21") is ServerStatus.ACTIVE
+
+
+async def test_a_join_whose_tracker_list_lacks_this_tracker(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        request = tracker.join_request(trackers=("127.0.0.9:22122",))
+        peer = await tracker.connect("127.0.0.21")
+        with caplog.at_level("WARNING"):
+            for _ in range(3):
+                assert await peer.exchange(81, request.encode()) == (errno.ENOENT, b"")
+        assert caplog.text.count("may not join") == 1, "each reason once, not at each retry"
+        assert not tracker.cluster.groups
+
+
+async def test_several_trackers_have_no_leader_yet(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        trackers = (f"{TRACKER_IP}:{tracker.port}", "127.0.0.9:22122")
+        peer = await tracker.active("127.0.0.21", trackers=trackers)
+        assert await peer.exchange(95) == (errno.ENOENT, b"")
+
+
+# State on disk ------------------------------------------------------------------------------------
+
+
+async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
+    statistics = Statistics(total_upload_count=7, success_upload_bytes=1 << 40)
+    async with running_tracker(tmp_path) as tracker:
+        storage = await tracker.active("127.0.0.21", space=((900, 800), (700, 600)))
+        await storage.ok(83, statistics.encode())
+        await tracker.active("127.0.0.31", group="group2", upload_priority=3)
+    async with running_tracker(tmp_path) as tracker:
+        client = await tracker.connect()
+        groups = decode_group_stats(await client.ok(91))
+        assert [group.group for group in groups] == ["group1", "group2"]
+        assert (groups[0].total_mb, groups[0].free_mb, groups[0].writable_count) == (1600, 1400, 0)
+        (listed,) = decode_storage_stats(await client.ok(92, GroupRequest("group1").encode()))
+        assert listed.status is ServerStatus.OFFLINE
+        assert (listed.store_path_count, listed.version, listed.join_time) == (2, "6.16.1", 1)
+        assert listed.statistics.total_upload_count == 7
+        assert listed.statistics.success_upload_bytes == 1 << 40
+        assert await client.exchange(101) == (errno.ENOENT, b"")
+        _, joined = await tracker.join("127.0.0.21", init_flag=False, status=7, store_path_count=2)
+        assert joined.status is ServerStatus.ONLINE
+
+
+async def test_what_was_acknowledged_is_on_disk_before_the_answer(tmp_path: Path) -> None:
+    """No clean stop: the files are looked at while the tracker runs."""
+    servers = tmp_path / "data" / SERVERS_NAME
+    async with running_tracker(tmp_path) as tracker:
+        storage, _ = await tracker.join("127.0.0.21")
+        assert "ip_addr=127.0.0.21\n\tstatus=0" in servers.read_text()
+        await storage.ok(87)
+        assert "status=6" in servers.read_text()
+        second, _ = await tracker.join("127.0.0.22")
+        await storage.ok(83)
+        await second.ok(87)
+        assert "status=1" in servers.read_text()
+        assert "sync_src_server=127.0.0.21" in servers.read_text()
+        await second.stream.aclose()
+        await wait_for(lambda: tracker.cluster.groups["group1"].servers["127.0.0.22"].up_time == 0)
+        client = await tracker.connect()
+        await client.ok(93, ServerRequest("group1", "127.0.0.22").encode())
+        assert "127.0.0.22" not in servers.read_text()
+        changelog = (tmp_path / "data" / "storage_changelog.dat").read_text()
+        assert changelog.endswith(" group1 127.0.0.22 4 \n")
+
+
+async def test_the_initial_copy_survives_a_restart(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        await tracker.active("127.0.0.21")
+        second, _ = await tracker.join("127.0.0.22")
+        await second.ok(87)
+    async with running_tracker(tmp_path) as tracker:
+        _, joined = await tracker.join("127.0.0.22", init_flag=False, status=1)
+        assert joined == Joined(ServerStatus.WAIT_SYNC, "127.0.0.21")
+
+
+async def test_sync_times_survive_a_restart(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        await tracker.active("127.0.0.21")
+        await tracker.active("127.0.0.22")
+        group = tracker.cluster.groups["group1"]
+        group.sync_times = {"127.0.0.21": {"127.0.0.22": 1795353703}}
+    async with running_tracker(tmp_path) as tracker:
+        assert tracker.cluster.groups["group1"].sync_times == {
+            "127.0.0.21": {"127.0.0.22": 1795353703},
+            "127.0.0.22": {},
+        }
+
+
+def captured_file(name: str) -> bytes:
+    """A state file that a C tracker sent to another one (63): its size, then the bytes."""
+    (vector,) = (v for v in CLUSTER if v.name == name)
+    return vector.response_body[8:]
+
+
+async def test_files_of_a_c_tracker_are_understood(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "storage_groups_new.dat").write_bytes(captured_file("sys_file_groups"))
+    (data / "storage_servers_new.dat").write_bytes(captured_file("sys_file_servers"))
+    (data / "storage_sync_timestamp.dat").write_bytes(captured_file("sys_file_sync_timestamp"))
+    (data / "storage_changelog.dat").write_bytes(captured_file("sys_file_changelog"))
+    text = captured_file("sys_file_servers").decode()
+    ids = [line.split("=")[1] for line in text.splitlines() if line.strip().startswith("id=")]
+    table = "\n".join(f"{storage_id} group1 127.0.0.99" for storage_id in ids)
+    async with running_tracker(tmp_path, storage_ids=StorageIds.parse(table, "ids")) as tracker:
+        (group,) = tracker.cluster.groups.values()
+        assert sorted(group.servers) == ids
+        for server in group.servers.values():
+            assert f"ip_addr={server.ip}" in text
+            assert f"total_upload_count={server.statistics.total_upload_count}\n" in text
+            assert server.port == group.port == 43000
+
+
+async def test_smallest_server_entry(tmp_path: Path) -> None:
+    """The minimum that a C tracker accepts (protocol/disk.md section 10)."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "storage_groups_new.dat").write_text("[Global]\ngroup_count=0\n")
+    (data / "storage_servers_new.dat").write_text(
+        "[Storage001]\ngroup_name=group1\nip_addr=10.0.0.1\nstatus=7\nstorage_port=23000\n"
+        "store_path_count=1\nsubdir_count_per_path=256\nupload_priority=10\n"
+        "[Global]\nstorage_count=1\n"
+    )
+    async with running_tracker(tmp_path) as tracker:
+        server = tracker.cluster.groups["group1"].servers["10.0.0.1"]
+        assert server.status is ServerStatus.OFFLINE
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("storage_groups_new.dat", b"[Group001]\nstorage_port=1\n"),
+        ("storage_groups_new.dat", b"[Group001]\ngroup_name=g\nstorage_port=x\n"),
+        ("storage_servers_new.dat", b"[Storage001]\ngroup_name=g\n"),
+        ("storage_servers_new.dat", b"\xff\xfe"),
+        ("storage_sync_timestamp.dat", b"group1\n"),
+    ],
+)
+async def test_a_malformed_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        await tracker.active("127.0.0.21")
+    (tmp_path / "data" / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"{name}: malformed"):
+        async with running_tracker(tmp_path):
+            pass
+
+
+async def test_one_tracker_per_directory(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path):
+        assert (tmp_path / "data" / PID_NAME).read_text().isdigit()
+        with pytest.raises(FdfsError, match="another tracker"):
+            async with running_tracker(tmp_path):
+                pass
+    async with running_tracker(tmp_path):
+        pass
+
+
+# Connections and bad input ------------------------------------------------------------------------
+
+
+async def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        peer = await tracker.connect()
+        await peer.send(pack_header(0, 111) + pack_header(0, 91) + pack_header(1, 91) + b"x")
+        assert await peer.receive_packet() == pack_response()
+        assert await peer.receive_packet() == pack_response()
+        assert await peer.receive_packet() == pack_response(status=22)
+        assert not await peer.closed()
+
+
+async def test_a_request_in_small_pieces(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        peer = await tracker.connect()
+        request = pack_header(16, 90) + GroupRequest("group1").encode()
+        for byte in request:
+            await peer.send(bytes([byte]))
+            await trio.lowlevel.checkpoint()
+        assert await peer.receive_packet() == pack_response(status=2)
+
+
+@pytest.mark.parametrize("length", [-1, -(1 << 63), 262135, 1 << 32, (1 << 63) - 1])
+async def test_impossible_lengths_end_the_connection(tmp_path: Path, length: int) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        peer = await tracker.connect()
+        await peer.send(struct.pack(">qBB", length, 111, 0))
+        assert await peer.receive_packet() == b""
+
+
+async def test_the_largest_request_is_read(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        peer = await tracker.connect()
+        assert await peer.exchange(111, bytes(262134)) == (errno.EINVAL, b"")
+        assert not await peer.closed()
+
+
+async def test_every_command_survives_garbage(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        storage = await tracker.active("127.0.0.21")
+        client = await tracker.connect()
+        bodies = [b"", b"\xff" * 16, bytes(16), b"\xff" * 83, bytes(145), b"\x80" * 348, b"\n" * 99]
+        bodies += [
+            GroupRequest("group1").encode() + tail for tail in (b"\xff" * 15, b":", b"\xff:1")
+        ]
+        for peer in (client, storage):
+            for command in range(256):
+                if command == 82:
+                    continue
+                for body in bodies:
+                    status, answer = await peer.exchange(command, body)
+                    assert status == 0 or answer == b""
+        # Whatever these left behind can still be listed and saved.
+        decode_storage_stats(await client.ok(92, GroupRequest("group1").encode()))
+        await tracker.active("127.0.0.22", init_flag=False, status=7)
+    async with running_tracker(tmp_path) as tracker:
+        assert set(tracker.cluster.groups) == {"group1"}
+
+
+async def test_half_a_request_ends_after_the_network_timeout(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path, network_timeout_s=0.2) as tracker:
+        idle = await tracker.connect()
+        await idle.ok(111)
+        for start in (b"", b"\0\0", pack_header(16, 90) + b"gr"):
+            slow = await tracker.connect()
+            if start:
+                await slow.send(start)
+            assert await slow.receive_packet() == b""
+        begun = await tracker.connect()
+        await begun.ok(111)
+        await begun.send(pack_header(16, 90))
+        assert await begun.receive_packet() == b"", "in the middle of a later request, too"
+        await idle.ok(111)  # between requests a connection may be idle for ever
+
+
+async def test_hosts_that_are_not_allowed_are_closed(tmp_path: Path) -> None:
+    allow = AllowHosts.parse([f"{CLIENT_IP}/32", "localhost"])
+    async with running_tracker(tmp_path, allow_hosts=allow) as tracker:
+        stranger = await tracker.connect("127.0.0.77")
+        try:
+            await stranger.send(pack_header(0, 111))
+            assert await stranger.receive_packet() == b""
+        except trio.BrokenResourceError:
+            pass
+        await (await tracker.connect()).ok(111)
+        await (await tracker.connect("127.0.0.1")).ok(111)
+
+
+async def test_a_flood_of_idle_connections_leaves_room(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path, max_connections=8) as tracker:
+        storage = await tracker.active("127.0.0.21")
+        for _ in range(40):
+            await tracker.connect("127.0.0.66")
+        client = await tracker.connect()
+        await client.ok(101)
+        await storage.ok(83)
+
+
+async def test_answers_keep_coming_while_others_stall(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        await tracker.active("127.0.0.21")
+        for _ in range(20):
+            stalled = await tracker.connect()
+            await stalled.send(pack_header(16, 90) + b"gr")
+        client = await tracker.connect()
+        for _ in range(50):
+            await client.ok(101)
+
+
+# Files of a group with two storages ---------------------------------------------------------------
+
+
+async def test_a_fresh_file_is_fetched_from_its_source(tmp_path: Path) -> None:
+    """The name is that of protocol/file-id.md section 8, number 1."""
+    name = "M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt"
+    clock = Clock(1795354458)
+    async with running_tracker(tmp_path, clock=clock) as tracker:
+        await tracker.active("127.0.0.11")
+        await tracker.active("127.0.0.12")
+        client = await tracker.connect()
+        request = FileRequest("group1", name).encode()
+        fresh = [await client.ok(102, request) for _ in range(3)]
+        assert len(set(fresh)) == 1
+        assert b"127.0.0.11" in fresh[0]
+        clock.now_s += 86401
+        old = {await client.ok(102, request) for _ in range(2)}
+        assert len(old) == 2
+
+
+async def test_status_by_address(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        await tracker.active("127.0.0.21")
+        client = await tracker.connect()
+        query = ServerQuery("group1", "127.0.0.21", 33000).encode()
+        brief = Brief.decode(await client.ok(71, query))
+        assert brief == Brief(ServerStatus.ACTIVE, 33000, "127.0.0.21", "127.0.0.21")
