@@ -6,7 +6,7 @@
      +-- UsageError               the caller broke a rule of ours (also a ValueError)
      +-- ProtocolError            the peer sent bytes that the protocol does not allow
      +-- StatusError              the peer answered with a status other than 0 (also an OSError)
-     +-- TreeError                the tree refuses an operation, as POSIX or we say (also an OSError)
+     +-- TreeError                the tree refuses an operation (also an OSError)
      +-- ConnectionProblem        no answer arrived; whether the request was carried out is unknown
      |    +-- ConnectionBroken    the connection ended in the middle of an exchange
      |    +-- ConnectFailed       no connection could be made, so nothing was carried out

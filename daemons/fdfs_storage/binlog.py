@@ -27,7 +27,7 @@ _BLOCK = 64 << 10
 class BinlogPosition(NamedTuple):
     """A place in the binlog: number of the file and byte offset of a line's start."""
 
-    index: int
+    number: int
     offset: int
 
 
@@ -151,8 +151,8 @@ class Binlog:
         Yields each record with the position behind it. Malformed lines are skipped with a
         warning. Files that a C server compressed are read too.
         """
-        for index in range(position.index, self._index + 1):
-            offset = position.offset if index == position.index else 0
+        for index in range(position.number, self._index + 1):
+            offset = position.offset if index == position.number else 0
             for line, behind in _lines(self._directory, index, offset):
                 try:
                     record = decode_line(line)
