@@ -89,7 +89,7 @@ class Mounted:
         await self.vfs.files.flush(handle)
         await self.vfs.files.release(handle)
 
-    async def list(self, path: str = "") -> list[Listed]:
+    async def listing(self, path: str = "") -> list[Listed]:
         """A whole listing, with the dots, as the kernel takes it."""
         number = (await self.lookup(path)).number if path else ROOT
         handle = self.vfs.directories.get(self.vfs.open_directory(number))
@@ -104,7 +104,7 @@ class Mounted:
 
     async def names(self, path: str = "") -> list[bytes]:
         """The names of a listing without the dots."""
-        return [listed.name for listed in await self.list(path) if listed.counts]
+        return [listed.name for listed in await self.listing(path) if listed.counts]
 
 
 @asynccontextmanager

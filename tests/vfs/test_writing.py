@@ -37,7 +37,7 @@ async def test_nothing_is_stored_before_flush_but_everyone_here_sees_it() -> Non
         assert m.volume.content("a") == b""
         assert (await m.vfs.tree.getattr(entry.number)).attr.size == 7
         assert (await m.lookup("vol/a")).attr.size == 7
-        listed = {item.name: item.entry.attr.size for item in await m.list("vol")}
+        listed = {item.name: item.entry.attr.size for item in await m.listing("vol")}
         assert listed[b"a"] == 7
         other = await m.open("vol/a")
         assert bytes(await m.vfs.files.read(other, 0, 100)) == b"one two"

@@ -1,0 +1,182 @@
+"""Reading: small files in one round trip, read-ahead, replaced objects, the page cache."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+
+import pytest
+import trio
+
+from fdfsfuse.errors import StatusError, TreeError
+from fdfsfuse.proto import names
+from fdfsfuse.vfs.readahead import Plan, plan_read
+from tests.vfs.common import mounted
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("offset", "end", "position", "streak", "plan"),
+    [
+        # The first read of a file brings its chunk only, the second one opens the window.
+        (0, 10, 0, 1, Plan(False, range(1), range(0))),
+        (10, 20, 10, 2, Plan(False, range(1), range(1, 4))),
+        # A read across a border needs both chunks.
+        (90, 110, 90, 9, Plan(False, range(2), range(2, 4))),
+        # The window ends with the file.
+        (810, 820, 810, 9, Plan(False, range(8, 9), range(9, 10))),
+        (990, 1000, 990, 9, Plan(False, range(9, 10), range(0))),
+        # The kernel's own read-ahead comes a little out of order.
+        (400, 410, 430, 9, Plan(False, range(4, 5), range(5, 8))),
+        (520, 530, 430, 9, Plan(False, range(5, 6), range(6, 9))),
+        # Anywhere else is a random read: just what was asked for.
+        (700, 710, 430, 9, Plan(True, range(0), range(0))),
+        (100, 110, 430, 0, Plan(True, range(0), range(0))),
+    ],
+)
+def test_plan(offset: int, end: int, position: int, streak: int, plan: Plan) -> None:
+    found = plan_read(offset, end, 1000, position, streak, 100, 4)
+    assert (found.direct, list(found.now), list(found.ahead)) == (
+        plan.direct,
+        list(plan.now),
+        list(plan.ahead),
+    )
+
+
+async def test_a_small_file_comes_with_open() -> None:
+    async with mounted() as m:
+        await m.write_file("vol/a", b"hello")
+        m.vfs.forget([((await m.lookup("vol/a")).number, 1)])
+        before = m.volume.requests.copy()
+        assert await m.read_file("vol/a") == b"hello"
+        assert m.volume.requests - before == {"Lookup": 1, "Open": 1}
+
+
+async def test_an_empty_file_asks_for_nothing() -> None:
+    async with mounted() as m:
+        await m.write_file("vol/a", b"")
+        assert await m.read_file("vol/a") == b""
+        assert m.volume.requests["read"] == 0
+
+
+async def test_sequential_reading_runs_ahead() -> None:
+    async with mounted(read_chunk_bytes=64 * KIB, read_chunks=4) as m:
+        content = random.Random(1).randbytes(MIB + 12345)
+        await m.write_file("vol/a", content)
+        assert await m.read_file("vol/a", 16 * KIB) == content
+        # Each byte was fetched once, in whole chunks.
+        offsets = [offset for offset, _ in m.volume.reads]
+        assert sorted(offsets) == list(range(0, len(content), 64 * KIB))
+        assert m.vfs.context.read_ahead_used == 0
+
+
+async def test_read_ahead_is_parallel_and_bounded() -> None:
+    async with mounted(
+        read_chunk_bytes=64 * KIB, read_chunks=4, read_ahead_bytes=6 * 64 * KIB
+    ) as m:
+        content = bytes(2 * MIB)
+        await m.write_file("vol/a", content)
+        handles = [await m.open("vol/a") for _ in range(3)]
+        for handle in handles:
+            await m.vfs.files.read(handle, 0, 4 * KIB)
+            await m.vfs.files.read(handle, 4 * KIB, 4 * KIB)
+        # Three handles want four chunks each. Six fit, and the last handle still got what it needs.
+        assert m.vfs.context.read_ahead_used == 7 * 64 * KIB
+        for handle in handles:
+            await m.vfs.files.release(handle)
+        assert m.vfs.context.read_ahead_used == 0
+
+
+async def test_random_reads_fetch_just_what_they_need() -> None:
+    async with mounted(read_chunk_bytes=64 * KIB) as m:
+        content = random.Random(1).randbytes(2 * MIB)
+        await m.write_file("vol/a", content)
+        handle = await m.open("vol/a")
+        for offset in (MIB, 300_000, 1_900_000, 2 * MIB - 10):
+            got = bytes(await m.vfs.files.read(handle, offset, 4096))
+            assert got == content[offset : offset + 4096]
+        assert m.volume.reads == [
+            (MIB, 4096),
+            (300_000, 4096),
+            (1_900_000, 4096),
+            (2 * MIB - 10, 10),
+        ]
+
+
+async def test_concurrent_readers_of_one_handle() -> None:
+    async with mounted(read_chunk_bytes=64 * KIB) as m:
+        content = random.Random(1).randbytes(2 * MIB)
+        await m.write_file("vol/a", content)
+        handle = await m.open("vol/a")
+
+        async def read(offset: int) -> None:
+            got = bytes(await m.vfs.files.read(handle, offset, 32 * KIB))
+            assert got == content[offset : offset + 32 * KIB]
+
+        for start in range(0, len(content), 256 * KIB):
+            async with trio.open_nursery() as nursery:
+                for offset in range(start, start + 256 * KIB, 32 * KIB):
+                    nursery.start_soon(read, offset)
+
+
+async def test_reading_goes_on_with_the_object_that_replaced_the_old_one() -> None:
+    async with mounted(read_chunk_bytes=64 * KIB, open_data_bytes=0) as m:
+        await m.write_file("vol/a", b"a" * 500_000)
+        handle = await m.open("vol/a")
+        assert bytes(await m.vfs.files.read(handle, 0, 10)) == b"a" * 10
+        attr = m.volume.by_path("a")
+        await m.volume.call(names.StoreContent(attr.ino, b"b" * 400_000, 5))
+        del m.volume.objects[attr.file_id]
+        assert bytes(await m.vfs.files.read(handle, 399_990, 100)) == b"b" * 10
+        assert bytes(await m.vfs.files.read(handle, 450_000, 100)) == b""
+
+
+async def test_an_object_that_is_gone_for_good_is_an_error() -> None:
+    async with mounted(open_data_bytes=0) as m:
+        await m.write_file("vol/a", b"a" * 500_000)
+        handle = await m.open("vol/a")
+        m.volume.objects.clear()
+        with pytest.raises(TreeError) as caught:
+            await m.vfs.files.read(handle, 0, 10)
+        assert caught.value.errno == errno.EIO
+
+
+async def test_an_error_of_read_ahead_reaches_the_reader_and_is_not_kept() -> None:
+    async with mounted(read_chunk_bytes=64 * KIB, open_data_bytes=0) as m:
+        await m.write_file("vol/a", b"a" * 500_000)
+        handle = await m.open("vol/a")
+        m.volume.fail["read"] = StatusError(errno.EIO)
+        with pytest.raises(StatusError):
+            await m.vfs.files.read(handle, 0, 10)
+        m.volume.fail.clear()
+        assert bytes(await m.vfs.files.read(handle, 0, 10)) == b"a" * 10
+
+
+async def test_pages_are_kept_only_for_the_version_they_are_of() -> None:
+    async with mounted() as m:
+        entry = await m.write_file("vol/a", b"mine")
+        open_file = m.vfs.files.open
+        # This mount wrote it: the kernel's pages are of this version, and no content is sent.
+        before = m.volume.requests.copy()
+        assert (await open_file(entry.number, os.O_RDONLY)).keep_cache
+        # Somebody else stores something: not kept, then kept again.
+        await m.volume.call(names.StoreContent(m.volume.by_path("a").ino, b"theirs", 5))
+        assert not (await open_file(entry.number, os.O_RDONLY)).keep_cache
+        assert (await open_file(entry.number, os.O_RDONLY)).keep_cache
+        # The kernel forgot the inode, and with it the pages.
+        m.vfs.forget([(entry.number, 1)])
+        assert not (await open_file(entry.number, os.O_RDONLY)).keep_cache
+        assert (m.volume.requests - before)["read"] == 0
+
+
+async def test_content_changed_by_two_mounts_is_not_taken_for_our_pages() -> None:
+    async with mounted() as m:
+        entry = await m.write_file("vol/a", b"one")
+        handle = await m.open("vol/a", os.O_WRONLY)
+        await m.volume.call(names.StoreContent(m.volume.by_path("a").ino, b"theirs", 5))
+        await m.vfs.files.write(handle, 0, b"ours")
+        await m.close(handle)
+        assert not (await m.vfs.files.open(entry.number, os.O_RDONLY)).keep_cache
