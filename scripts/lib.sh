@@ -77,6 +77,9 @@ make_venv() {
     wanted="$(.venv/bin/python -V) $PWD $(sha256sum <pyproject.toml)"
     if [ "$(cat .venv/.installed 2>/dev/null)" != "$wanted" ]; then
         say "installing fdfsfuse and what its tests need into .venv"
+        # An environment whose making was broken off has no pip yet.
+        .venv/bin/python -m pip --version >/dev/null 2>&1 ||
+            .venv/bin/python -m ensurepip >/dev/null || die "pip could not be installed."
         .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' >&2 ||
             die "The Python packages could not be installed."
         printf '%s\n' "$wanted" >.venv/.installed
