@@ -24,10 +24,12 @@ from tests.vfs.common import OWNER, Mounted, mounted, wait_until
 @contextmanager
 def fails(code: int) -> Iterator[None]:
     """The block raises an error with this errno."""
-    with pytest.raises(OSError, match=".") as caught:
+    got = None
+    try:
         yield
-    assert isinstance(caught.value, (TreeError, StatusError))
-    assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[code]
+    except (TreeError, StatusError) as exc:
+        got = exc.errno
+    assert errno.errorcode.get(got or 0) == errno.errorcode[code]
 
 
 async def make(m: Mounted, path: str, mode: int = stat.S_IFREG | 0o644) -> int:
