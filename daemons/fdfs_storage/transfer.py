@@ -14,8 +14,9 @@ from fdfsfuse.server.connection import FramedConnection
 INLINE_MAX = 64 << 10
 """Content up to this size is received as a whole and written on the loop: a hop to a thread (60
 us) would cost more than the copy into the page cache."""
-CHUNK = 256 << 10
-"""Piece of larger contents: one receive buffer per transfer, one thread hop per piece."""
+CHUNK = 512 << 10
+"""Piece of larger contents: one receive buffer per transfer, one thread hop per piece. Twice as
+much gains nothing, half as much costs a third more CPU time."""
 _PAGE_CACHE_ONLY = getattr(os, "RWF_NOWAIT", 0)
 
 

@@ -12,9 +12,11 @@ sending are independent: one task may read while another sends.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
-import struct
+import sys
+import termios
 
 import trio
 
@@ -26,7 +28,7 @@ RECV_SIZE = 16 * 1024
 SENDFILE_CHUNK = 1 << 20
 _PROBE = getattr(os, "RWF_NOWAIT", 0)
 _MAX_EAGER = 16
-_LINGER = struct.pack("ii", 1, 0)
+_LOW_WATER_MIN = 32 * 1024
 
 
 class FramedConnection:
@@ -47,6 +49,7 @@ class FramedConnection:
         "_pos",
         "_used",
         "idle",
+        "last_pending",
         "peer_ip",
         "reading_since",
         "requests",
@@ -63,6 +66,8 @@ class FramedConnection:
         """True while the connection waits for a request and none has begun."""
         self.reading_since = 0.0
         """trio time since when bytes are overdue; 0.0 while none are."""
+        self.last_pending = 0
+        """For the watchdog: what `pending` said when it last looked."""
         self.sending_since = 0.0
         """trio time since when the peer has taken no bytes of an answer; 0.0 while it does."""
         self._fd = sock.fileno()
@@ -108,10 +113,34 @@ class FramedConnection:
         return bytes(body)
 
     async def recv_into_exactly(self, view: memoryview) -> None:
-        """Fill *view*. Raises ConnectionBroken as `recv_exactly` does."""
-        filled = 0
-        while filled < len(view):
-            filled += await self.recv_into(view[filled:])
+        """Fill *view*. Raises ConnectionBroken as `recv_exactly` does.
+
+        For a large view the kernel is asked to wake us only when much has arrived: a wake-up
+        costs as much as copying 100 KiB. The watchdog notices if bytes trickle in meanwhile.
+        """
+        filled = await self.recv_into(view)
+        if len(view) - filled < _LOW_WATER_MIN:
+            while filled < len(view):
+                filled += await self.recv_into(view[filled:])
+            return
+        try:
+            while filled < len(view):
+                self._set_low_water(len(view) - filled)
+                filled += await self.recv_into(view[filled:])
+        finally:
+            self._set_low_water(1)
+
+    def _set_low_water(self, count: int) -> None:
+        """Count as readable only when *count* bytes (or the end) have arrived."""
+        try:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+        except OSError:
+            pass  # the peer is gone, which the next recv tells better
+
+    def pending(self) -> int:
+        """Bytes in the kernel's receive buffer."""
+        answer = fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4))
+        return int.from_bytes(answer, sys.byteorder)
 
     async def recv_into(self, view: memoryview) -> int:
         """Put 1 or more bytes of a body into *view* (not empty) and return how many.
@@ -143,6 +172,10 @@ class FramedConnection:
                     await trio.lowlevel.checkpoint()
                 self._used += count
                 return count
+
+    def buffered(self) -> int:
+        """Bytes received and not used yet: `recv_header` and `recv_exactly` do not wait for them."""
+        return len(self._data) - self._pos
 
     def received(self) -> int:
         """Bytes used so far: tells how much of a body a handler has read."""

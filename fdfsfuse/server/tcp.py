@@ -218,12 +218,9 @@ class TcpServer:
         """End the connections that keep us waiting. Once a second is enough: nothing is exact."""
         while True:
             await trio.sleep(min(_SWEEP_S, self._network_timeout_s / 2))
-            limit = trio.current_time() - self._network_timeout_s
+            now = trio.current_time()
             for connection in self.connections:
-                if (connection.reading_since and connection.reading_since < limit) or (
-                    connection.sending_since and connection.sending_since < limit
-                ):
-                    connection.shutdown()
+                self._check(connection, now)
             if self._refused:
                 logger.warning(
                     "refused %d connections: max_connections = %d",
@@ -231,6 +228,20 @@ class TcpServer:
                     self.max_connections,
                 )
                 self._refused = 0
+
+    def _check(self, connection: FramedConnection, now: float) -> None:
+        """End *connection* if it keeps us waiting too long."""
+        limit = now - self._network_timeout_s
+        if connection.reading_since:
+            # Bytes may arrive without waking the reader, who asked for many at once.
+            pending = connection.pending()
+            if pending != connection.last_pending:
+                connection.last_pending = pending
+                connection.reading_since = now
+            elif connection.reading_since < limit:
+                connection.shutdown()
+        elif connection.sending_since and connection.sending_since < limit:
+            connection.shutdown()
 
 
 async def resolve_allow_hosts(allow: AllowHosts) -> AllowHosts:

@@ -435,3 +435,20 @@ async def test_statistics_count_what_was_not_refused(tmp_path: Path) -> None:
         assert (counters.total_upload_bytes, counters.success_download_bytes) == (5, 5)
         assert (counters.total_delete_count, counters.success_delete_count) == (2, 1)
         assert (counters.total_set_meta_count, counters.success_get_meta_count) == (1, 1)
+
+
+async def test_a_slow_client_is_not_taken_for_a_silent_one(tmp_path: Path) -> None:
+    content = content_of(200_000)
+    pieces = 10
+    async with (
+        run_storage(make_config(tmp_path), network_timeout_s=0.4) as server,
+        server.connect() as client,
+    ):
+        head = UploadHead(0, len(content), "bin").encode()
+        await client.send(pack_header(len(head) + len(content), StorageCommand.UPLOAD) + head)
+        for number in range(pieces):
+            await client.send(content[number * 20_000 :][:20_000])
+            await trio.sleep(0.15)  # all together much longer than the timeout
+        status, answer = await client.receive()
+        assert status == 0
+        assert await client.download(StoredFile.decode(answer).name) == content
