@@ -173,10 +173,6 @@ class FramedConnection:
                 self._used += count
                 return count
 
-    def buffered(self) -> int:
-        """Bytes received and not used yet: `recv_header` and `recv_exactly` do not wait for them."""
-        return len(self._data) - self._pos
-
     def received(self) -> int:
         """Bytes used so far: tells how much of a body a handler has read."""
         return self._used + self._pos
