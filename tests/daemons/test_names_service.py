@@ -498,6 +498,40 @@ async def test_object_listing_pages(server: NamesServer, session: NamesSession) 
     assert found == [os.path.basename(file_id) for file_id in uploaded]
 
 
+async def test_plain_clients_change_named_objects(
+    server: NamesServer, session: NamesSession
+) -> None:
+    big = await make_big(server, session, b"big")
+    small = await store(session, await make(session, b"small"), b"small")
+    await session.call(names.Link(small.ino, ROOT, b"second", NOW))
+    await store(session, await make(session, b"kept"), b"kept")
+    location = server.tree.objects.locate(big.file_id)
+    server.store.pwrite(location, BIG, b"appended")
+    server.store.delete(server.tree.objects.locate(small.file_id))
+    with trio.fail_after(10):
+        while (await session.call(names.GetAttr(big.ino))).size != BIG + 8:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+    for name in (b"small", b"second"):
+        assert await status_of(session.call(names.Lookup(ROOT, name))) == errno.ENOENT
+    await session.call(names.Lookup(ROOT, b"kept"))
+    # What happens to objects without a name costs no record.
+    before = server.tree.engine.committed
+    server.store.delete(server.tree.objects.locate(await plain_upload(server, b"x")))
+    await session.call(names.KeepAlive())
+    assert server.tree.engine.committed == before
+
+
+async def test_a_deletion_that_was_missed(tmp_path: Path) -> None:
+    async with names_server(tmp_path) as server, server.session() as session:
+        attr = await store(session, await make(session, b"a"), b"content")
+        server.store.observers.clear()
+        server.store.delete(server.tree.objects.locate(attr.file_id))
+    async with names_server(tmp_path) as server, server.session() as session:
+        with trio.fail_after(10):
+            while (await session.call(names.ReadDir(ROOT, 0, 10))).entries:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+
 # --- sessions and garbage -------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ from fdfs_storage.names import effects
 from fdfs_storage.names.log import Log
 from fdfs_storage.names.objects import Objects
 from fdfs_storage.names.state import State
+from fdfs_storage.names.worker import Worker
 from fdfsfuse.core.names_log import Append, NotPrimary, Position, Replica
 from fdfsfuse.errors import FdfsError, StatusError
 from fdfsfuse.proto import names, names_record
@@ -102,6 +103,7 @@ class Engine:
         self.on_answered: Callable[[], None] = lambda: None
         self.committed = state.position.index
         self._pause = trio.Lock()
+        self._worker = Worker("names-log")
         self._queue: deque[Work] = deque()
         self._wake = trio.Event()
         self._idle = True
@@ -118,6 +120,11 @@ class Engine:
             raise EngineBroken(
                 f"record {record.index} of the log cannot be applied: {exc}"
             ) from exc
+
+    @property
+    def is_busy(self) -> bool:
+        """True while changes are queued or being carried out."""
+        return not self._idle
 
     # --- changes ----------------------------------------------------------------------------
 
@@ -182,6 +189,7 @@ class Engine:
             while self._queue:
                 self._queue.popleft().reply(names.NOT_PRIMARY, b"")
             self.on_answered()
+            self._worker.close()
 
     async def _run_batch(self, batch: list[Work]) -> None:
         state = self.state
@@ -255,7 +263,7 @@ class Engine:
         try:
             append = replica.propose([names_record.encode_change(c) for _, c in applied])[0]
             assert isinstance(append, Append)
-            await trio.to_thread.run_sync(log.append, append.records)
+            await self._worker.run(log.append, append.records)
             for _, change in applied:
                 file_id = effects.perform(self.objects, change)
                 if file_id:

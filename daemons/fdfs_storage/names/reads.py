@@ -191,6 +191,15 @@ class Reads:
         query = "SELECT 1 FROM pending WHERE file_id = ?"
         return self._db.execute(query, (file_id,)).fetchone() is not None
 
+    def has_inode(self, file_id: str) -> bool:
+        """True when the object is the content of an inode."""
+        query = "SELECT 1 FROM inode WHERE file_id = ?"
+        return self._db.execute(query, (file_id,)).fetchone() is not None
+
+    def knows_object(self, file_id: str) -> bool:
+        """True when the object is an inode's, pending or garbage."""
+        return self.has_inode(file_id) or self.is_hidden(file_id)
+
     def result(self, session: int, number: int) -> bytes | None:
         """The stored answer of a request that was carried out."""
         row = self._db.execute(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from fdfs_storage.names import founding, housekeeping, schema, view_file
+from fdfs_storage.names.by_id import ByIdChanges
 from fdfs_storage.names.connection import SessionConnection
 from fdfs_storage.names.engine import Engine, EngineBroken, Work
 from fdfs_storage.names.listing import Listing
@@ -116,9 +117,10 @@ class Tree:
             self.objects,
             limits.grace_s,
         )
+        self.by_id = ByIdChanges(self.engine, self.reads, self.objects)
         self.unflushed: set[SessionConnection] = set()
         self._nursery: trio.Nursery | None = None
-        store.observers.append(self.listing.observe)
+        store.observers += [self.listing.observe, self.by_id.observe]
 
     def _connect(self, path: str) -> sqlite3.Connection:
         db = schema.connect(path)
@@ -163,6 +165,7 @@ class Tree:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self.housekeeping.run)
+            nursery.start_soon(self.by_id.run)
             try:
                 await self.engine.run()
             except EngineBroken as exc:

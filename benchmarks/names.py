@@ -1,0 +1,144 @@
+"""Names operations per second, and what they cost the storage in CPU.
+
+A storage in a process of its own on loopback, one session, N requests in flight::
+
+    python -m benchmarks.names [--directory DIR] [--count N]
+
+CPU is that of the storage's process (user and system), from /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import trio
+
+from fdfsfuse.client.address import Address
+from fdfsfuse.client.names import NamesSession, open_session
+from fdfsfuse.client.views import Candidate
+from fdfsfuse.proto import names
+from tests.common.names_server import HOST, OWN_ID, names_server
+
+FILE = stat.S_IFREG | 0o644
+DIRECTORY = stat.S_IFDIR | 0o755
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+async def serve(directory: Path) -> None:
+    """Be the storage: say the port, then serve until killed."""
+    async with names_server(directory) as server:
+        print(server.port, flush=True)
+        await trio.sleep_forever()
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+class Bench:
+    """Runs operations on a session and prints what they cost."""
+
+    def __init__(self, session: NamesSession, pid: int, count: int) -> None:
+        self._session = session
+        self._pid = pid
+        self._count = count
+
+    async def measure(
+        self, title: str, in_flight: int, one: Callable[[int], Awaitable[object]], share: int = 1
+    ) -> None:
+        """Call ``one(number)`` count / *share* times, *in_flight* at a time."""
+        count = self._count // share
+
+        async def worker(first: int) -> None:
+            for number in range(first, count, in_flight):
+                await one(number)
+
+        cpu, start = cpu_s(self._pid), time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            for first in range(in_flight):
+                nursery.start_soon(worker, first)
+        wall = time.perf_counter() - start
+        cpu = cpu_s(self._pid) - cpu
+        print(
+            f"{title:24} {in_flight:3} in flight {count / wall:8.0f} /s"
+            f" {cpu / count * 1e6:7.0f} us CPU of the storage",
+            flush=True,
+        )
+
+    async def run(self) -> None:
+        """All measurements."""
+        call, now = self._session.call, time.time_ns()
+        inos: dict[int, int] = {}
+        for in_flight in (1, 8, 64):
+            create = names.Create(names.ROOT_INO, b"d%d" % in_flight, DIRECTORY, 0, 0, now)
+            directory = (await call(create)).ino
+
+            async def create_one(number: int, directory: int = directory) -> None:
+                name = b"f%d.dat" % number
+                made = await call(names.Create(directory, name, FILE, 0, 0, now))
+                inos[number] = made.ino
+
+            async def lookup_one(number: int, directory: int = directory) -> None:
+                await call(names.Lookup(directory, b"f%d.dat" % number))
+
+            async def store_one(number: int) -> None:
+                await call(names.StoreContent(inos[number], b"x" * 4096, now))
+
+            async def open_one(number: int) -> None:
+                await call(names.Open(inos[number], 1 << 20))
+
+            await self.measure("create", in_flight, create_one)
+            await self.measure("lookup", in_flight, lookup_one)
+            await self.measure("store 4 KiB", in_flight, store_one)
+            await self.measure("open 4 KiB", in_flight, open_one)
+        large = b"x" * names.SMALL_CONTENT_MAX
+        await self.measure(
+            "store 1 MiB", 4, lambda n: call(names.StoreContent(inos[n], large, now)), share=20
+        )
+
+
+async def main(directory: Path, count: int) -> None:
+    """Start the storage, measure, stop it."""
+    command = [sys.executable, "-m", "benchmarks.names", "--serve", str(directory)]
+    # Nothing else runs on this loop yet.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
+    try:
+        assert process.stdout is not None
+        address = Address(HOST, int(process.stdout.readline()))
+
+        async def find() -> list[Candidate]:
+            return [Candidate(OWN_ID, address)]
+
+        async with open_session(find, client="benchmark") as session:
+            await session.wait_connected()
+            await Bench(session, process.pid, count).run()
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--directory", type=Path)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        trio.run(serve, options.serve)
+    else:
+        base = Path(tempfile.mkdtemp(dir=options.directory))
+        try:
+            trio.run(main, base, options.count)
+        finally:
+            shutil.rmtree(base)

@@ -1,0 +1,106 @@
+"""Named objects that plain clients change by their file id.
+
+The store tells of each change after it was made. One that concerns an object of ours becomes a
+log record: an object that was deleted takes its names along; other changes give the inode the
+new size and time, gathered for a moment, since a client that appends often would otherwise write
+a record each time. Changes that the engine missed, because the storage died right behind them,
+are found at the start: deletions in the end of the binlog, other sizes by looking at the files
+(`Housekeeping.reconcile`).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from fdfs_storage.names.checks import fail
+from fdfs_storage.names.engine import Engine, Work
+from fdfs_storage.names.objects import Objects
+from fdfs_storage.names.reads import Reads
+from fdfsfuse.errors import StatusError
+from fdfsfuse.proto import binlog as ops
+from fdfsfuse.proto import names_record
+from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from fdfsfuse.proto.names_record import Op
+
+logger = logging.getLogger(__name__)
+
+GATHER_S: Final = 0.05
+_CHANGES: Final = (ops.APPEND, ops.MODIFY, ops.TRUNCATE)
+
+
+class ByIdChanges:
+    """Turns changes by plain clients into records."""
+
+    def __init__(self, engine: Engine, reads: Reads, objects: Objects) -> None:
+        self._engine = engine
+        self._reads = reads
+        self._objects = objects
+        self._changed: set[str] = set()
+        self._wake = trio.Event()
+
+    def observe(self, op: str, location: Location) -> None:
+        """A change in the store (see `fdfs_storage.store.Observer`)."""
+        if self._objects.own or location.base.endswith(METADATA_SUFFIX):
+            return
+        # What is being applied right now may be giving the object its name.
+        if not (self._engine.is_busy or self._reads.knows_object(location.name)):
+            return
+        if op == ops.DELETE:
+            self._delete(location.name)
+        elif op in _CHANGES:
+            self._changed.add(location.name)
+            self._wake.set()
+
+    def _delete(self, file_id: str) -> None:
+        def make() -> Op:
+            _require_known(self._engine.state.db, file_id)
+            return names_record.ObjectDeleted(file_id)
+
+        def reply(status: int, answer: bytes) -> None:
+            if status and status != errno.ENOENT:
+                logger.error("%s was deleted by its id, but keeps its names: %d", file_id, status)
+
+        self._engine.submit(Work(make, reply))
+
+    async def run(self) -> None:
+        """Record changes of size and time until cancelled."""
+        self._find_missed_deletions()
+        while True:
+            await self._wake.wait()
+            await trio.sleep(GATHER_S)
+            self._wake = trio.Event()
+            changed, self._changed = self._changed, set()
+            for file_id in changed:
+                try:
+                    await self._engine.change(self._changed_op(file_id))
+                except StatusError as exc:
+                    if exc.errno != errno.ENOENT:
+                        logger.error("a change of %s by its id was not noted: %s", file_id, exc)
+
+    def _changed_op(self, file_id: str) -> Op:
+        info = self._objects.stat(file_id)
+        return names_record.ObjectChanged(file_id, info.st_size, info.st_mtime_ns)
+
+    def _find_missed_deletions(self) -> None:
+        for record in self._objects.store.binlog.tail():
+            if record.op != ops.DELETE or record.name.endswith(METADATA_SUFFIX):
+                continue
+            if self._reads.has_inode(record.name) and not self._objects.exists(record.name):
+                logger.info("%s was deleted by its id", record.name)
+                self._delete(record.name)
+
+
+def _require_known(db: sqlite3.Connection, file_id: str) -> None:
+    """ENOENT when the object is none of ours, so that no record is written for it."""
+    for table in ("inode", "pending", "garbage"):
+        if db.execute(f"SELECT 1 FROM {table} WHERE file_id = ?", (file_id,)).fetchone():
+            return
+    raise fail(errno.ENOENT)
