@@ -43,6 +43,7 @@ class Binlog:
         self._index = index
         self._compress_index = compress_index
         self._fd = -1
+        self._previous_fd = -1
         self._offset = 0
         self._open()
 
@@ -81,14 +82,15 @@ class Binlog:
             self._rotate()
 
     def sync(self) -> None:
-        """Make everything appended survive the loss of power (fdatasync). May be called in a
-        thread."""
+        """Make all that was appended survive the loss of power. May be called in a thread."""
         os.fdatasync(self._fd)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
-        self._fd = -1
+        """Close the files."""
+        for fd in (self._fd, self._previous_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._previous_fd = -1
 
     def _open(self) -> None:
         path = binlog_path(self._directory, self._index)
@@ -106,7 +108,11 @@ class Binlog:
             self._index -= 1
             logger.exception("cannot begin the next binlog file")
             return
-        os.close(old)
+        # A thread may be about to sync the old file, so it stays open until the next rotation.
+        os.fdatasync(old)
+        if self._previous_fd >= 0:
+            os.close(self._previous_fd)
+        self._previous_fd = old
         self._write_index()
 
     def _write_index(self) -> None:
