@@ -96,17 +96,20 @@ def main() -> None:
     sys.exit(run(fdfs, "fdfs"))
 
 
-def run(command: click.Command, name: str) -> int:
-    """Run a click command; print one line about what went wrong. Returns the exit code."""
+def run(command: click.Command, name: str, arguments: list[str] | None = None) -> int:
+    """Run a click command; print one line about what went wrong. Returns the exit code.
+
+    *arguments* are those of the process if None.
+    """
     from fdfsfuse.cli import failure
 
     try:
-        result: Any = command.main(prog_name=name, standalone_mode=False)
+        result: Any = command.main(arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output has gone (`fdfs status | head`): say nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return failure.EXIT_SIGPIPE
+        return failure.EXIT_FAILURE
     except BaseException as exc:
         return failure.report(exc, name)
     return result if isinstance(result, int) else 0
