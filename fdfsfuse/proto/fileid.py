@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
+import functools
 import ipaddress
 import re
 import struct
@@ -169,8 +170,7 @@ def decode_name(name: str) -> NameInfo:
         source_raw, timestamp, field, crc = _RAW.unpack(raw)
     except (binascii.Error, struct.error, ValueError) as exc:
         raise ProtocolError(f"{name!r} is not a file name made by a storage") from exc
-    number = int.from_bytes(source_raw, "little")
-    source_is_id = 1 <= number <= MAX_NUMERIC_STORAGE_ID
+    source, source_is_id = _source(source_raw)
     in_trunk = bool(field & _TRUNK_BIT) and bool(field & _SIZE_IN_LOW_BITS)
     if field & _SIZE_IN_LOW_BITS and field & _APPENDER_BIT:
         kind = FileKind.APPENDER
@@ -178,15 +178,17 @@ def decode_name(name: str) -> NameInfo:
         kind = FileKind.SLAVE
     else:
         kind = FileKind.NORMAL
-    return NameInfo(
-        source=str(number) if source_is_id else "{}.{}.{}.{}".format(*source_raw),
-        source_is_id=source_is_id,
-        timestamp=timestamp,
-        size=field & _LOW_32 if field & _SIZE_IN_LOW_BITS else field,
-        crc32=crc,
-        kind=kind,
-        in_trunk=in_trunk,
-    )
+    size = field & _LOW_32 if field & _SIZE_IN_LOW_BITS else field
+    return NameInfo(source, source_is_id, timestamp, size, crc, kind, in_trunk)
+
+
+@functools.lru_cache(maxsize=1024)
+def _source(raw: bytes) -> tuple[str, bool]:
+    """Text of the 4 source bytes, and whether it is a storage id. A cluster has few of them."""
+    number = int.from_bytes(raw, "little")
+    if 1 <= number <= MAX_NUMERIC_STORAGE_ID:
+        return str(number), True
+    return str(ipaddress.IPv4Address(raw)), False
 
 
 def encode_source(source: str) -> bytes:
