@@ -23,7 +23,7 @@ import trio
 from fdfsfuse import __version__
 from fdfsfuse.cli.mount_options import MountOptions, parse_options
 from fdfsfuse.client.address import parse_address
-from fdfsfuse.errors import ConfigError, FdfsError
+from fdfsfuse.errors import ConfigError, FdfsError, UsageError
 from fdfsfuse.fuse.mountpoint import MountFailed, check_fuse, check_mountpoint, self_test
 from fdfsfuse.fuse.runner import Mount, serve
 from fdfsfuse.server.daemon import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, sd_notify, setup_logging
@@ -144,7 +144,7 @@ def _complain(exc: BaseException) -> int:
         return EXIT_OK
     if isinstance(exc, FdfsError | OSError):
         print(f"{NAME}: {exc}", file=sys.stderr)
-        return EXIT_USAGE if isinstance(exc, ConfigError) else EXIT_FAILURE
+        return EXIT_USAGE if isinstance(exc, ConfigError | UsageError) else EXIT_FAILURE
     log.critical("failed", exc_info=exc)
     return EXIT_FAILURE
 

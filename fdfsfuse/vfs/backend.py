@@ -46,12 +46,15 @@ class Backend(Protocol):
     async def run(
         self, resumed: Callable[[], Awaitable[None]], held: Callable[[], Collection[int]]
     ) -> None:
-        """Keep the session up until cancelled.
+        """Keep the session up until `close` or cancelled.
 
         Args:
             resumed: awaited whenever a session was opened or taken up again.
             held: inodes that the storage was told to keep; it must be told again then.
         """
+
+    def close(self) -> None:
+        """Let `run` end the session in good order, if that is quickly done, and return."""
 
     async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
         """Send a names request; return the answer struct that belongs to it."""

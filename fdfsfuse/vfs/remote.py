@@ -52,6 +52,7 @@ class RemoteBackend:
         self._timeout_s = timeout_s
         self._session: NamesSession | None = None
         self._opened = trio.Event()
+        self._closing = trio.Event()
         self._storages: list[Candidate] = []
 
     @property
@@ -73,11 +74,20 @@ class RemoteBackend:
         async with manager as session:
             self._session = session
             self._opened.set()
-            while True:
-                await session.wait_connected()
-                await resumed()
-                while session.connected:  # noqa: ASYNC110 (nobody tells when it ends)
-                    await trio.sleep(_CONNECTED_POLL_S)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, session, resumed)
+                await self._closing.wait()
+                nursery.cancel_scope.cancel()
+
+    async def _watch(self, session: NamesSession, resumed: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await session.wait_connected()
+            await resumed()
+            while session.connected:  # noqa: ASYNC110 (nobody tells when it ends)
+                await trio.sleep(_CONNECTED_POLL_S)
+
+    def close(self) -> None:
+        self._closing.set()
 
     async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
         if self._session is None:

@@ -65,6 +65,7 @@ class Vfs:
             self.context.spawn(self.files.run)
             task_status.started()
             await self._stop.wait()
+            await self.volumes.close()
             nursery.cancel_scope.cancel()
 
     def stop(self) -> None:

@@ -37,6 +37,7 @@ class Volume:
         self.name = backend.group.encode()
         self.down = False
         self.held: set[int] = set()
+        self.ended = trio.Event()
         self.root_attr: names.Attr | None = None
         self._options = options
         self._waiting = 0
@@ -45,10 +46,14 @@ class Volume:
         self._space_at = float("-inf")
 
     async def run(self) -> None:
-        """Keep the session up and probe while the volume is down, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._probe)
-            await self.backend.run(self._on_resumed, lambda: self.held)
+        """Keep the session up and probe while the volume is down, until closed or cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._probe)
+                await self.backend.run(self._on_resumed, lambda: self.held)
+                nursery.cancel_scope.cancel()
+        finally:
+            self.ended.set()
 
     async def call(self, request: names.Request) -> Any:
         """Send a names request; see `Backend.call`. Fails at once while the volume is down."""

@@ -23,6 +23,7 @@ from fdfsfuse.vfs.volume import Volume
 log = logging.getLogger(__name__)
 
 _POLL_AT_ONCE_S = 1.0
+_CLOSE_S = 2.0
 
 
 class Volumes:
@@ -60,6 +61,14 @@ class Volumes:
                 log.log(logging.WARNING if working else logging.DEBUG, "no tracker: %s", exc)
                 working = False
             await trio.sleep(_POLL_AT_ONCE_S)
+
+    async def close(self) -> None:
+        """End the sessions in good order; at most for a moment."""
+        for volume in self.by_name.values():
+            volume.backend.close()
+        with trio.move_on_after(_CLOSE_S):
+            for volume in self.by_name.values():
+                await volume.ended.wait()
 
     def lookup(self, name: bytes) -> Entry | None:
         """The root directory of a volume; never waits. An unknown name makes us ask soon."""

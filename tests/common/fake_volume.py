@@ -44,6 +44,7 @@ class FakeBackend:
         self.down = False
         self.fail: dict[type | str, Exception] = {}
         self.gate: trio.Event | None = None
+        self.closing = trio.Event()
         self.attrs: dict[int, Attr] = {1: _attr(1, stat.S_IFDIR | 0o755, 0, 0, 0)}
         self.directories: dict[int, Directory] = {1: Directory()}
         self.xattrs: dict[int, dict[bytes, bytes]] = {}
@@ -95,7 +96,10 @@ class FakeBackend:
         self, resumed: Callable[[], Awaitable[None]], held: Callable[[], Collection[int]]
     ) -> None:
         await resumed()
-        await trio.sleep_forever()
+        await self.closing.wait()
+
+    def close(self) -> None:
+        self.closing.set()
 
     async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
         kind = type(request)

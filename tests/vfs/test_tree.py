@@ -133,6 +133,15 @@ async def test_space_is_the_sum() -> None:
         assert m.volume.requests["StatFs"] == before
 
 
+async def test_sessions_end_in_good_order() -> None:
+    async with mounted("vol", "other") as m:
+        volumes = list(m.vfs.volumes.by_name.values())
+        assert not any(volume.ended.is_set() for volume in volumes)
+        backends = list(m.cluster.backends.values())
+    assert all(volume.ended.is_set() for volume in volumes)
+    assert all(backend.closing.is_set() for backend in backends)
+
+
 # --- names --------------------------------------------------------------------------------------
 
 
