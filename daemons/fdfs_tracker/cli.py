@@ -13,23 +13,18 @@ from fdfs_tracker.app import Tracker, describe
 from fdfsfuse import __version__
 from fdfsfuse.core.config import TrackerConfig, load_tracker_config
 from fdfsfuse.errors import ConfigError
-from fdfsfuse.server.daemon import EXIT_USAGE, Daemon, run_daemon
+from fdfsfuse.server.daemon import EXIT_USAGE, Daemon, log_level_of, run_daemon
 
 NAME = "fdfs-trackerd"
 logger = logging.getLogger(__name__)
-
-
-def log_level(text: str) -> int:
-    """The level of Python's logging for a log_level of FastDFS."""
-    levels = {"debug": logging.DEBUG, "info": logging.INFO, "notice": logging.INFO}
-    levels |= {"warn": logging.WARNING, "warning": logging.WARNING, "error": logging.ERROR}
-    return levels.get(text, logging.CRITICAL)
 
 
 async def serve(config: TrackerConfig, warnings: tuple[str, ...], daemon: Daemon) -> None:
     """Run the tracker until the daemon is to stop."""
     for warning in warnings:
         logger.warning("%s", warning)
+    if config.trunk.use_trunk_file:
+        logger.warning("use_trunk_file = true: this tracker appoints no trunk servers")
     try:
         tracker = Tracker(config)
     except OSError as exc:
@@ -79,6 +74,6 @@ def main(conf: Path) -> None:
         run_daemon(
             NAME,
             lambda daemon: serve(config, warnings, daemon),
-            log_level=log_level(config.log_level),
+            log_level=log_level_of(config.log_level),
         )
     )
