@@ -24,7 +24,8 @@ from typing import BinaryIO, TypeVar
 import trio
 
 from fdfsfuse.client.address import Address, parse_address
-from fdfsfuse.client.connection import CONNECT_TIMEOUT_S, AnswerStream, Progress
+from fdfsfuse.client.bodies import Progress
+from fdfsfuse.client.connection import CONNECT_TIMEOUT_S, AnswerStream
 from fdfsfuse.client.pool import Pool
 from fdfsfuse.client.sources import Content, extension_of, open_content, replacing
 from fdfsfuse.client.storage import StorageClient

@@ -17,48 +17,27 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import trio
 from trio.lowlevel import wait_readable, wait_writable
 
 from fdfsfuse.client.address import Address
-from fdfsfuse.errors import ConnectFailed, ConnectionBroken, ProtocolError, StatusError, UsageError
+from fdfsfuse.client.bodies import CHUNK_SIZE, Progress, Source, send_body
+from fdfsfuse.errors import ConnectFailed, ConnectionBroken, ProtocolError, StatusError
 from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_header, unpack_header
 
 ANSWER_MAX = 256 << 10
 """Default limit of an answer that is kept in memory, in bytes."""
-CHUNK_SIZE = 512 << 10
-"""Bytes of a body that are in memory while it is streamed from or to a file."""
 CONNECT_TIMEOUT_S = 5.0
 DEAD_PEER_S = 12
 """The kernel breaks a connection whose peer has acknowledged nothing for about this long."""
 
 _FIRST_READ = 4096
-_INLINE_SEND = 64 << 10
-_IOV_MAX = 1024
 _SKIP_MAX = 1 << 20
 _YIELD_EVERY = 4 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class FileRange:
-    """*length* bytes from *offset* of an open file descriptor, which stays the caller's."""
-
-    fd: int
-    offset: int
-    length: int
-
-
-Source: TypeAlias = (
-    bytes | bytearray | memoryview | Sequence[bytes] | FileRange | AsyncIterable[bytes]
-)
-"""What a body can be sent from; of a sequence, all items one after the other."""
-Progress: TypeAlias = Callable[[int], None]
-"""Called with the number of bytes transferred since the last call."""
 
 
 async def connect(address: Address, timeout_s: float = CONNECT_TIMEOUT_S) -> Connection:
@@ -207,7 +186,7 @@ class Connection:
         """
         with self._exchange():
             front = pack_header(len(head) + size, command) + head
-            await self._send_body(front, source, size, progress)
+            await send_body(self, front, source, size, progress)
             length = await self._answer_length()
             self._check_length(length, max_answer)
             return await self._receive(length)
@@ -224,7 +203,7 @@ class Connection:
         """`send_stream` whose answer has no body; an unexpected body is skipped."""
         with self._exchange():
             front = pack_header(len(head) + size, command) + head
-            await self._send_body(front, source, size, progress)
+            await send_body(self, front, source, size, progress)
             await self._skip(await self._answer_length())
 
     async def request_into(self, command: int, body: bytes, buffer: memoryview) -> int:
@@ -296,106 +275,6 @@ class Connection:
             except OSError as exc:
                 raise self._broken(exc) from exc
             view = view[sent:]
-
-    async def _send_body(
-        self, front: bytes, source: Source, size: int, progress: Progress | None
-    ) -> None:
-        try:
-            if isinstance(source, FileRange):
-                await self._send_file(front, source, size, progress)
-            elif isinstance(source, AsyncIterable):
-                await self._send_iterable(front, source, size, progress)
-            elif isinstance(source, (bytes, bytearray, memoryview)):
-                await self._send_buffer(front, source, size, progress)
-            else:
-                await self._send_pieces(front, source, size)
-        except ConnectionBroken:
-            # The peer may have said why before it closed (wire.md trap 3).
-            self._raise_early_answer()
-            raise
-
-    async def _send_buffer(
-        self,
-        front: bytes,
-        source: bytes | bytearray | memoryview,
-        size: int,
-        progress: Progress | None,
-    ) -> None:
-        view = memoryview(source).cast("B")
-        if len(view) != size:
-            raise UsageError(f"the body has {len(view)} bytes, {size} were announced")
-        if size <= _INLINE_SEND:
-            await self._send(front + view)
-            return
-        await self._send(front)
-        for start in range(0, size, CHUNK_SIZE):
-            part = view[start : start + CHUNK_SIZE]
-            await self._send(part)
-            await self._between_chunks(len(part), size - start - len(part), progress)
-
-    async def _send_pieces(self, front: bytes, source: Sequence[bytes], size: int) -> None:
-        """One system call takes many pieces; what is left of them is sent in turn."""
-        total = sum(map(len, source))
-        if total != size:
-            raise UsageError(f"the body has {total} bytes, {size} were announced")
-        pieces = [front, *source]
-        for start in range(0, len(pieces), _IOV_MAX):
-            group = pieces[start : start + _IOV_MAX]
-            try:
-                sent = self._sock.sendmsg(group)
-            except BlockingIOError:
-                sent = 0
-            except OSError as exc:
-                raise self._broken(exc) from exc
-            for piece in group:
-                if sent < len(piece):
-                    await self._send(memoryview(piece)[sent:])
-                sent = max(0, sent - len(piece))
-
-    async def _send_file(
-        self, front: bytes, source: FileRange, size: int, progress: Progress | None
-    ) -> None:
-        if source.length != size:
-            raise UsageError(f"the body has {source.length} bytes, {size} were announced")
-        buffer = memoryview(bytearray(min(CHUNK_SIZE, size)))
-        sent = 0
-        while sent < size:
-            part = buffer[: min(CHUNK_SIZE, size - sent)]
-            got = await _read_file(source.fd, part, source.offset + sent)
-            if not got:
-                raise UsageError(f"the file became shorter: {sent} of {size} bytes could be read")
-            await self._send(front + part[:got] if front else part[:got])
-            front = b""
-            sent += got
-            await self._between_chunks(got, size - sent, progress)
-        if front:
-            await self._send(front)
-
-    async def _send_iterable(
-        self, front: bytes, source: AsyncIterable[bytes], size: int, progress: Progress | None
-    ) -> None:
-        await self._send(front)
-        sent = 0
-        async with AsyncExitStack() as stack:
-            if isinstance(source, AsyncGenerator):
-                # Nobody else would close it when the sending breaks off.
-                stack.push_async_callback(source.aclose)
-            async for chunk in source:
-                sent += len(chunk)
-                if sent > size:
-                    raise UsageError(f"the body has more than the {size} bytes announced")
-                await self._send(chunk)
-                await self._between_chunks(len(chunk), size - sent, progress)
-        if sent < size:
-            raise UsageError(f"the body has only {sent} of the {size} bytes that were announced")
-
-    async def _between_chunks(self, sent: int, left: int, progress: Progress | None) -> None:
-        """Let others run, and stop when the peer has answered or closed too early."""
-        if progress is not None:
-            progress(sent)
-        await trio.lowlevel.checkpoint()
-        if left and not self.alive():
-            self._raise_early_answer()
 
     def _raise_early_answer(self) -> None:
         """Raise the status that the peer sent before it had the whole request, if it did."""
@@ -558,18 +437,6 @@ class AnswerStream:
             await connection._fill(view[len(rest) :])
         self.remaining -= len(view)
         return len(view)
-
-
-async def _read_file(fd: int, buffer: memoryview, offset: int) -> int:
-    """pread into *buffer*: at once when the page cache has it, else in a thread."""
-    try:
-        got = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
-        if got:
-            return got
-    except OSError as exc:
-        if exc.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
-            raise
-    return await trio.to_thread.run_sync(os.preadv, fd, [buffer], offset)
 
 
 async def write_file(fd: int, data: memoryview, offset: int) -> None:

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 import trio
 
-from fdfsfuse.client.connection import CHUNK_SIZE, FileRange, Source
+from fdfsfuse.client.bodies import CHUNK_SIZE, FileRange, Source
 from fdfsfuse.errors import UsageError
 from fdfsfuse.proto.fileid import EXTENSION
 

@@ -12,14 +12,8 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from fdfsfuse.client.address import Address
-from fdfsfuse.client.connection import (
-    CHUNK_SIZE,
-    AnswerStream,
-    Connection,
-    Progress,
-    Source,
-    write_file,
-)
+from fdfsfuse.client.bodies import CHUNK_SIZE, Progress, Source
+from fdfsfuse.client.connection import AnswerStream, Connection, write_file
 from fdfsfuse.client.pool import Pool
 from fdfsfuse.client.views import query_view
 from fdfsfuse.errors import ConnectionBroken

@@ -13,7 +13,8 @@ import trio
 import trio.testing
 
 from fdfsfuse.client.address import Address
-from fdfsfuse.client.connection import Connection, FileRange, connect
+from fdfsfuse.client.bodies import FileRange
+from fdfsfuse.client.connection import Connection, connect
 from fdfsfuse.client.pool import Pool
 from fdfsfuse.errors import (
     ConnectFailed,

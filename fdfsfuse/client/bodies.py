@@ -1,0 +1,162 @@
+"""Sending the body of a request from memory, from a file or from an iterator."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import trio
+
+from fdfsfuse.errors import ConnectionBroken, UsageError
+
+if TYPE_CHECKING:
+    from fdfsfuse.client.connection import Connection
+
+CHUNK_SIZE = 512 << 10
+"""Bytes of a body that are in memory while it is streamed from or to a file."""
+
+_INLINE_SEND = 64 << 10
+_IOV_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """*length* bytes from *offset* of an open file descriptor, which stays the caller's."""
+
+    fd: int
+    offset: int
+    length: int
+
+
+Source: TypeAlias = (
+    bytes | bytearray | memoryview | Sequence[bytes] | FileRange | AsyncIterable[bytes]
+)
+"""What a body can be sent from; of a sequence, all items one after the other."""
+Progress: TypeAlias = Callable[[int], None]
+"""Called with the number of bytes transferred since the last call."""
+
+
+async def send_body(
+    to: Connection, front: bytes, source: Source, size: int, progress: Progress | None
+) -> None:
+    """Send *front* and *size* bytes of *source*.
+
+    An answer that arrives before all is sent is raised, if it is a status.
+    """
+    try:
+        if isinstance(source, FileRange):
+            await _send_file(to, front, source, size, progress)
+        elif isinstance(source, AsyncIterable):
+            await _send_iterable(to, front, source, size, progress)
+        elif isinstance(source, (bytes, bytearray, memoryview)):
+            await _send_buffer(to, front, source, size, progress)
+        else:
+            await _send_pieces(to, front, source, size)
+    except ConnectionBroken:
+        # The peer may have said why before it closed (wire.md trap 3).
+        to._raise_early_answer()
+        raise
+
+
+async def _send_buffer(
+    to: Connection,
+    front: bytes,
+    source: bytes | bytearray | memoryview,
+    size: int,
+    progress: Progress | None,
+) -> None:
+    view = memoryview(source).cast("B")
+    if len(view) != size:
+        raise UsageError(f"the body has {len(view)} bytes, {size} were announced")
+    if size <= _INLINE_SEND:
+        await to._send(front + view)
+        return
+    await to._send(front)
+    for start in range(0, size, CHUNK_SIZE):
+        part = view[start : start + CHUNK_SIZE]
+        await to._send(part)
+        await _between_chunks(to, len(part), size - start - len(part), progress)
+
+
+async def _send_pieces(to: Connection, front: bytes, source: Sequence[bytes], size: int) -> None:
+    """One system call takes many pieces; what is left of them is sent in turn."""
+    total = sum(map(len, source))
+    if total != size:
+        raise UsageError(f"the body has {total} bytes, {size} were announced")
+    pieces = [front, *source]
+    for start in range(0, len(pieces), _IOV_MAX):
+        group = pieces[start : start + _IOV_MAX]
+        try:
+            sent = to._sock.sendmsg(group)
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            raise to._broken(exc) from exc
+        for piece in group:
+            if sent < len(piece):
+                await to._send(memoryview(piece)[sent:])
+            sent = max(0, sent - len(piece))
+
+
+async def _send_file(
+    to: Connection, front: bytes, source: FileRange, size: int, progress: Progress | None
+) -> None:
+    if source.length != size:
+        raise UsageError(f"the body has {source.length} bytes, {size} were announced")
+    buffer = memoryview(bytearray(min(CHUNK_SIZE, size)))
+    sent = 0
+    while sent < size:
+        part = buffer[: min(CHUNK_SIZE, size - sent)]
+        got = await _read_file(source.fd, part, source.offset + sent)
+        if not got:
+            raise UsageError(f"the file became shorter: {sent} of {size} bytes could be read")
+        await to._send(front + part[:got] if front else part[:got])
+        front = b""
+        sent += got
+        await _between_chunks(to, got, size - sent, progress)
+    if front:
+        await to._send(front)
+
+
+async def _send_iterable(
+    to: Connection, front: bytes, source: AsyncIterable[bytes], size: int, progress: Progress | None
+) -> None:
+    await to._send(front)
+    sent = 0
+    async with AsyncExitStack() as stack:
+        if isinstance(source, AsyncGenerator):
+            # Nobody else would close it when the sending breaks off.
+            stack.push_async_callback(source.aclose)
+        async for chunk in source:
+            sent += len(chunk)
+            if sent > size:
+                raise UsageError(f"the body has more than the {size} bytes announced")
+            await to._send(chunk)
+            await _between_chunks(to, len(chunk), size - sent, progress)
+    if sent < size:
+        raise UsageError(f"the body has only {sent} of the {size} bytes that were announced")
+
+
+async def _between_chunks(to: Connection, sent: int, left: int, progress: Progress | None) -> None:
+    """Let others run, and stop when the peer has answered or closed too early."""
+    if progress is not None:
+        progress(sent)
+    await trio.lowlevel.checkpoint()
+    if left and not to.alive():
+        to._raise_early_answer()
+
+
+async def _read_file(fd: int, buffer: memoryview, offset: int) -> int:
+    """pread into *buffer*: at once when the page cache has it, else in a thread."""
+    try:
+        got = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+        if got:
+            return got
+    except OSError as exc:
+        if exc.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+            raise
+    return await trio.to_thread.run_sync(os.preadv, fd, [buffer], offset)

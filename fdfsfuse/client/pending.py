@@ -1,0 +1,110 @@
+"""The calls of a names session that have no answer yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import outcome
+import trio
+from trio.lowlevel import ParkingLot, Task
+
+
+class Call:
+    """A request without an answer.
+
+    ``wanted`` tells whether anybody waits for it; that is ``task`` unless the caller reads from the
+    socket itself. ``sends`` counts the connections that it was written to, ``sent_at`` is the
+    boottime of the last writing.
+    """
+
+    __slots__ = ("body", "deadline", "kind", "result", "sends", "sent_at", "task", "wanted")
+
+    def __init__(self, kind: type, body: bytes, deadline: float, wanted: bool) -> None:
+        self.kind = kind
+        self.body = body
+        self.deadline = deadline
+        self.wanted = wanted
+        self.task: Task | None = None
+        self.result: outcome.Outcome[Any] | None = None
+        self.sends = 0
+        self.sent_at = 0.0
+
+    def finish(self, value: outcome.Outcome[Any]) -> None:
+        """Give the caller its answer, or its error."""
+        self.result = value
+        task, self.task = self.task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task, value)
+
+
+class PendingCalls:
+    """Calls by id, in the order of the ids, which count up from 1 for each session.
+
+    ``size`` is the number of bytes of their requests.
+    """
+
+    def __init__(self) -> None:
+        self._calls: dict[int, Call] = {}
+        self._next_id = 1
+        self._room = ParkingLot()
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __contains__(self, call: object) -> bool:
+        return call in self._calls.values()
+
+    def __iter__(self) -> Iterator[tuple[int, Call]]:
+        """``(id, call)`` of all at this moment; they may be removed meanwhile."""
+        return iter(list(self._calls.items()))
+
+    def get(self, number: int) -> Call | None:
+        """The call of an id."""
+        return self._calls.get(number)
+
+    def first(self) -> int:
+        """The smallest id; there must be one."""
+        return next(iter(self._calls))
+
+    def add(self, call: Call) -> int:
+        """Give a call the next id."""
+        number = self._next_id
+        self._next_id = number + 1
+        self._calls[number] = call
+        self.size += len(call.body)
+        return number
+
+    def remove(self, number: int) -> None:
+        """Forget a call, if it is still there."""
+        call = self._calls.pop(number, None)
+        if call is not None:
+            self.size -= len(call.body)
+            if self._room:
+                self._room.unpark_all()
+
+    def discard(self, call: Call) -> None:
+        """Forget a call whose id may have changed."""
+        for number, pending in self:
+            if pending is call:
+                self.remove(number)
+
+    def take_all(self) -> list[Call]:
+        """Remove all and start to count from 1 again."""
+        calls = list(self._calls.values())
+        self._calls.clear()
+        self._next_id = 1
+        self.size = 0
+        self._room.unpark_all()
+        return calls
+
+    def next_deadline(self) -> float:
+        """The earliest deadline of all; infinite without any."""
+        return min((call.deadline for call in self._calls.values()), default=math.inf)
+
+    async def wait_room(self, size: int, limit: int) -> None:
+        """Wait until *size* bytes more keep the sum below *limit*, or there is no call at all."""
+        while self._calls and self.size + size > limit:
+            await self._room.park()

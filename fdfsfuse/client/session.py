@@ -1,0 +1,533 @@
+"""A names session: a mount's line to the storage that keeps a volume's tree.
+
+The protocol is described in fdfsfuse/proto/names.py. A `NamesSession` hides broken connections and
+changes of the primary: it finds the primary again, takes the session up and sends what has no
+answer once more, with the same ids and in the same order, so that nothing is done twice.
+
+What the user sees of it:
+
+* `NamesSession.call` waits, whatever happens, until there is an answer or its deadline passes.
+* When the session itself has ended (its lease ran out), ``on_session_lost`` is awaited, then a
+  new session is opened. Requests that read are asked again there. A request that changes, and
+  may have been carried out, fails with EIO and is never tried a second time.
+* When all storages of the group are stock FastDFS servers, calls raise NoNamesError.
+
+Shared state: everything lives in one trio event loop and changes only between awaits. ``_calls``
+holds what has no answer yet, in the order of the ids; whoever takes an entry out of it decides its
+outcome. ``_socket`` is set while requests can be sent; only `_serve` closes it. Who reads from it
+is decided by `fdfsfuse.client.turns`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import random
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any
+
+import outcome
+import trio
+from trio.lowlevel import Abort, ParkingLot, wait_writable
+
+from fdfsfuse.client.address import Address
+from fdfsfuse.client.connection import connect
+from fdfsfuse.client.frames import FrameReader
+from fdfsfuse.client.names_api import NamesCalls
+from fdfsfuse.client.opening import SessionEnded, exchange_open
+from fdfsfuse.client.pending import Call, PendingCalls
+from fdfsfuse.client.turns import Turns
+from fdfsfuse.client.views import Candidate, Finder, Found, find_primary
+from fdfsfuse.errors import (
+    ConnectionBroken,
+    ConnectionProblem,
+    DeadlineExceeded,
+    FdfsError,
+    NoNamesError,
+    ProtocolError,
+    StatusError,
+    UsageError,
+)
+from fdfsfuse.proto import names
+from fdfsfuse.proto.header import HEADER_SIZE, pack_header
+
+logger = logging.getLogger(__name__)
+
+OPEN_TIMEOUT_S = 5.0
+"""Most time for finding the primary and opening a session there, per attempt."""
+FIND_TIMEOUT_S = 1.5
+"""How long the trackers are asked for the storages when these are known from before."""
+BACKOFF_MIN_S = 0.05
+BACKOFF_MAX_S = 1.0
+STOCK_PROBE_S = 30.0
+"""How often a group without names is asked whether it has them now."""
+CLOSE_TIMEOUT_S = 1.0
+OUTSTANDING_MAX = 64 << 20
+"""Bytes of requests without an answer; callers wait beyond it."""
+HOLDS_PER_REQUEST = 50_000
+
+_JOIN_MAX = 32 << 10
+_FRAME = names.FRAME_IDS
+_FRAME_HEAD = HEADER_SIZE + _FRAME.size
+
+
+def boottime() -> float:
+    """Seconds of the clock that leases are measured with; it goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class NamesSession(NamesCalls):
+    """See the module; made by `open_session`.
+
+    Attributes:
+        view: the view of the tree, None before the first connection.
+        address: where its primary is; data connections for pending objects go there.
+        connected: requests are being answered now.
+        problem: why not, in words for people; "" while all is well.
+        lease_s: the session's lease in seconds.
+        lease_until: boottime() until which the session is certain to live at the server.
+    """
+
+    def __init__(
+        self,
+        find: Finder,
+        client: str,
+        holds: Callable[[], Collection[int]],
+        on_session_lost: Callable[[], Awaitable[None]] | None,
+        on_push: Callable[[names.Push], None] | None,
+    ) -> None:
+        self.view: names.View | None = None
+        self.address: Address | None = None
+        self.problem = "not connected yet"
+        self.lease_s = 10.0
+        self.lease_until = 0.0
+        self._find = find
+        self._client = client
+        self._holds = holds
+        self._on_session_lost = on_session_lost
+        self._on_push = on_push
+        self._candidates: Sequence[Candidate] = ()
+        self._session = 0
+        self._token = b""
+        self._calls = PendingCalls()
+        self._socket: socket.socket | None = None
+        self._backlog: deque[memoryview] = deque()
+        self._turns: Turns | None = None
+        self._draining = False
+        self._nursery: trio.Nursery | None = None
+        self._timer = trio.CancelScope()
+        self._no_names = ""
+        self._closed = False
+        self._last_received = 0.0
+        self._answered = False
+        self._keep_alive: Call | None = None
+        self._state_changed = ParkingLot()
+
+    @property
+    def connected(self) -> bool:
+        return self._socket is not None
+
+    async def wait_connected(self) -> None:
+        """Wait until requests are answered.
+
+        Raises:
+            NoNamesError: the group's storages are stock FastDFS servers.
+        """
+        while not self.connected:
+            self._check_open()
+            await self._state_changed.park()
+
+    async def wait_disconnected(self) -> None:
+        """Wait until requests are no longer answered, as long as this lasts."""
+        while self.connected:
+            await self._state_changed.park()
+
+    # --- calls -----------------------------------------------------------------------------------
+
+    async def call(self, request: names.Request, deadline: float = math.inf) -> Any:
+        """Send *request* and wait for its answer.
+
+        Cancelling a call forgets it: the session goes on, and the server may still carry it out.
+
+        Args:
+            deadline: trio time at which to give up.
+
+        Raises:
+            StatusError: the server's errno; EIO when the session ended and nobody knows whether
+                the change was made.
+            DeadlineExceeded: there was no answer in time; a change may have been made.
+            NoNamesError: the servers know no names.
+            ProtocolError: the answer made no sense.
+        """
+        body = names.encode(request)
+        self._check_open()
+        if self._calls.size + len(body) > OUTSTANDING_MAX:
+            await self._wait_room(len(body), deadline)
+        call = Call(type(request), body, deadline, True)
+        self._add(call)
+        if deadline < self._timer.deadline:
+            self._timer.deadline = deadline
+        try:
+            turns = self._turns
+            if turns is not None and len(self._calls) == 1 and turns.free:
+                await turns.lead(call, self._others_wait)
+                if call.result is not None:
+                    return call.result.unwrap()
+            call.task = trio.lowlevel.current_task()
+            return await trio.lowlevel.wait_task_rescheduled(_forget)
+        except trio.Cancelled:
+            call.wanted, call.task = False, None
+            self._calls.discard(call)
+            raise
+
+    def _others_wait(self) -> bool:
+        return bool(self._calls)
+
+    def _check_open(self) -> None:
+        if self._no_names:
+            raise NoNamesError(self._no_names)
+        if self._closed:
+            raise UsageError("the names session is closed")
+
+    async def _wait_room(self, size: int, deadline: float) -> None:
+        with trio.move_on_at(deadline):
+            await self._calls.wait_room(size, OUTSTANDING_MAX)
+            return
+        raise DeadlineExceeded(self._too_late())
+
+    def _too_late(self) -> str:
+        return f"no answer in time from the volume's names primary: {self.problem or 'it is slow'}"
+
+    def _add(self, call: Call) -> None:
+        """Give *call* the next id and send it, if possible now."""
+        number = self._calls.add(call)
+        if self._socket is not None:
+            self._write(number, call)
+
+    # --- sending ---------------------------------------------------------------------------------
+
+    def _write(self, number: int, call: Call) -> None:
+        """Write the frame of a call behind all others; never waits."""
+        call.sends += 1
+        call.sent_at = boottime()
+        body = call.body
+        head = pack_header(_FRAME.size + len(body), names.REQUEST) + _FRAME.pack(
+            number, self._calls.first()
+        )
+        sock = self._socket
+        assert sock is not None
+        if self._backlog:
+            self._backlog += (memoryview(head), memoryview(body))
+            return
+        size = _FRAME_HEAD + len(body)
+        try:
+            sent = sock.send(head + body) if size <= _JOIN_MAX else sock.sendmsg([head, body])
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._disconnect()
+            return
+        if sent < size:
+            rest = memoryview(head + body)[sent:] if sent < _FRAME_HEAD else None
+            self._backlog.append(memoryview(body)[sent - _FRAME_HEAD :] if rest is None else rest)
+            self._start_draining()
+
+    def _start_draining(self) -> None:
+        if not self._draining and self._nursery is not None and self._socket is not None:
+            self._draining = True
+            self._nursery.start_soon(self._drain, self._socket)
+
+    async def _drain(self, sock: socket.socket) -> None:
+        """Write the backlog as the peer takes it."""
+        backlog = self._backlog
+        try:
+            while backlog and self._socket is sock:
+                try:
+                    await wait_writable(sock)
+                except trio.ClosedResourceError:
+                    continue  # closed, or somebody who reads was woken
+                if self._socket is not sock:
+                    break
+                view = backlog[0]
+                try:
+                    sent = sock.send(view)
+                except BlockingIOError:
+                    continue
+                if sent == len(view):
+                    backlog.popleft()
+                else:
+                    backlog[0] = view[sent:]
+        except OSError:
+            if self._socket is sock:
+                self._disconnect()
+        self._draining = False
+        # The connection may have been replaced while the old one was being written to.
+        if backlog:
+            self._start_draining()
+
+    def _disconnect(self) -> None:
+        """Give up the connection; the reader sees its end and closes it."""
+        sock, self._socket = self._socket, None
+        self._backlog.clear()
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the peer has reset it already; the reader is woken by that
+
+    # --- receiving -------------------------------------------------------------------------------
+
+    def _dispatch(self, command: int, status: int, frame: bytes | bytearray) -> None:
+        if len(frame) < 8:
+            raise ProtocolError("the names primary sent a frame without an id")
+        number = int.from_bytes(frame[:8], "big")
+        if command == names.ANSWER:
+            self._answer(number, status, memoryview(frame)[8:])
+        elif command == names.PUSH:
+            self._push(names.decode_push(memoryview(frame)[8:]))
+        else:
+            raise ProtocolError(f"the names primary sent command {command} in a session")
+
+    def _answer(self, number: int, status: int, body: memoryview) -> None:
+        call = self._calls.get(number)
+        if call is None:
+            return  # a call that was cancelled or came too late
+        if status == names.NOT_PRIMARY:
+            raise ConnectionBroken("it is not the names primary any more")
+        if status == names.SESSION_ENDED:
+            self._forget_refused(number)
+            raise SessionEnded("the session ended")
+        self._calls.remove(number)
+        self._answered = True
+        self._last_received = boottime()
+        self.lease_until = max(self.lease_until, call.sent_at + self.lease_s)
+        if not call.wanted:
+            return
+        if status:
+            call.finish(outcome.Error(StatusError(status)))
+            return
+        try:
+            answer = names.decode_answer(call.kind, body)
+        except ProtocolError as exc:
+            call.finish(outcome.Error(exc))
+        else:
+            call.finish(outcome.Value(answer))
+
+    def _forget_refused(self, refused: int) -> None:
+        """The server refused a call because the session has ended.
+
+        It refuses those that came behind it, too; if it never had them before, they were not
+        carried out and may be asked in a new session.
+        """
+        for number, call in self._calls:
+            if number >= refused and call.sends == 1:
+                call.sends = 0
+
+    def _push(self, push: names.Push) -> None:
+        if self._on_push is not None:
+            self._on_push(push)
+        if isinstance(push, names.NotPrimaryAnyMore):
+            raise ConnectionBroken("it is not the names primary any more")
+
+    # --- the life of a connection -----------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Keep the session connected, for ever."""
+        failures = 0
+        while True:
+            pause = 0.0
+            try:
+                sock = await self._open()
+                self._answered = False
+                await self._serve(sock)
+            except NoNamesError as exc:
+                self._give_up(str(exc))
+                pause = STOCK_PROBE_S
+            except SessionEnded as exc:
+                self.problem = str(exc)
+                await self._lose_session()
+            except (FdfsError, OSError) as exc:
+                self.problem = str(exc)
+            except Exception as exc:
+                # A defect of ours must not end the mount: it becomes a failed attempt.
+                logger.exception("names session of %s", self._client)
+                self.problem = f"internal error: {exc!r}"
+                failures = max(failures, 1)
+            if self._answered:
+                # It worked for a while: try again at once.
+                failures, self._answered = 0, False
+            if failures:
+                limit = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(failures, 10))
+                pause = max(pause, random.uniform(limit / 2, limit))
+                logger.log(
+                    logging.WARNING if failures == 5 else logging.DEBUG,
+                    "names session %s: attempt %d: %s",
+                    self._client,
+                    failures,
+                    self.problem,
+                )
+            failures += 1
+            await trio.sleep(pause)
+
+    async def _open(self) -> socket.socket:
+        """Find the primary; open a session or take ours up there."""
+        with trio.move_on_after(OPEN_TIMEOUT_S):
+            found = await find_primary(self._find_candidates)
+            connection = await connect(found.primary.address)
+            sock = connection.detach()
+            try:
+                if not self._session:
+                    self._token = os.urandom(16)
+                self._last_received = boottime()
+                opened = await exchange_open(sock, self._session, self._token, self._client)
+            except BaseException:
+                sock.close()
+                raise
+            self._opened(opened, found)
+            return sock
+        raise ConnectionProblem(f"the names primary did not answer within {OPEN_TIMEOUT_S:g} s")
+
+    async def _find_candidates(self) -> Sequence[Candidate]:
+        """The group's storages; those known before when no tracker answers."""
+        with trio.move_on_after(FIND_TIMEOUT_S if self._candidates else math.inf):
+            try:
+                self._candidates = await self._find()
+            except ConnectionProblem:
+                if not self._candidates:
+                    raise
+        return self._candidates
+
+    def _opened(self, opened: names.SessionOpened, found: Found) -> None:
+        self._session = opened.session
+        self.lease_s = opened.lease_s
+        self.lease_until = self._last_received + opened.lease_s
+        self.view = opened.view
+        self.address = found.primary.address
+
+    async def _serve(self, sock: socket.socket) -> None:
+        """Use a connection whose session is open until it breaks."""
+        turns = Turns(sock, FrameReader(sock, self._dispatch).receive_nowait)
+        try:
+            self._last_received = boottime()
+            self._keep_alive = None
+            self._turns = turns
+            self._socket = sock
+            self._no_names = ""
+            self.problem = ""
+            self._resend()
+            self._state_changed.unpark_all()
+            self._timer.deadline = min(self._timer.deadline, trio.current_time())
+            await turns.read_in_background()
+        finally:
+            self._socket = self._turns = None
+            self._backlog.clear()
+            turns.close(ConnectionBroken("the connection was closed"))
+            sock.close()
+            self._state_changed.unpark_all()
+
+    def _resend(self) -> None:
+        """First the holds, then, in the order of their ids, all calls without an answer."""
+        for number, call in self._calls:
+            if not call.wanted:
+                self._calls.remove(number)
+        waiting = list(self._calls)
+        held = list(self._holds())
+        for start in range(0, len(held), HOLDS_PER_REQUEST):
+            body = names.encode(names.Holds(held[start : start + HOLDS_PER_REQUEST], []))
+            self._add(Call(names.Holds, body, math.inf, False))
+        for number, call in waiting:
+            if self._socket is None:
+                return  # broken again already
+            self._write(number, call)
+
+    async def _lose_session(self) -> None:
+        """The session is gone: unanswered changes fail, the rest is asked in a new session."""
+        logger.warning("names session %d of %s has ended", self._session, self._client)
+        self._session = 0
+        self.lease_until = 0.0
+        if self._on_session_lost is not None:
+            await self._on_session_lost()
+        for call in self._calls.take_all():
+            if not call.wanted:
+                continue
+            if call.sends and call.kind in _CHANGES:
+                call.finish(outcome.Error(StatusError(errno.EIO, "the names session ended")))
+            else:
+                call.sends = 0
+                self._add(call)
+
+    def _give_up(self, why: str) -> None:
+        """Stock servers: nobody will answer."""
+        self.problem = self._no_names = why
+        for call in self._calls.take_all():
+            call.finish(outcome.Error(NoNamesError(why)))
+        self._state_changed.unpark_all()
+
+    # --- time ------------------------------------------------------------------------------------
+
+    async def _run_timer(self) -> None:
+        """End calls whose deadline passed, and keep the lease.
+
+        One scope serves all calls: setting up a scope for each would cost more than the rest of
+        the call. Its deadline is never later than the next thing to do.
+        """
+        while True:
+            with trio.CancelScope() as scope:
+                self._timer = scope
+                scope.deadline = self._next_time()
+                await trio.sleep_forever()
+            self._expire(trio.current_time())
+            self._tend_lease()
+
+    def _next_time(self) -> float:
+        return min(trio.current_time() + self.lease_s / 6, self._calls.next_deadline())
+
+    def _expire(self, now: float) -> None:
+        for number, call in self._calls:
+            if call.deadline <= now:
+                self._calls.remove(number)
+                call.finish(outcome.Error(DeadlineExceeded(self._too_late())))
+                if self._turns is not None:
+                    self._turns.look_again(call)
+
+    def _tend_lease(self) -> None:
+        """KeepAlive at a third of the lease without answers; break a connection gone silent."""
+        if self._socket is None:
+            return
+        silent_s = boottime() - self._last_received
+        if silent_s < self.lease_s / 3:
+            return
+        if self._keep_alive is None or self._keep_alive not in self._calls:
+            call = Call(names.KeepAlive, names.encode(names.KeepAlive()), math.inf, False)
+            self._keep_alive = call
+            self._add(call)
+        elif silent_s > self.lease_s * 0.9:
+            self.problem = f"the names primary has been silent for {silent_s:.1f} s"
+            self._disconnect()
+
+    # --- closing ---------------------------------------------------------------------------------
+
+    async def _close(self) -> None:
+        """Tell the server that the session is over, if that is quickly done."""
+        if self._socket is not None and not self._closed:
+            with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
+                scope.shield = True
+                try:
+                    await self.call(names.CloseSession())
+                except FdfsError as exc:
+                    logger.debug("closing the names session: %s", exc)
+        self._closed = True
+        for call in self._calls.take_all():
+            call.finish(outcome.Error(UsageError("the names session was closed")))
+
+
+def _forget(_: object) -> Abort:
+    return Abort.SUCCEEDED
+
+
+_CHANGES = frozenset(names.CHANGES)
