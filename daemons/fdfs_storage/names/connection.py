@@ -91,14 +91,16 @@ class SessionConnection:
                 nursery.cancel_scope.cancel()
         finally:
             self._closed = True
+            self._tree.engine.kick()
         if problem is not None:
             raise problem
 
     async def _read_loop(self, nursery: trio.Nursery) -> None:
-        connection, session = self._connection, self.session
+        connection, session, engine = self._connection, self.session, self._tree.engine
         clock = self._tree.sessions.clock
         while True:
             if connection.buffered() < HEADER_SIZE:
+                engine.kick()
                 self.flush()
             header = await connection.recv_header()
             if header is None:
@@ -107,6 +109,7 @@ class SessionConnection:
             if header.command != names.REQUEST or not _FRAME_MIN <= length <= names.FRAME_MAX:
                 raise ProtocolError(f"no request frame: {header}")
             if connection.buffered() < length:
+                engine.kick()
                 self.flush()
             body = await connection.recv_exactly(length)
             session.seen = clock()
@@ -126,6 +129,7 @@ class SessionConnection:
         )
 
     async def _wait_for_room(self) -> None:
+        self._tree.engine.kick()
         self.flush()
         while self._is_full():
             self._room = trio.Event()
@@ -186,7 +190,7 @@ class SessionConnection:
             repeatable=repeatable,
         )
         if make is not None:
-            tree.engine.submit(work)
+            tree.engine.submit_lazily(work)
         else:
             tree.start_operation(work, request)
 
