@@ -7,7 +7,8 @@ import os
 import socket
 import stat
 
-from fdfs_storage.store import Store, status_of
+from fdfs_storage.files import status_of
+from fdfs_storage.store import Store
 from fdfs_storage.transfer import INLINE_MAX, read_range
 from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
 from fdfsfuse.proto.fileid import Location

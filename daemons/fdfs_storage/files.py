@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
@@ -50,5 +54,48 @@ def sync_directory(path: Path | str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def status_of(exc: OSError) -> int:
+    """The status that answers a failed file operation (protocol/wire.md section 1)."""
+    if exc.errno in (errno.ENOENT, errno.ENOTDIR):
+        return errno.ENOENT
+    if exc.errno == errno.EEXIST:
+        return errno.EEXIST
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return errno.ENOSPC
+    if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return errno.EACCES
+    return errno.EIO
+
+
+def unlink_quietly(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        logger.warning("%s stays: %s", path, exc)
+
+
+def copy_into(source: str, target_fd: int) -> int:
+    """Copy a whole file; runs in a thread. Returns the bytes copied."""
+    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    done = 0
+    try:
+        while True:
+            try:
+                count = os.copy_file_range(fd, target_fd, 1 << 30, done, done)
+            except OSError as exc:
+                if exc.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                    raise
+                data = os.pread(fd, 1 << 20, done)
+                pwrite_all(target_fd, data, done)
+                count = len(data)
+            if not count:
+                return done
+            done += count
     finally:
         os.close(fd)

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import trio
 
-from fdfs_storage.store import Store, status_of
+from fdfs_storage.files import status_of
+from fdfs_storage.store import Store
 from fdfs_storage.transfer import INLINE_MAX, file_crc32
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import metadata

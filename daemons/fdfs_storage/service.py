@@ -17,8 +17,9 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from fdfs_storage.downloads import Downloads
+from fdfs_storage.files import status_of
 from fdfs_storage.objects import Objects
-from fdfs_storage.store import Store, status_of
+from fdfs_storage.store import Store
 from fdfs_storage.uploads import Uploads
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, Header, pack_header, pack_response

@@ -42,18 +42,26 @@ import trio
 from fdfs_storage import directories
 from fdfs_storage.binlog import Binlog
 from fdfs_storage.counters import Counters
-from fdfs_storage.files import pwrite_all, sync_directory, write_all
+from fdfs_storage.files import (
+    copy_into,
+    pwrite_all,
+    sync_directory,
+    unlink_quietly,
+    write_all,
+)
+from fdfs_storage.files import (
+    status_of as status_of,
+)
 from fdfs_storage.locks import PathLocks
+from fdfs_storage.naming import NAME_TRIES, Naming
+from fdfs_storage.new_file import NewFile
 from fdfs_storage.space import PathSpace, Space, TotalSpace
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.fileid import (
     METADATA_SUFFIX,
     Location,
-    encode_base,
-    encode_source,
     is_slave,
-    make_suffix,
     parse_location,
 )
 
@@ -68,53 +76,10 @@ Observer = Callable[[str, Location], None]
 in ``-m``. Must not raise, and must be quick."""
 
 ANY_PATH = None
-_NAME_TRIES = 10
-_RECENT_NAMES = 1 << 14
 _UNLINK_IN_THREAD_BYTES = 16 << 20
 _SAVE_COUNTERS_S = 10.0
 _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _UNNAMED_FLAGS = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
-
-
-def status_of(exc: OSError) -> int:
-    """The status that answers a failed file operation (protocol/wire.md section 1)."""
-    if exc.errno in (errno.ENOENT, errno.ENOTDIR):
-        return errno.ENOENT
-    if exc.errno == errno.EEXIST:
-        return errno.EEXIST
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return errno.ENOSPC
-    if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return errno.EACCES
-    return errno.EIO
-
-
-class NewFile:
-    """A file that is being written and has no name yet. Close it in any case.
-
-    ``fd`` may be written in a thread. Closing without `Store.commit` leaves nothing behind.
-    """
-
-    __slots__ = ("fd", "high", "low", "path_index", "temporary")
-
-    def __init__(self, fd: int, path_index: int, high: int, low: int, temporary: str = "") -> None:
-        self.fd = fd
-        self.path_index = path_index
-        self.high = high
-        self.low = low
-        self.temporary = temporary
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Write *data* behind what was written before. Raises OSError."""
-        write_all(self.fd, data)
-
-    def close(self) -> None:
-        """Close the descriptor; content that was not committed is gone."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-            if self.temporary:
-                os.unlink(self.temporary)
 
 
 class Store:
@@ -146,22 +111,20 @@ class Store:
         self.subdir_count = subdir_count
         self._paths = [path.path for path in store_paths]
         self._data = [f"{path.path}/data/" for path in store_paths]
-        self._writable = [not path.readonly for path in store_paths]
         self._unnamed = [directories.supports_unnamed_files(p.path) for p in store_paths]
         self._space = Space(self._paths)
-        self._by_hash = distribute_by_hash
-        self._rotate_count = rotate_count
-        self._random = (rng or random.Random()).getrandbits
-        self._source = b""
-        self._recent: set[str] = set()
-        self._older: set[str] = set()
-        self._next_path = 0
-        self._prefer_most_free = False
+        self._naming = Naming(
+            self.counters,
+            self._space,
+            [not path.readonly for path in store_paths],
+            subdir_count=subdir_count,
+            by_hash=distribute_by_hash,
+            rotate_count=rotate_count,
+            rng=rng,
+        )
         self._temporary_number = 0
         self._doomed: list[str] = []
         self._wake = trio.Event()
-        self.counters.dist_path_index_high %= subdir_count
-        self.counters.dist_path_index_low %= subdir_count
 
     @classmethod
     async def open(cls, config: StorageConfig) -> Store:
@@ -196,7 +159,7 @@ class Store:
             self._wake = trio.Event()
             doomed, self._doomed = self._doomed, []
             for path in doomed:
-                await trio.to_thread.run_sync(_unlink_quietly, path)
+                await trio.to_thread.run_sync(unlink_quietly, path)
             now = self.counters.statistics().encode()
             if now != saved:
                 await trio.to_thread.run_sync(self.counters.save, self._stat_path)
@@ -219,9 +182,8 @@ class Store:
             prefer_most_free: the storage chooses the path with most free space for uploads that
                 name none (store_path=2), instead of taking turns.
         """
-        self._source = encode_source(source)
+        self._naming.configure(source, prefer_most_free=prefer_most_free)
         self._space.reserved = reserved
-        self._prefer_most_free = prefer_most_free
 
     # --- where things are -------------------------------------------------------------------
 
@@ -283,10 +245,12 @@ class Store:
         Raises:
             StatusError: 28 no space, 16 no unique name was found.
         """
-        index = self._choose_path(path_index, size)
-        high, low = self._next_directory()
-        for _ in range(_NAME_TRIES):
-            location = self._new_location(index, high, low, size, crc32, mtime, extension, appender)
+        index = self._naming.choose_path(path_index, size)
+        high, low = self._naming.next_directory()
+        for _ in range(NAME_TRIES):
+            location = self._naming.new_location(
+                index, high, low, size, crc32, mtime, extension, appender
+            )
             if not self.exists(location):
                 return location
         raise StatusError(errno.EBUSY, "no unique name found")
@@ -317,8 +281,8 @@ class Store:
         Raises:
             StatusError: 28 no space, 5 the disk failed.
         """
-        index = self._choose_path(path_index, size)
-        high, low = self._next_directory()
+        index = self._naming.choose_path(path_index, size)
+        high, low = self._naming.next_directory()
         try:
             return self._open_unnamed(index, high, low)
         except OSError as exc:
@@ -363,8 +327,8 @@ class Store:
             StatusError: 16 no unique name, 28, 5.
         """
         now = int(time.time())
-        for _ in range(_NAME_TRIES):
-            location = self._new_location(
+        for _ in range(NAME_TRIES):
+            location = self._naming.new_location(
                 new.path_index, new.high, new.low, size, crc32, now, extension, appender
             )
             try:
@@ -387,78 +351,13 @@ class Store:
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         try:
-            size = await trio.to_thread.run_sync(_copy_into, self.path(source), new.fd)
+            size = await trio.to_thread.run_sync(copy_into, self.path(source), new.fd)
             self._publish(new, target, None)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         finally:
             new.close()
         return size
-
-    def _choose_path(self, wanted: int | None, size: int) -> int:
-        """The store path for an upload of *size* bytes. Raises StatusError 28."""
-        space = self._space
-        if wanted is not None and self._writable[wanted]:
-            if not space.fits(wanted, size):
-                raise StatusError(errno.ENOSPC)
-            return wanted
-        order = list(range(self.path_count))
-        if self._prefer_most_free:
-            order.sort(key=lambda index: -space.paths()[index].free_mb)
-        else:
-            start = self._next_path
-            self._next_path = (start + 1) % self.path_count
-            order = order[start:] + order[:start]
-        for index in order:
-            if self._writable[index] and space.fits(index, size):
-                return index
-        raise StatusError(errno.ENOSPC)
-
-    def _next_directory(self) -> tuple[int, int]:
-        """(high, low) for one more file, in turns; file-id.md section 6, mode 0."""
-        counters = self.counters
-        high, low = counters.dist_path_index_high, counters.dist_path_index_low
-        counters.dist_write_file_count += 1
-        if counters.dist_write_file_count >= self._rotate_count:
-            counters.dist_write_file_count = 0
-            counters.dist_path_index_low = (low + 1) % self.subdir_count
-            if low + 1 >= self.subdir_count:
-                counters.dist_path_index_high = (high + 1) % self.subdir_count
-        return high, low
-
-    def _new_location(
-        self,
-        index: int,
-        high: int,
-        low: int,
-        size: int,
-        crc32: int,
-        mtime: int,
-        extension: str,
-        appender: bool,
-    ) -> Location:
-        for _ in range(_NAME_TRIES):
-            bits = self._random(48)
-            base = encode_base(
-                self._source,
-                mtime,
-                size,
-                crc32,
-                make_suffix(extension, bits >> 23),
-                bits,
-                appender=appender,
-            )
-            if self._by_hash:
-                high, low = directories.next_directory_by_hash(base[:27], self.subdir_count)
-            location = Location(index, high, low, base)
-            # A name is never given twice, even if its first object is deleted at once.
-            if base in self._recent or base in self._older:
-                continue
-            self._recent.add(base)
-            if len(self._recent) >= _RECENT_NAMES:
-                self._older, self._recent = self._recent, set()
-            return location
-        raise StatusError(errno.EBUSY, "no unique name found")
 
     def _open_unnamed(self, index: int, high: int, low: int) -> NewFile:
         """A new file without a name. Raises OSError."""
@@ -591,7 +490,7 @@ class Store:
             self._log(ops.UPDATE, _metadata_location(location))
             os.rename(temporary, path)
         except OSError:
-            _unlink_quietly(temporary)
+            unlink_quietly(temporary)
             raise
         self._notify(ops.UPDATE, _metadata_location(location))
 
@@ -705,7 +604,7 @@ class Store:
                 continue
             if record.op == ops.DELETE:
                 logger.info("finishing the deletion of %s", record.name)
-                _unlink_quietly(path)
+                unlink_quietly(path)
             elif size == record.numbers[0]:
                 logger.info("finishing the truncation of %s", record.name)
                 os.truncate(path, record.numbers[1])
@@ -715,33 +614,3 @@ def _metadata_location(location: Location) -> Location:
     return Location(
         location.path_index, location.high, location.low, location.base + METADATA_SUFFIX
     )
-
-
-def _unlink_quietly(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    except OSError as exc:
-        logger.warning("%s stays: %s", path, exc)
-
-
-def _copy_into(source: str, target_fd: int) -> int:
-    """Copy a whole file; runs in a thread. Returns the bytes copied."""
-    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    done = 0
-    try:
-        while True:
-            try:
-                count = os.copy_file_range(fd, target_fd, 1 << 30, done, done)
-            except OSError as exc:
-                if exc.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                    raise
-                data = os.pread(fd, 1 << 20, done)
-                pwrite_all(target_fd, data, done)
-                count = len(data)
-            if not count:
-                return done
-            done += count
-    finally:
-        os.close(fd)

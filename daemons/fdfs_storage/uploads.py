@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import os
 
+from fdfs_storage.new_file import NewFile
 from fdfs_storage.objects import check_appender
-from fdfs_storage.store import NewFile, Store
+from fdfs_storage.store import Store
 from fdfs_storage.transfer import INLINE_MAX, Received, crc32, receive_content
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto.fileid import Location, slave_name

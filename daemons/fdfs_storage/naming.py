@@ -1,0 +1,128 @@
+"""Where new files go and what they are called (protocol/file-id.md, wire.md section 4)."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Sequence
+
+from fdfs_storage import directories
+from fdfs_storage.counters import Counters
+from fdfs_storage.space import Space
+from fdfsfuse.errors import StatusError
+from fdfsfuse.proto.fileid import Location, encode_base, encode_source, make_suffix
+
+NAME_TRIES = 10
+_RECENT_NAMES = 1 << 14
+
+
+class Naming:
+    """Chooses store path, sub directory and name of new files.
+
+    Args:
+        counters: hold the place of the round robin over sub directories.
+        writable: for each store path, whether it takes new files.
+        by_hash: sub directories by a hash of the name instead of in turns.
+        rotate_count: files in one sub directory before it is the next one's turn.
+    """
+
+    def __init__(
+        self,
+        counters: Counters,
+        space: Space,
+        writable: Sequence[bool],
+        *,
+        subdir_count: int,
+        by_hash: bool,
+        rotate_count: int,
+        rng: random.Random | None,
+    ) -> None:
+        self._counters = counters
+        self._space = space
+        self._writable = list(writable)
+        self._subdir_count = subdir_count
+        self._by_hash = by_hash
+        self._rotate_count = rotate_count
+        self._random = (rng or random.Random()).getrandbits
+        self._source = b""
+        self._recent: set[str] = set()
+        self._older: set[str] = set()
+        self._next_path = 0
+        self._prefer_most_free = False
+        counters.dist_path_index_high %= subdir_count
+        counters.dist_path_index_low %= subdir_count
+
+    def configure(self, source: str, *, prefer_most_free: bool) -> None:
+        """Set what goes into names as their source, and how a store path is chosen."""
+        self._source = encode_source(source)
+        self._prefer_most_free = prefer_most_free
+
+    def choose_path(self, wanted: int | None, size: int) -> int:
+        """The store path for an upload of *size* bytes. Raises StatusError 28."""
+        space = self._space
+        if wanted is not None and self._writable[wanted]:
+            if not space.fits(wanted, size):
+                raise StatusError(errno.ENOSPC)
+            return wanted
+        order = list(range(len(self._writable)))
+        if self._prefer_most_free:
+            order.sort(key=lambda index: -space.paths()[index].free_mb)
+        else:
+            start = self._next_path
+            self._next_path = (start + 1) % len(self._writable)
+            order = order[start:] + order[:start]
+        for index in order:
+            if self._writable[index] and space.fits(index, size):
+                return index
+        raise StatusError(errno.ENOSPC)
+
+    def next_directory(self) -> tuple[int, int]:
+        """(high, low) for one more file, in turns; file-id.md section 6, mode 0."""
+        counters = self._counters
+        high, low = counters.dist_path_index_high, counters.dist_path_index_low
+        counters.dist_write_file_count += 1
+        if counters.dist_write_file_count >= self._rotate_count:
+            counters.dist_write_file_count = 0
+            counters.dist_path_index_low = (low + 1) % self._subdir_count
+            if low + 1 >= self._subdir_count:
+                counters.dist_path_index_high = (high + 1) % self._subdir_count
+        return high, low
+
+    def new_location(
+        self,
+        index: int,
+        high: int,
+        low: int,
+        size: int,
+        crc32: int,
+        mtime: int,
+        extension: str,
+        appender: bool,
+    ) -> Location:
+        """A name that was not given before; *high* and *low* count in mode 0 only.
+
+        Raises:
+            StatusError: 16 no unique name was found.
+        """
+        for _ in range(NAME_TRIES):
+            bits = self._random(48)
+            base = encode_base(
+                self._source,
+                mtime,
+                size,
+                crc32,
+                make_suffix(extension, bits >> 23),
+                bits,
+                appender=appender,
+            )
+            if self._by_hash:
+                high, low = directories.next_directory_by_hash(base[:27], self._subdir_count)
+            location = Location(index, high, low, base)
+            # A name is never given twice, even if its first object is deleted at once.
+            if base in self._recent or base in self._older:
+                continue
+            self._recent.add(base)
+            if len(self._recent) >= _RECENT_NAMES:
+                self._older, self._recent = self._recent, set()
+            return location
+        raise StatusError(errno.EBUSY, "no unique name found")

@@ -1,0 +1,35 @@
+"""A file that has no name yet."""
+
+from __future__ import annotations
+
+import os
+
+from fdfs_storage.files import write_all
+
+
+class NewFile:
+    """A file that is being written and has no name yet. Close it in any case.
+
+    ``fd`` may be written in a thread. Closing without `Store.commit` leaves nothing behind.
+    """
+
+    __slots__ = ("fd", "high", "low", "path_index", "temporary")
+
+    def __init__(self, fd: int, path_index: int, high: int, low: int, temporary: str = "") -> None:
+        self.fd = fd
+        self.path_index = path_index
+        self.high = high
+        self.low = low
+        self.temporary = temporary
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write *data* behind what was written before. Raises OSError."""
+        write_all(self.fd, data)
+
+    def close(self) -> None:
+        """Close the descriptor; content that was not committed is gone."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            if self.temporary:
+                os.unlink(self.temporary)
