@@ -455,6 +455,8 @@ class CommitWrite(_Message, tag=44, frozen=True):
     """Publish what WRITE_OBJECT and TRUNCATE_OBJECT changed: durable, new size, time, version.
 
     -> Attr. ``file_id`` is the object that was written to; ESTALE when the inode has another now.
+    The published size is that of the object's file, not ``size``: others may have written behind
+    it or truncated it meanwhile.
     """
 
     ino: int
@@ -464,7 +466,11 @@ class CommitWrite(_Message, tag=44, frozen=True):
 
 
 class Truncate(_Message, tag=45, frozen=True):
-    """Set the size of a file, with zero bytes where it grows. -> Attr. EFBIG, EINVAL, EISDIR."""
+    """Set the size of a file, with zero bytes where it grows. -> Attr. EFBIG, EINVAL, EISDIR.
+
+    The Attr may name another object than before, or none (size 0): WRITE_OBJECT to the old one
+    is refused from then on.
+    """
 
     ino: int
     size: int
@@ -493,7 +499,7 @@ class WriteObject(_Message, frozen=True):
     """Head of WRITE_OBJECT: ``length`` bytes at ``offset`` of an appender, holes allowed.
 
     Only a pending or a named, in-place object; ``view`` must be the storage's view. 2 no such
-    object, 22 not allowed, NOT_PRIMARY wrong view.
+    object (any more), 22 not allowed, NOT_PRIMARY wrong view.
     """
 
     file_id: str

@@ -154,6 +154,8 @@ class ObjectWriter:
         self._objects.locate(file_id)
         if not self._reads.writable_object(file_id):
             self._objects.stat(file_id)
+            if self._reads.is_hidden(file_id):
+                raise fail(errno.ENOENT, "garbage")
             raise fail(errno.EINVAL, "not an object that may be changed in place")
 
     async def _refuse(self, connection: FramedConnection, rest: int, status: int) -> None:
