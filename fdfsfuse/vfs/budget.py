@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import trio
 
+from fdfsfuse.errors import DeadlineExceeded
+
 
 class Budget:
     """*limit* bytes. Who takes more waits; *relieve* is called first to make others give.
@@ -14,8 +16,9 @@ class Budget:
     large to be ever served.
     """
 
-    def __init__(self, limit: int, relieve: Callable[[], None]) -> None:
+    def __init__(self, limit: int, relieve: Callable[[], None], timeout_s: float) -> None:
         self._limit = limit
+        self._timeout_s = timeout_s
         self._relieve = relieve
         self._waiters = trio.lowlevel.ParkingLot()
         self.used = 0
@@ -28,11 +31,18 @@ class Budget:
         return True
 
     async def take(self, count: int) -> None:
-        """Take *count* bytes, waiting until there is room."""
-        while self.used and self.used + count > self._limit:
-            self._relieve()
-            await self._waiters.park()
-        self.used += count
+        """Take *count* bytes, waiting until there is room.
+
+        Raises:
+            DeadlineExceeded: there was none for *timeout_s*.
+        """
+        with trio.move_on_after(self._timeout_s):
+            while self.used and self.used + count > self._limit:
+                self._relieve()
+                await self._waiters.park()
+            self.used += count
+            return
+        raise DeadlineExceeded("no memory for content: what is there could not be stored")
 
     def give(self, count: int) -> None:
         """Give bytes back."""

@@ -116,7 +116,7 @@ class Context:
         self.numbers = Numbers()
         self.states: dict[int, FileState] = {}
         self.attrs = AttrMemory(options.attr_timeout_s)
-        self.dirty = Budget(options.dirty_bytes, self._relieve)
+        self.dirty = Budget(options.dirty_bytes, self._relieve, options.timeout_s)
         self.clean_used = 0
         self.read_ahead_used = 0
         self.nursery: trio.Nursery | None = None

@@ -193,6 +193,8 @@ class FileState:
         Raises:
             FdfsError, OSError: an earlier change could not be stored.
         """
+        # What a volume that is down cannot take must not fill the memory for the others.
+        self.volume.check_up()
         async with self.lock:
             self._raise_error()
             end = offset + len(data)
@@ -409,14 +411,13 @@ class FileState:
 class Handle:
     """One open() of a file."""
 
-    __slots__ = ("_buffers", "_context", "_reader", "state", "writing")
+    __slots__ = ("_buffers", "_context", "_reader", "state")
 
-    def __init__(self, context: Context, state: FileState, buffers: Buffers, writing: bool) -> None:
+    def __init__(self, context: Context, state: FileState, buffers: Buffers) -> None:
         self._context = context
         self._buffers = buffers
         self._reader: ObjectReader | None = None
         self.state = state
-        self.writing = writing
 
     def reader(self, file_id: str, size: int) -> ObjectReader:
         """The reader of the object in its present version."""

@@ -107,7 +107,9 @@ class IdTree:
         if self._context.options.ids is not Ids.READ_WRITE:
             raise TreeError(errno.EPERM)
         await volume.backend.delete_object(file_id)
-        self._context.attrs.drop(self._context.numbers.of_object(volume.number, file_id))
+        number = self._context.numbers.find_object(volume.number, file_id)
+        if number is not None:
+            self._context.attrs.drop(number)
 
     async def _find(self, volume: Volume, directory: IdDirectory, name: bytes) -> Attr:
         try:

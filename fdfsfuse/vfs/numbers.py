@@ -103,6 +103,10 @@ class Numbers:
             self._file_ids[number] = file_id
         return number
 
+    def find_object(self, volume: int, file_id: str) -> int | None:
+        """The number of an unnamed object, if it has one."""
+        return self._by_file_id.get((volume, file_id))
+
     def inode_and_object(self, number: int) -> tuple[int, str]:
         """(ino, '') of an inode; (0, file id) of an unnamed object.
 

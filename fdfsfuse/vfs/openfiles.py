@@ -67,7 +67,7 @@ class OpenFiles:
         keep = state.dirty or attrs.pages_version(number) == version
         if not keep:
             attrs.pages_are(number, version)
-        return Opened(self._handle(state, writing), keep)
+        return Opened(self._handle(state), keep)
 
     async def _open_inode(self, volume: Volume, number: int, ino: int, flags: int) -> FileState:
         state = self._context.states.get(number)
@@ -87,8 +87,10 @@ class OpenFiles:
             state.handles += 1
             try:
                 await state.truncate(0)
-            finally:
-                state.handles -= 1
+            except BaseException:
+                await self._leave(state)
+                raise
+            state.handles -= 1
         return state
 
     async def create(
@@ -109,7 +111,7 @@ class OpenFiles:
         volume, _, _ = self._tree.inode(entry.number)
         state = self._state(volume, entry.number, entry.attr)
         self._context.attrs.pages_are(entry.number, entry.attr.version)
-        return Opened(self._handle(state, True), False), entry
+        return Opened(self._handle(state), False), entry
 
     def _entry(self, entry: Entry) -> Entry:
         state = self._context.states[entry.number]
@@ -122,10 +124,10 @@ class OpenFiles:
             self._context.states[number] = state
         return state
 
-    def _handle(self, state: FileState, writing: bool) -> int:
+    def _handle(self, state: FileState) -> int:
         state.handles += 1
         self._next += 1
-        self._handles[self._next] = Handle(self._context, state, self._buffers, writing)
+        self._handles[self._next] = Handle(self._context, state, self._buffers)
         return self._next
 
     def _get(self, handle: int) -> Handle:
@@ -176,15 +178,16 @@ class OpenFiles:
             await self._leave(opened.state)
 
     async def _leave(self, state: FileState) -> None:
-        try:
-            if state.dirty and state.handles == 1:
+        """One user less. The last one stores what is left; meanwhile others may come."""
+        state.handles -= 1
+        while not state.handles and state.dirty:
+            try:
                 await state.flush()
-        except (FdfsError, OSError) as exc:
-            log.warning("inode %d: %s", state.number, exc)
-        finally:
-            state.handles -= 1
-            if not state.handles:
-                self._drop(state)
+            except (FdfsError, OSError) as exc:
+                log.warning("inode %d: %s", state.number, exc)
+                break
+        if not state.handles and self._context.states.get(state.number) is state:
+            self._drop(state)
 
     def _drop(self, state: FileState) -> None:
         state.close()

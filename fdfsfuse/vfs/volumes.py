@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _POLL_AT_ONCE_S = 1.0
 _CLOSE_S = 2.0
+_ROOT_ATTR_S = 1.0
 
 
 class Volumes:
@@ -94,7 +95,9 @@ class Volumes:
         if entry.attr_timeout_s > 0 or volume.down or not volume.backend.connected:
             return entry
         try:
-            attr: names.Attr = await volume.call(names.GetAttr(names.ROOT_INO))
+            attr: names.Attr = await volume.backend.call(
+                names.GetAttr(names.ROOT_INO), timeout_s=_ROOT_ATTR_S
+            )
         except FdfsError:
             return entry
         volume.root_attr = attr

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from fdfsfuse.errors import StatusError
+from fdfsfuse.errors import ConnectionProblem, StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.tree import Changes
 from tests.common.fake_volume import NEVER
@@ -362,3 +362,44 @@ async def check_model(m: Mounted, rng: random.Random) -> None:
 async def test_random_changes_match_a_model(seed: int) -> None:
     async with mounted(chunk_bytes=64 << 10) as m:
         await check_model(m, random.Random(seed))
+
+
+async def test_a_file_opened_again_while_its_last_handle_is_stored() -> None:
+    async with mounted() as m:
+        opened, entry = await m.create("vol/a")
+        await m.vfs.files.write(opened.handle, 0, b"first")
+        m.volume.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.vfs.files.release, opened.handle)
+            await trio.testing.wait_all_tasks_blocked()
+            second = (await m.vfs.files.open(entry.number, os.O_RDWR)).handle
+            nursery.start_soon(m.vfs.files.write, second, 5, b" second")
+            await trio.testing.wait_all_tasks_blocked()
+            m.volume.gate.set()
+        await m.vfs.files.release(second)
+        assert m.volume.content("a") == b"first second"
+        assert not m.vfs.context.states
+        assert m.vfs.context.dirty.used == 0
+
+
+async def test_a_volume_that_is_down_takes_nothing_more(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with mounted("vol", "other", dirty_bytes=100_000, write_back_s=NEVER) as m:
+        opened, _ = await m.create("vol/a")
+        await m.vfs.files.write(opened.handle, 0, b"x" * 90_000)
+        m.volume.down = True
+        with pytest.raises(ConnectionProblem):
+            await m.vfs.files.flush(opened.handle)
+        with pytest.raises(ConnectionProblem):
+            await m.vfs.files.write(opened.handle, 90_000, b"y")
+        other, _ = await m.create("other/a")
+        # What could not be stored is kept, so there is no room; nobody waits for ever.
+        with pytest.raises(ConnectionProblem, match="no memory"):
+            await m.vfs.files.write(other.handle, 0, b"z" * 50_000)
+        m.volume.down = False
+        await trio.sleep(10)
+        await m.vfs.files.flush(opened.handle)
+        await m.vfs.files.write(other.handle, 0, b"z" * 50_000)
+        await m.close(other.handle)
+        assert m.volume.content("a") == b"x" * 90_000
