@@ -224,6 +224,25 @@ async def test_listing_goes_on_while_entries_come_and_go(session: NamesSession) 
     assert cookies == sorted(set(cookies))
 
 
+async def test_a_listing_of_long_links_comes_in_pieces(session: NamesSession) -> None:
+    directory = await make(session, b"d", DIRECTORY)
+    target = b"t" * names.SYMLINK_MAX
+    async with trio.open_nursery() as nursery:
+        for number in range(300):
+            request = names.Create(
+                directory, b"%d" % number, stat.S_IFLNK | 0o777, 0, 0, NOW, 0, target
+            )
+            nursery.start_soon(session.call, request)
+    found: set[bytes] = set()
+    cookie, end, pages = 0, False, 0
+    while not end:
+        listing = await session.call(names.ReadDir(directory, cookie, 1024))
+        found |= {entry.name for entry in listing.entries}
+        cookie, end, pages = listing.entries[-1].cookie, listing.end, pages + 1
+    assert len(found) == 300
+    assert pages > 1
+
+
 # --- content ------------------------------------------------------------------------------------
 
 

@@ -247,6 +247,10 @@ class Engine:
                     self.on_answered()
                 if self._failure is not None:
                     raise self._failure
+        except Exception as exc:
+            if isinstance(exc, EngineBroken):
+                raise
+            raise EngineBroken(f"a mistake in the engine: {exc!r}") from exc
         finally:
             self.broken = True
             while self._queue:

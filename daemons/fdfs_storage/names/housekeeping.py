@@ -59,7 +59,8 @@ class Housekeeping:
     """The background service of a tree.
 
     Args:
-        db: a connection of its own.
+        db: a connection of its own, for the loop's thread.
+        checkpoint_db: another one, for checkpoints in a thread: they would block its users.
         directory: the names directory.
         grace_s: how long garbage is kept; at least the lease.
     """
@@ -67,6 +68,7 @@ class Housekeeping:
     def __init__(
         self,
         db: sqlite3.Connection,
+        checkpoint_db: sqlite3.Connection,
         directory: Path,
         engine: Engine,
         log: Log,
@@ -75,6 +77,7 @@ class Housekeeping:
         grace_s: float,
     ) -> None:
         self._db = db
+        self._checkpoint_db = checkpoint_db
         self._wal = directory / "state.db-wal"
         self._database = directory / "state.db"
         self._engine = engine
@@ -87,19 +90,17 @@ class Housekeeping:
         self._tick_s = min(_TICK_S, self._grace_s / 4, sessions.lease_s / 4)
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """End sessions and collect garbage until cancelled."""
         await self._start()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._maintain_files)
-            while True:
-                await trio.sleep(self._tick_s)
-                try:
-                    await self._end_sessions()
-                    await self.collect()
-                except (StatusError, OSError) as exc:
-                    if self._engine.broken:
-                        return
-                    logger.warning("cleaning up has to wait: %s", exc)
+        while True:
+            await trio.sleep(self._tick_s)
+            try:
+                await self._end_sessions()
+                await self.collect()
+            except (StatusError, OSError) as exc:
+                if self._engine.broken:
+                    return
+                logger.warning("cleaning up has to wait: %s", exc)
 
     async def _start(self) -> None:
         """What a restart leaves to do."""
@@ -210,7 +211,8 @@ class Housekeeping:
 
     # --- files ------------------------------------------------------------------------------
 
-    async def _maintain_files(self) -> None:
+    async def maintain_files(self) -> None:
+        """Keep WAL and log short until cancelled."""
         while True:
             await trio.sleep(_TICK_S)
             try:
@@ -237,7 +239,7 @@ class Housekeeping:
             return 0
 
     def _checkpoint(self, mode: str) -> None:
-        self._db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        self._checkpoint_db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
 
     async def trim(self) -> None:
         """Remove segments of the log that a synced state has outlived."""
@@ -246,7 +248,7 @@ class Housekeeping:
         if not old:
             return
         await trio.to_thread.run_sync(self._sync_state)
-        self._log.trim(old)
+        await trio.to_thread.run_sync(self._log.trim, old)
         logger.debug("trimmed the names log up to record %d", applied)
 
     def _sync_state(self) -> None:

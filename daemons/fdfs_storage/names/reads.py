@@ -31,6 +31,9 @@ _LIST: Final = (
     f"SELECT cookie, name, {ATTR_COLUMNS} FROM dirent JOIN inode ON inode.ino = dirent.ino"
     " WHERE parent = ? AND cookie > ? ORDER BY cookie LIMIT ?"
 )
+_LIST_TARGET: Final = 2 + 12
+_LISTING_BYTES: Final = 512 << 10
+"""Names and targets in one answer, so that it stays well below FRAME_MAX."""
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)
 
 
@@ -65,7 +68,13 @@ class Reads:
             attr = get_attr(self._db, request.ino)
             if not stat.S_ISDIR(attr.mode):
                 raise fail(errno.ENOTDIR)
-        entries = [DirEntry(row[0], row[1], to_attr(row[2:])) for row in rows[:limit]]
+        entries: list[DirEntry] = []
+        size = 0
+        for row in rows[:limit]:
+            size += len(row[1]) + len(row[_LIST_TARGET])
+            if size > _LISTING_BYTES and entries:
+                return Listing(entries, False)
+            entries.append(DirEntry(row[0], row[1], to_attr(row[2:])))
         return Listing(entries, len(rows) <= limit)
 
     def open(self, request: names.Open) -> Opened:
@@ -155,7 +164,7 @@ class Reads:
         )
 
     def paths(self, request: names.Paths) -> names.PathList:
-        """See `names.Paths`; 1000 paths at most."""
+        """See `names.Paths`; 1000 paths or 512 KiB at most."""
         self._objects.locate(request.file_id)
         row = self._db.execute(
             "SELECT ino FROM inode WHERE file_id = ?", (request.file_id,)
@@ -167,7 +176,14 @@ class Reads:
         ).fetchall()
         if not links:
             raise fail(errno.ENOENT)
-        return names.PathList([self._path(parent, name) for parent, name in links])
+        paths: list[bytes] = []
+        size = 0
+        for parent, name in links:
+            paths.append(self._path(parent, name))
+            size += len(paths[-1])
+            if size > _LISTING_BYTES:
+                break
+        return names.PathList(paths)
 
     def _path(self, parent: int, name: bytes) -> bytes:
         parts = [name]

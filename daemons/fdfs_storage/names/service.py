@@ -7,7 +7,7 @@ import logging
 import sqlite3
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -48,6 +48,7 @@ _OPEN_SESSION_MAX: Final = 4096
 _TOKEN_SIZE: Final = 16
 _CLIENT_MAX: Final = 1024
 _SESSIONS_MAX: Final = 10_000
+_RESTART_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class Tree:
         self.writer = ObjectWriter(self.reads, self.objects, view.number)
         self.housekeeping = housekeeping.Housekeeping(
             self._connect(path),
+            self._connect(path),
             directory,
             self.engine,
             self.log,
@@ -164,8 +166,13 @@ class Tree:
         failure: EngineBroken | None = None
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self.housekeeping.run)
-            nursery.start_soon(self.by_id.run)
+            for service in (
+                self.housekeeping.run,
+                self.housekeeping.maintain_files,
+                self.by_id.run,
+                self.listing.run,
+            ):
+                nursery.start_soon(_keep_running, service)
             try:
                 await self.engine.run()
             except EngineBroken as exc:
@@ -252,6 +259,17 @@ class Tree:
         for session in self.sessions:
             if session.connection is not None:
                 session.connection.push(names.NotPrimaryAnyMore())
+
+
+async def _keep_running(service: Callable[[], Awaitable[None]]) -> None:
+    """Run a background service; a mistake in it is logged, and it starts over a second later."""
+    while True:
+        try:
+            await service()
+            return
+        except Exception:
+            logger.exception("a background service of the tree failed")
+            await trio.sleep(_RESTART_S)
 
 
 class Names:
