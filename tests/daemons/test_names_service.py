@@ -40,12 +40,13 @@ async def session(server: NamesServer) -> AsyncIterator[NamesSession]:
 
 
 async def make(session: NamesSession, name: bytes, mode: int = FILE, parent: int = ROOT) -> int:
-    attr = await session.call(names.Create(parent, name, mode, 1, 2, NOW))
+    attr: names.Attr = await session.call(names.Create(parent, name, mode, 1, 2, NOW))
     return attr.ino
 
 
 async def store(session: NamesSession, ino: int, data: bytes) -> names.Attr:
-    return await session.call(names.StoreContent(ino, data, NOW))
+    attr: names.Attr = await session.call(names.StoreContent(ino, data, NOW))
+    return attr
 
 
 async def status_of(call: Awaitable[Any]) -> int:
@@ -96,7 +97,8 @@ async def make_big(server: NamesServer, session: NamesSession, name: bytes) -> n
     ino = await make(session, name)
     made = await session.call(names.NewObject(ino))
     assert await write_object(server, made.file_id, 0, b"b" * BIG) == 0
-    return await session.call(names.NameObject(ino, made.file_id, BIG, NOW))
+    attr: names.Attr = await session.call(names.NameObject(ino, made.file_id, BIG, NOW))
+    return attr
 
 
 async def plain_upload(server: NamesServer, data: bytes) -> str:
@@ -400,7 +402,8 @@ async def test_truncate_of_what_is_no_file(session: NamesSession) -> None:
 
 
 async def xattrs(session: NamesSession, ino: int) -> dict[bytes, bytes]:
-    return (await session.call(names.ListXattrs(ino))).xattrs
+    answer: names.Xattrs = await session.call(names.ListXattrs(ino))
+    return answer.xattrs
 
 
 async def test_xattrs_are_the_metadata_of_the_object(
@@ -716,3 +719,77 @@ async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
         assert (await session.call(names.Open(ino, 10))).data == b"kept"
         await make(session, b"b")
     assert time.monotonic() - started < 20
+
+
+# --- more than one mount --------------------------------------------------------------------------
+
+
+async def test_mounts_at_work_together(server: NamesServer) -> None:
+    """Changes of several sessions go through the engine's task, those of one alone do not."""
+    async with server.session() as first, server.session() as second:
+        directory = await make(first, b"d", DIRECTORY)
+
+        async def work(session: NamesSession, prefix: bytes) -> None:
+            for number in range(50):
+                ino = await make(session, prefix + b"%d" % number, parent=directory)
+                await store(session, ino, prefix)
+
+        async with trio.open_nursery() as nursery:
+            for session, prefix in ((first, b"a"), (first, b"b"), (second, b"c")):
+                nursery.start_soon(work, session, prefix)
+        listing = await second.call(names.ReadDir(directory, 0, 1000))
+        assert len(listing.entries) == 150
+        contents = {content(server, entry.attr) for entry in listing.entries}
+        assert contents == {b"a", b"b", b"c"}
+
+
+async def test_what_one_mount_holds_another_may_remove(quick: NamesServer) -> None:
+    async with quick.session() as first, quick.session() as second:
+        ino = await make(first, b"a")
+        attr = await store(first, ino, b"one")
+        await first.call(names.Holds([ino], []))
+        await second.call(names.Remove(ROOT, b"a", False, NOW))
+        await second.call(names.Holds([ino], [ino]))
+        for _ in range(5):
+            await trio.sleep(0.2)
+            assert (await first.call(names.Open(ino, 10))).data == b"one"
+            await second.call(names.KeepAlive())
+    await wait_for(lambda: attr.file_id not in all_objects(quick))
+
+
+async def test_a_full_disk_is_an_error_and_no_more(
+    server: NamesServer, session: NamesSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same on the short way that a mount alone takes."""
+    ino = await make(session, b"a")
+
+    def full(records: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(server.tree.log, "append", full)
+    assert await status_of(make(session, b"b")) == errno.ENOSPC
+    assert await status_of(store(session, ino, b"data")) == errno.ENOSPC
+    monkeypatch.undo()
+    await make(session, b"b")
+    assert content(server, await store(session, ino, b"data")) == b"data"
+
+
+async def test_a_mount_that_takes_no_answers_is_not_read_from(server: NamesServer) -> None:
+    """Its requests wait in its own socket; others are served."""
+    directory = 0
+    async with server.session() as session:
+        directory = await make(session, b"d", DIRECTORY)
+        for number in range(100):
+            await make(session, b"x" * 200 + b"%d" % number, parent=directory)
+        stream = await trio.open_tcp_stream(HOST, server.port)
+        async with stream:
+            body = names.encode(names.OpenSession(names.VERSION, 0, os.urandom(16), "slow"))
+            await stream.send_all(pack_header(len(body), names.OPEN_SESSION) + body)
+            await stream.receive_some(4096)
+            request = names.encode(names.ReadDir(directory, 0, 100))
+            with trio.move_on_after(1.0) as scope:
+                for number in range(1, 100_000):
+                    frame = names.FRAME_IDS.pack(number, number) + request
+                    await stream.send_all(pack_header(len(frame), names.REQUEST) + frame)
+            assert scope.cancelled_caught
+            await session.call(names.KeepAlive())
