@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 MAX_REQUESTS = 200
 """Requests served at a time. More than several dead volumes can hold on to (`max_waiting` each);
 each has a buffer, of which a write uses 1 MiB."""
-IDLE_TASKS = 8
+IDLE_TASKS = 3
 """Tasks kept waiting for requests: starting one for each request costs more."""
 _FIRST_CONTACT_S = 10.0
 _STORE_S = 60.0

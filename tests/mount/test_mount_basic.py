@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -179,22 +178,6 @@ def test_a_time_set_on_an_open_file_survives_closing_it(volume: Path, mounted: M
     mounted.clear_caches()
     found = (volume / "f").stat()
     assert (found.st_mtime_ns, stat.S_IMODE(found.st_mode)) == (10**9 + 7, 0o640)
-
-
-def test_a_directory_of_many_files(volume: Path) -> None:
-    # More than a page of a listing.
-    count = 1200
-
-    def create(i: int) -> None:
-        os.close(os.open(volume / f"{i:05d}", os.O_CREAT | os.O_WRONLY))
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(create, range(count)))
-    assert sorted(os.listdir(volume)) == [f"{i:05d}" for i in range(count)]
-    assert all(entry.stat().st_size == 0 for entry in os.scandir(volume))
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(os.unlink, volume.iterdir()))
-    assert os.listdir(volume) == []
 
 
 def test_space(mounted: Mount, cluster: Cluster) -> None:
