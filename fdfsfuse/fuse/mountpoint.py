@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import stat
 import threading
 from collections.abc import Callable
@@ -46,7 +47,13 @@ def check_fuse(*, allow_other: bool) -> None:
     """Raise ConfigError when this machine or user may not mount."""
     if not FUSE_DEVICE.exists():
         raise ConfigError(f"{FUSE_DEVICE} does not exist: the fuse module is not loaded")
-    if os.geteuid() != 0 and allow_other and not _user_allow_other():
+    if os.geteuid() == 0:
+        return
+    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
+        raise ConfigError(f"{FUSE_DEVICE}: no permission to use it; only root may mount here")
+    if shutil.which("fusermount3") is None:
+        raise ConfigError("fusermount3 is missing (package fuse3); without it only root may mount")
+    if allow_other and not _user_allow_other():
         raise ConfigError(
             f"-o allow_other: only root may do this, unless {_FUSE_CONF} says user_allow_other"
         )
