@@ -186,6 +186,15 @@ class Log:
         os.fsync(self._fd)
         self.last, self.size = last, size
 
+    def retained(self, last: int) -> Iterator[Record]:
+        """All records that are still there, oldest first, up to the one with index *last*."""
+        for first in self.segments:
+            path = self._directory / segment_name(first)
+            for record in Reader(path.read_bytes()):
+                if record.index > last:
+                    return
+                yield record
+
     # --- trimming ---------------------------------------------------------------------------
 
     def trimmable(self, applied: int) -> list[int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from fdfs_storage.names import founding, housekeeping, schema, view_file
+from fdfs_storage.names import founding, housekeeping, power_loss, schema, view_file
 from fdfs_storage.names.by_id import ByIdChanges
 from fdfs_storage.names.connection import SessionConnection
 from fdfs_storage.names.engine import Engine, EngineBroken, Work
@@ -98,7 +98,9 @@ class Tree:
         self.log = Log(directory)
         replica = Replica(own_id, view, state.position, state.position.index)
         self.engine = Engine(state, self.log, replica, self.objects)
+        applied = state.position.index
         self._replay(own_id)
+        self._restore(directory, applied)
         self.engine.on_commit = self._committed
         self.engine.on_answered = self._flush
         self.reads = Reads(self._connect(path), self.objects)
@@ -146,6 +148,13 @@ class Tree:
             logger.info("replayed %d records of the names log behind %d", count, before)
         view = self.stored_view.view
         self.engine.replica = Replica(own_id, view, self.log.last, state.position.index)
+
+    def _restore(self, directory: Path, applied: int) -> None:
+        """After a boot, look after the objects of records that were applied before it."""
+        boot = power_loss.boot_id()
+        if power_loss.may_have_lost(directory, boot):
+            power_loss.restore(self.state.db, self.objects, self.log.retained(applied))
+        power_loss.note(directory, boot)
 
     def _load_sessions(self) -> None:
         rows = self.state.db.execute(

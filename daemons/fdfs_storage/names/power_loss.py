@@ -1,0 +1,92 @@
+"""What a machine that stopped without warning may have taken from objects, given back by the log.
+
+A killed process loses nothing that it wrote. A machine that loses its power does: object files of
+small content are not synced one by one, since their content is in the log, which is. The state may
+have reached the disk before the files that it names. So after a boot (the kernel's ``boot_id`` is
+another one than in the file ``boot``) the records that the state has applied already are gone
+through as well, and objects that are named but not whole are written again.
+
+The log reaches back far enough: trimming it syncs all file systems first (`housekeeping`).
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+
+from fdfs_storage.files import replace_file
+from fdfs_storage.names.objects import Objects
+from fdfsfuse.proto import names_record
+from fdfsfuse.proto.names_record import Record
+
+logger = logging.getLogger(__name__)
+
+FILE = "boot"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """Names the time since the machine was started last; '' where the kernel does not tell."""
+    try:
+        return _BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+def may_have_lost(directory: Path, boot: str) -> bool:
+    """True when the tree in *directory* was last opened under another boot than *boot*."""
+    try:
+        return (directory / FILE).read_text("ascii", "replace").strip() != boot
+    except FileNotFoundError:
+        return False  # the tree was founded under this boot; founding syncs what it makes
+
+
+def note(directory: Path, boot: str) -> None:
+    """Remember *boot*, durably; to be called before anything is changed under it.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    replace_file(directory / FILE, f"{boot}\n".encode("ascii"), sync=True)
+
+
+def restore(db: sqlite3.Connection, objects: Objects, records: Iterable[Record]) -> int:
+    """Write again what is missing of the objects that *records* made; returns how many.
+
+    *db* is the state with all of *records* applied. Only objects that an inode has are written;
+    metadata only where there is none, because plain clients may have changed it since.
+
+    Raises:
+        OSError, StatusError: an object could not be written.
+    """
+    restored = 0
+    metadata: dict[str, bytes] = {}
+    for record in records:
+        op = names_record.decode_change(record.payload).op
+        if isinstance(op, names_record.Forget):
+            for file_id in op.file_ids:
+                if not _is_named(db, file_id):
+                    objects.delete(file_id)
+        elif isinstance(op, names_record.PutContent | names_record.PutXattr):
+            if op.metadata is not None and op.file_id:
+                metadata[op.file_id] = op.metadata
+            if not isinstance(op, names_record.PutContent) or op.data is None or not op.file_id:
+                continue
+            if _is_named(db, op.file_id) and not objects.holds(op.file_id, op.data):
+                objects.delete(op.file_id)
+                objects.write(op.file_id, op.data, op.mtime_ns)
+                restored += 1
+    for file_id, text in metadata.items():
+        named = text and _is_named(db, file_id) and objects.exists(file_id)
+        if named and not objects.stored_metadata(file_id):
+            objects.put_metadata(file_id, text)
+    if restored:
+        logger.warning("wrote %d objects again that were lost when the machine stopped", restored)
+    return restored
+
+
+def _is_named(db: sqlite3.Connection, file_id: str) -> bool:
+    row = db.execute("SELECT 1 FROM inode WHERE file_id = ?", (file_id,)).fetchone()
+    return row is not None
