@@ -500,6 +500,31 @@ def test_a_dead_volume_leaves_the_other_one_alone(tmp_path: Path, fuse: None) ->
         wait_until(lambda: _read(one / "f") == b"one", "the volume to come back")
 
 
+def test_a_storage_that_is_killed_while_it_is_written_to(tmp_path: Path, fuse: None) -> None:
+    content = random.Random(9).randbytes(MIB)
+    with (
+        Cluster(tmp_path / "cluster", groups=("one",)) as cluster,
+        cluster.mount(tmp_path / "mnt") as mount,
+    ):
+        large = mount.path / "one" / "large"
+        storage = cluster.storage("one")
+        with large.open("wb", buffering=0) as file:
+            for i in range(40):
+                file.write(content)
+                if i == 20:
+                    storage.kill()
+                    storage.start()
+        for i in range(20):
+            (mount.path / "one" / f"small{i}").write_bytes(content[:4096])
+            if i == 10:
+                storage.kill()
+                storage.start()
+        mount.remount()
+        assert large.read_bytes() == content * 40
+        for i in range(20):
+            assert (mount.path / "one" / f"small{i}").read_bytes() == content[:4096]
+
+
 def _read(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
