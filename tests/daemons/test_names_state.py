@@ -182,6 +182,13 @@ class TreeMachine(RuleBasedStateMachine):
         known = [ino for ino, node in self.model.nodes.items() if node.is_directory]
         return known[pick % len(known)] if pick % 7 else self._ino(pick)
 
+    def _entry(self, pick: int, name: bytes) -> tuple[int, bytes]:
+        """Mostly an entry that exists: random ones seldom meet."""
+        known = [(ino, entry) for ino, node in self.model.nodes.items() for entry in node.entries]
+        if known and pick % 5:
+            return known[pick % len(known)]
+        return self._directory(pick), name
+
     def _do(self, op: Op, expected: int) -> bytes | None:
         """Apply *op*; it must be refused with *expected* (0: not at all)."""
         before = list(self.state.db.iterdump()) if expected else []
@@ -212,7 +219,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(pick=st.integers(0, 200), name=NAMES, directory=st.booleans())
     def remove(self, pick: int, name: bytes, directory: bool) -> None:
-        parent = self._directory(pick)
+        parent, name = self._entry(pick, name)
         expected = 0
         try:
             self.model.remove(parent, name, directory)
@@ -238,7 +245,8 @@ class TreeMachine(RuleBasedStateMachine):
         flags=st.sampled_from([0, 0, NOREPLACE, EXCHANGE]),
     )
     def rename(self, pick: int, name: bytes, new_pick: int, new_name: bytes, flags: int) -> None:
-        parent, new_parent = self._directory(pick), self._directory(new_pick)
+        parent, name = self._entry(pick, name)
+        new_parent, new_name = self._entry(new_pick, new_name)
         expected, other = 0, None
         try:
             other = self.model.rename(parent, name, new_parent, new_name, flags)
@@ -316,6 +324,22 @@ def test_the_tree_is_what_posix_says() -> None:
     run_state_machine_as_test(
         TreeMachine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
     )
+
+
+def test_link_counts_when_directories_replace_each_other() -> None:
+    state = new_state()
+    for parent, name in ((ROOT, b"a"), (ROOT, b"b"), (2, b"c")):  # inodes 2, 3 and 4 in 2
+        apply(state, names.Create(parent, name, DIRECTORY, 0, 0, NOW))
+
+    def links() -> dict[int, int]:
+        return dict(state.db.execute("SELECT ino, nlink FROM inode").fetchall())
+
+    assert links() == {ROOT: 4, 2: 3, 3: 2, 4: 2}
+    apply(state, names.Rename(2, b"c", ROOT, b"b", 0, NOW))
+    assert links() == {ROOT: 4, 2: 2, 3: 0, 4: 2}
+    apply(state, names.Create(2, b"f", FILE, 0, 0, NOW))
+    apply(state, names.Rename(ROOT, b"b", 2, b"f", EXCHANGE, NOW))
+    assert links() == {ROOT: 3, 2: 3, 3: 0, 4: 2, 5: 1}
 
 
 def test_a_refused_change_uses_nothing_up() -> None:
