@@ -41,6 +41,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     directory = tmp_path_factory.mktemp("target")
     with Cluster(directory, tracker_conf=conf, storage_conf=conf) as cluster:
         yield cluster
+    for daemon in cluster.daemons:
+        assert "cut off" not in daemon.log(), "no attack left a connection in use"
 
 
 @pytest.fixture(autouse=True)

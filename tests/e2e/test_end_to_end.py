@@ -453,7 +453,7 @@ def test_mount_says_why_it_cannot(fuse: None, cluster: Cluster, tmp_path: Path) 
     (tmp_path / "mnt").mkdir()
     (tmp_path / "file").touch()
     for arguments in (
-        ["127.0.0.1:1", str(tmp_path / "mnt")],
+        ["127.0.0.1:1", str(tmp_path / "mnt"), "-o", "timeout=1"],
         [cluster.tracker.endpoint, str(tmp_path / "missing")],
         [cluster.tracker.endpoint, str(tmp_path / "file")],
         [cluster.tracker.endpoint, str(tmp_path / "mnt"), "-o", "ids=nonsense"],

@@ -98,7 +98,7 @@ class SessionConnection:
     async def _read_loop(self, nursery: trio.Nursery) -> None:
         connection, session, engine = self._connection, self.session, self._tree.engine
         clock = self._tree.sessions.clock
-        while True:
+        while not self._closed:
             if connection.buffered() < HEADER_SIZE:
                 engine.kick()
                 self.flush()
@@ -131,7 +131,7 @@ class SessionConnection:
     async def _wait_for_room(self) -> None:
         self._tree.engine.kick()
         self.flush()
-        while self._is_full():
+        while self._is_full() and not self._closed:
             self._room = trio.Event()
             await self._room.wait()
 
@@ -297,3 +297,4 @@ class SessionConnection:
         """End the connection from this side; `run` returns soon."""
         self._closed = True
         self._connection.shutdown()
+        self._room.set()  # there will be none: a reader that waits for it has to end
