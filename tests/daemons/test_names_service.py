@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
+import struct
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -416,3 +418,26 @@ async def test_a_mount_that_takes_no_answers_is_not_read_from(server: NamesServe
                     await stream.send_all(pack_header(len(frame), names.REQUEST) + frame)
             assert scope.cancelled_caught
             await session.call(names.KeepAlive())
+
+
+async def test_a_mount_that_dies_with_answers_on_their_way(server: NamesServer) -> None:
+    """Its connection was full: both who waits to read from it and who waits to write end."""
+    async with server.session() as session:
+        directory = await make(session, b"d", DIRECTORY)
+        for number in range(100):
+            await make(session, b"x" * 200 + b"%d" % number, parent=directory)
+        stream = await trio.open_tcp_stream(HOST, server.port)
+        body = names.encode(names.OpenSession(names.VERSION, 0, os.urandom(16), "dies"))
+        await stream.send_all(pack_header(len(body), names.OPEN_SESSION) + body)
+        await stream.receive_some(4096)
+        request = names.encode(names.ReadDir(directory, 0, 100))
+        with trio.move_on_after(1.0):
+            for number in range(1, 100_000):
+                frame = names.FRAME_IDS.pack(number, number) + request
+                await stream.send_all(pack_header(len(frame), names.REQUEST) + frame)
+        dead = next(s for s in server.tree.sessions if s.client == "dies")
+        assert dead.connection is not None
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await stream.aclose()
+        await wait_for(lambda: dead.connection is None)
+        await session.call(names.KeepAlive())
