@@ -24,6 +24,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -342,7 +343,35 @@ def group_tree(bench: Bench, directory: Path) -> None:
         subprocess.run(["rm", "-rf", directory / "tree", directory / "copy"], check=True)
 
 
+def group_machine(bench: Bench, _directory: Path) -> None:
+    """What the machine itself does just now, to judge the other figures by."""
+    with bench.measure("(machine) additions in Python", 1.0, "M/s"):
+        total = 0
+        for number in range(1_000_000):
+            total += number
+    count = 5000
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            while data := theirs.recv(100):
+                theirs.send(data)
+            os._exit(0)
+        theirs.close()
+        with bench.measure("(machine) round trips over a socket", count):
+            for _ in range(count):
+                ours.send(b"x" * 50)
+                ours.recv(100)
+    os.waitpid(pid, 0)
+    with tempfile.TemporaryFile() as file, bench.measure("(machine) fdatasync of 100 bytes", 100):
+        for _ in range(100):
+            os.write(file.fileno(), b"x" * 100)
+            os.fdatasync(file.fileno())
+
+
 GROUPS: dict[str, Callable[[Bench, Path], None]] = {
+    "machine": group_machine,
     "small": group_small,
     "parallel": group_parallel,
     "dirs": group_dirs,
@@ -409,7 +438,9 @@ def make_table(bench: Bench, title: str) -> Table:
             for key in processes
         ]
         low, high = min(row.values), max(row.values)
-        table.add_row(row.name, f"{row.median:,.0f}", f"{low:,.0f}", f"{high:,.0f}", row.unit, *cpu)
+        digits = 0 if row.median >= 100 else 1
+        numbers = [f"{value:,.{digits}f}" for value in (row.median, low, high)]
+        table.add_row(row.name, *numbers, row.unit, *cpu)
     return table
 
 
