@@ -248,7 +248,7 @@ class Reader:
     """Reads the records of one log file, given whole.
 
     Iterating ends at the first record that is not complete and right; then `tail` tells where
-    that was and how many bytes lie behind it.
+    that was and how many bytes lie behind it: 0 when they are all zero.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -265,7 +265,11 @@ class Reader:
                 if expected is not None and index != expected:
                     problem = f"record {index} where {expected} belongs"
             if problem:
-                self.tail = Tail(offset, len(data) - offset, problem)
+                # Zeros are what the file was lengthened with, ahead of records to come.
+                lost = len(data) - offset
+                if data.count(0, offset) == lost:
+                    lost, problem = 0, ""
+                self.tail = Tail(offset, lost, problem)
                 return
             expected = index + 1
             payload = data[offset + HEADER_SIZE : end]

@@ -232,7 +232,7 @@ async def test_a_step_that_fails_is_undone(
         before, objects, size = dump(tree), objects_on_disk(tmp_path), tree.log.size
         calls: list[int] = []
 
-        def no_space(*args: Any) -> Any:
+        def no_space(*args: Any, **kwargs: Any) -> Any:
             """Fails, for `perform` in the middle of the batch."""
             calls.append(1)
             if failing == "perform" and len(calls) < 3:
@@ -261,7 +261,7 @@ async def test_a_step_that_fails_is_undone(
 async def test_an_engine_that_cannot_undo_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*args: Any) -> Any:
+    def broken(*args: Any, **kwargs: Any) -> Any:
         raise OSError(errno.EIO, "broken")
 
     async with open_tree(tmp_path) as tree:

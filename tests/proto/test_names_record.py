@@ -37,7 +37,8 @@ def test_a_file_cut_off_anywhere(size: int) -> None:
     whole = sum(1 for end in ENDS[1:] if end <= size)
     assert list(reader) == RECORDS[:whole]
     assert reader.tail.offset == ENDS[whole]
-    assert reader.tail.lost == size - ENDS[whole]
+    rest = DATA[ENDS[whole] : size]
+    assert reader.tail.lost == (len(rest) if any(rest) else 0)
     assert bool(reader.tail.problem) == bool(reader.tail.lost)
 
 
@@ -53,10 +54,13 @@ def test_a_changed_byte_is_noticed(position: int, change: int) -> None:
     assert reader.tail.problem
 
 
-def test_zeros_behind_the_end_are_a_tail() -> None:
+def test_zeros_behind_the_end_are_room_for_more() -> None:
     reader = Reader(DATA + b"\0" * 100)
     assert list(reader) == RECORDS
-    assert reader.tail.lost == 100
+    assert reader.tail == names_record.Tail(len(DATA), 0, "")
+    torn = Reader(DATA + b"\0" * 99 + b"x")
+    assert list(torn) == RECORDS
+    assert torn.tail.lost == 100
 
 
 def test_a_missing_record_ends_the_reading() -> None:

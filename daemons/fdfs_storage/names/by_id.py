@@ -48,7 +48,11 @@ class ByIdChanges:
 
     def observe(self, op: str, location: Location) -> None:
         """A change in the store (see `fdfs_storage.store.Observer`)."""
-        if self._objects.own or location.base.endswith(METADATA_SUFFIX):
+        if self._objects.own:
+            return
+        # Replaying metadata of ours over that of the client would undo what it was told is done.
+        self._engine.settle()
+        if location.base.endswith(METADATA_SUFFIX):
             return
         # What is being applied right now may be giving the object its name.
         if not (self._engine.is_busy or self._reads.knows_object(location.name)):

@@ -23,8 +23,8 @@ import logging
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import trio
@@ -115,6 +115,7 @@ class Engine:
         self._queue: deque[Work] = deque()
         self._wake = trio.Event()
         self._idle = False
+        self._eager = 0
         self._failure: EngineBroken | None = None
         self._last_session = 0
         self._last_inline = 0.0
@@ -177,7 +178,7 @@ class Engine:
             return
         batch = list(self._queue)
         self._queue.clear()
-        steps = self._steps(batch)
+        steps = self._steps(batch, lazily=not self._eager)
         try:
             records = next(steps)
             while True:
@@ -211,13 +212,44 @@ class Engine:
 
         self.submit(Work(make, reply))
         await done.wait()
+        self.settle()
         if outcome[0]:
             raise StatusError(outcome[0])
 
+    def settle(self) -> None:
+        """Show the connections of others what was committed, unless a batch is open.
+
+        While one is, they see what was committed before it: `_run_batch` settles first.
+        """
+        if not self.state.in_batch and self._failure is None:
+            try:
+                self.state.settle()
+            except sqlite3.Error as exc:
+                # The log has it all; the next time may do, and a restart would replay it.
+                logger.error("the names database cannot be written now: %s", exc)
+                if not self.state.db.in_transaction:
+                    self._stop("the database dropped changes that are only in the log now")
+
+    def _stop(self, why: str) -> None:
+        self.broken = True
+        self._failure = EngineBroken(why)
+        self._wake.set()
+
+    @contextmanager
+    def visible(self) -> Iterator[None]:
+        """Inside, all connections see each batch as soon as it is committed."""
+        self._eager += 1
+        try:
+            self.settle()
+            yield
+        finally:
+            self._eager -= 1
+
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """No batch runs inside."""
+        """No batch runs inside, and all connections see what is committed."""
         async with self._pause:
+            self.settle()
             yield
 
     async def run(self) -> None:
@@ -259,6 +291,8 @@ class Engine:
             self._worker.close()
 
     async def _run_batch(self, batch: list[Work]) -> None:
+        # Others read while the log is synced, on their own connections.
+        self.settle()
         steps = self._steps(batch)
         try:
             records = next(steps)
@@ -272,7 +306,7 @@ class Engine:
         except StopIteration:
             pass
 
-    def _steps(self, batch: list[Work]) -> Steps:
+    def _steps(self, batch: list[Work], *, lazily: bool = False) -> Steps:
         """A whole batch. Yields the records that the caller has to append to the log.
 
         Sets ``_failure`` when the engine has to stop.
@@ -287,15 +321,17 @@ class Engine:
                 culprit = work
                 answers.append(self._apply(work, applied))
             culprit = None
-            yield from self._keep(applied)
+            yield from self._keep(applied, lazily)
         except EngineBroken as exc:
             self.broken = True
             self._failure = exc
             answers = [(work, names.NOT_PRIMARY, b"") for work in batch]
         except Exception as exc:
-            state.rollback()
             status = _status(exc)
-            if culprit is None:
+            if not state.rollback():
+                self._stop(f"after {exc!r} the state has lost changes that only the log has now")
+                answers = [(work, names.NOT_PRIMARY, b"") for work in batch]
+            elif culprit is None:
                 logger.error("a batch of %d changes could not be kept: %s", len(batch), exc)
                 answers = [(work, status, b"") for work in batch]
             else:
@@ -303,7 +339,7 @@ class Engine:
                 culprit.reply(status, b"")
                 rest = [work for work in batch if work is not culprit]
                 if rest:
-                    yield from self._steps(rest)
+                    yield from self._steps(rest, lazily=lazily)
                 return
         else:
             self.committed = state.position.index
@@ -337,7 +373,7 @@ class Engine:
                 self.objects.plan_metadata(op.file_id, metadata)
         return work, 0, answer
 
-    def _keep(self, applied: list[tuple[Position, Change]]) -> Steps:
+    def _keep(self, applied: list[tuple[Position, Change]], lazily: bool) -> Steps:
         """Log, object work, commit; or undo all of it and raise."""
         state, replica, log = self.state, self.replica, self.log
         if not applied:
@@ -353,7 +389,7 @@ class Engine:
                 file_id = effects.perform(self.objects, change)
                 if file_id:
                     made.append(file_id)
-            state.commit()
+            state.commit(lazily=lazily)
             replica.has(replica.own_id, replica.last.index)
         except Exception as exc:
             try:

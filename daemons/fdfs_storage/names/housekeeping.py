@@ -118,6 +118,7 @@ class Housekeeping:
         A change that was not committed before a crash, or one by a plain client that the engine
         did not see, is in the file already.
         """
+        self._engine.settle()
         rows = self._db.execute(
             "SELECT file_id, size FROM inode WHERE in_place = 1 ORDER BY ino"
         ).fetchall()
@@ -166,6 +167,7 @@ class Housekeeping:
 
     async def collect(self) -> None:
         """Look for new garbage and delete what is due."""
+        self._engine.settle()
         now = self._sessions.clock()
         rows = self._db.execute(
             "SELECT id, ino FROM garbage WHERE id > ? ORDER BY id LIMIT ?", (self._seen, _POLL_MAX)
@@ -243,6 +245,9 @@ class Housekeeping:
 
     async def trim(self) -> None:
         """Remove segments of the log that a synced state has outlived."""
+        self._engine.settle()
+        if self._engine.state.unsettled:
+            return
         applied = self._engine.committed
         old = self._log.trimmable(applied)
         if not old:

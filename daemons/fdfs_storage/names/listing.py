@@ -18,6 +18,8 @@ import os
 import re
 import sqlite3
 import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Final
 
 import trio
@@ -43,11 +45,19 @@ Leaf = tuple[int, str, str]
 class Listing:
     """Lists objects without a name.
 
-    *db* is a connection of its own, used in one thread at a time.
+    *db* is a connection of its own, used in one thread at a time; inside *visible* it sees all
+    that is committed.
     """
 
-    def __init__(self, db: sqlite3.Connection, reads: Reads, objects: Objects) -> None:
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        reads: Reads,
+        objects: Objects,
+        visible: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self._db = db
+        self._visible = visible
         self._reads = reads
         self._objects = objects
         self._lock = trio.Lock()
@@ -83,8 +93,9 @@ class Listing:
             root = self._objects.store.data_directory(index)
             for high in await trio.to_thread.run_sync(_subdirectories, root):
                 async with self._lock:
-                    self._changed.clear()
-                    await trio.to_thread.run_sync(self._any_below, index, high)
+                    with self._visible():
+                        self._changed.clear()
+                        await trio.to_thread.run_sync(self._any_below, index, high)
                 await trio.sleep(_WARM_PAUSE_S)
 
     # --- listing ----------------------------------------------------------------------------
@@ -98,10 +109,12 @@ class Listing:
         path_index, high, low = match.groups()
         # One scan at a time: they share a connection, and the disk.
         async with self._lock:
-            self._changed.clear()
-            if low is not None:
-                return await self._list_leaf((int(path_index, 16), high, low), request.after, limit)
-            found = await trio.to_thread.run_sync(self._directories, path_index, high)
+            with self._visible():
+                self._changed.clear()
+                if low is not None:
+                    leaf = (int(path_index, 16), high, low)
+                    return await self._list_leaf(leaf, request.after, limit)
+                found = await trio.to_thread.run_sync(self._directories, path_index, high)
         entries = [name for name in found if name > request.after]
         return ObjectListing([ObjectEntry(name) for name in entries[:limit]], len(entries) <= limit)
 

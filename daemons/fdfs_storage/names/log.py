@@ -4,6 +4,10 @@ The first index is written with 20 digits, so that names sort as numbers do. A s
 records (`fdfsfuse.proto.names_record`) without gaps and ends where the next one starts. Records
 are appended to the last segment only, one write and one fdatasync for a whole batch.
 
+The last segment is kept longer than its records, with zeros: a write that makes a file longer
+cannot be synced without a commit of the file system's journal, and that waits for everything else
+that was written, such as the objects of the changes before.
+
 What is found when a log is opened after a crash: the last segment may end in a torn record, which
 is cut off (nobody was answered before the sync that would have completed it). Anything else that
 is wrong, e.g. a segment that is missing in between, is damage and refused.
@@ -17,7 +21,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fdfs_storage.files import sync_directory
+from fdfs_storage.files import pwrite_all, sync_directory
 from fdfsfuse.core.names_log import Position
 from fdfsfuse.errors import FdfsError
 from fdfsfuse.proto.names_record import Reader, Record, pack_header
@@ -26,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 SEGMENT_SIZE = 64 << 20
 """A segment that has reached this many bytes is followed by a new one."""
+_AHEAD = 1 << 20
+"""Zeros written ahead of the records at a time; a batch of that size is simply appended."""
 _NAME = re.compile(r"log\.([0-9]{20})\Z")
 _IOV_MAX = 1024
 
@@ -53,6 +59,7 @@ class Log:
         self._segment_size = segment_size
         self._fd = -1
         self.size = 0
+        self._end = 0  # of the file, zeros included
         self.segments: list[int] = []
         self.last = Position(0, 0)
 
@@ -116,10 +123,11 @@ class Log:
             # The state knows more than is left of the log; go on behind it in a new segment.
             logger.warning("%s ends before record %d, which is applied", path, applied.index)
             return
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         self.size = reader.tail.offset
         if reader.tail.lost:
             os.ftruncate(self._fd, self.size)
+        self._end = os.fstat(self._fd).st_size
         os.fsync(self._fd)
 
     def _first_after(self, first: int) -> int:
@@ -128,19 +136,21 @@ class Log:
 
     def _start_segment(self) -> None:
         """Make the segment of the next record the one that is appended to."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._close_segment()
         first = self.last.index + 1
         path = self._directory / segment_name(first)
-        self._fd = os.open(
-            path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640
-        )
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
         # Without its name a synced segment would be lost with the power.
         sync_directory(self._directory)
         if first not in self.segments:
             self.segments.append(first)
-        self.size = 0
+        self.size = self._end = 0
+
+    def _close_segment(self) -> None:
+        if self._fd >= 0:
+            os.ftruncate(self._fd, self.size)
+            os.close(self._fd)
+            self._fd = -1
 
     # --- appending --------------------------------------------------------------------------
 
@@ -152,21 +162,26 @@ class Log:
         for record in records:
             parts.append(pack_header(record.view, record.index, record.payload))
             parts.append(record.payload)
+        self._lengthen(sum(map(len, parts)))
         for start in range(0, len(parts), _IOV_MAX):
             self._write(parts[start : start + _IOV_MAX])
         os.fdatasync(self._fd)
         self.last = Position(records[-1].view, records[-1].index)
 
+    def _lengthen(self, count: int) -> None:
+        """Have zeros where *count* bytes will be written, if these are few."""
+        if self.size + count > self._end and count < _AHEAD:
+            pwrite_all(self._fd, bytes(_AHEAD), self._end)
+            self._end += _AHEAD
+
     def _write(self, parts: list[bytes]) -> None:
         total = sum(map(len, parts))
-        written = os.writev(self._fd, parts)
+        written = os.pwritev(self._fd, parts, self.size)
         if written < total:
             rest = memoryview(b"".join(parts))[written:]
-            while rest:
-                count = os.write(self._fd, rest)
-                written += count
-                rest = rest[count:]
-        self.size += written
+            pwrite_all(self._fd, rest, self.size + written)
+        self.size += total
+        self._end = max(self._end, self.size)
 
     def mark(self) -> tuple[Position, int]:
         """Where the log ends now, for `cut`."""
@@ -184,7 +199,7 @@ class Log:
             size = 0
         os.ftruncate(self._fd, size)
         os.fsync(self._fd)
-        self.last, self.size = last, size
+        self.last, self.size, self._end = last, size, size
 
     def retained(self, last: int) -> Iterator[Record]:
         """All records that are still there, oldest first, up to the one with index *last*."""
@@ -214,6 +229,4 @@ class Log:
 
     def close(self) -> None:
         """Close the file; everything appended is synced already."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._close_segment()

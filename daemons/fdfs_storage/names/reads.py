@@ -1,4 +1,7 @@
-"""Answers to requests that read. They see committed state only, through their own connection.
+"""Answers to requests that read. They see committed state only.
+
+Mostly through the writing connection, whose page cache is warm; while a batch is open there,
+through one of their own.
 
 All of them run on the loop thread, between two awaits, and none waits for a disk except where a
 method says so.
@@ -16,6 +19,7 @@ from fdfs_storage.names.checks import fail
 from fdfs_storage.names.content import USER
 from fdfs_storage.names.objects import Objects
 from fdfs_storage.names.schema import ATTR_COLUMNS
+from fdfs_storage.names.state import State
 from fdfs_storage.names.tree import check_directory, find_attr, get_attr, to_attr
 from fdfsfuse.proto import metadata, names
 from fdfsfuse.proto.names import Attr, DirEntry, Listing, Opened, Xattrs
@@ -42,11 +46,19 @@ class WouldBlock(Exception):
 
 
 class Reads:
-    """Reads of the committed tree on the connection *db*."""
+    """Reads of the committed tree: on *state*'s connection between batches, else on *db*."""
 
-    def __init__(self, db: sqlite3.Connection, objects: Objects) -> None:
-        self._db = db
+    def __init__(
+        self, db: sqlite3.Connection, objects: Objects, state: State | None = None
+    ) -> None:
+        self._own_db = db
         self._objects = objects
+        self._state = state
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        state = self._state
+        return self._own_db if state is None or state.in_batch else state.db
 
     def lookup(self, request: names.Lookup) -> Attr:
         """See `names.Lookup`."""

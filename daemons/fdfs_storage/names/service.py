@@ -103,13 +103,15 @@ class Tree:
         self._restore(directory, applied)
         self.engine.on_commit = self._committed
         self.engine.on_answered = self._flush
-        self.reads = Reads(self._connect(path), self.objects)
+        self.reads = Reads(self._connect(path), self.objects, state)
         self.sessions = Sessions(limits.lease_s)
         self._load_sessions()
         self.preparer = Preparer(state, self.objects)
         self.operations = Operations(self.engine, self.preparer, self.objects, self.reads)
         listing_reads = Reads(self._connect(path), self.objects)
-        self.listing = Listing(self._connect(path), listing_reads, self.objects)
+        self.listing = Listing(
+            self._connect(path), listing_reads, self.objects, self.engine.visible
+        )
         self.writer = ObjectWriter(self.reads, self.objects, view.number)
         self.housekeeping = housekeeping.Housekeeping(
             self._connect(path),
@@ -192,6 +194,7 @@ class Tree:
 
     def close(self) -> None:
         """Close the files. The state is brought up to date on the disk as far as that goes."""
+        self.engine.settle()
         self.log.close()
         for db in reversed(self._connections):
             db.close()

@@ -21,6 +21,7 @@ from fdfsfuse.errors import FdfsError, StatusError
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.names_record import Change
 
+_UNSETTLED_MAX = 256
 _PRUNE_EVERY = 32
 """Outcomes that a session no longer needs are removed with every so many-th of its requests."""
 
@@ -60,6 +61,8 @@ class State:
         next_ino: the inode number that `new_ino` will give.
         inodes: how many there are.
         volume_id: 32 hex digits, the same for every storage of the volume.
+        in_batch: a batch is open, so `db` shows more than is committed.
+        unsettled: batches that other connections do not see yet.
     """
 
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -76,27 +79,70 @@ class State:
         self._next_garbage: int = row[5]
         self.inodes: int = db.execute("SELECT count(*) FROM inode").fetchone()[0]
         self._saved = (self.position, self.next_ino, self._next_garbage, self.inodes)
+        self.in_batch = False
+        self.unsettled = 0
 
     # --- transactions -----------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Open a transaction; what is applied from now on is seen by nobody else yet."""
+        """Open a batch; what is applied from now on is seen by nobody else yet."""
         self._saved = (self.position, self.next_ino, self._next_garbage, self.inodes)
-        self.db.execute("BEGIN IMMEDIATE")
+        if not self.db.in_transaction:
+            self.db.execute("BEGIN IMMEDIATE")
+        self.db.execute("SAVEPOINT batch")
+        self.in_batch = True
 
-    def commit(self) -> None:
-        """Make what was applied visible."""
+    def commit(self, *, lazily: bool = False) -> None:
+        """End the batch: what was applied counts. *lazily*: the transaction stays open.
+
+        Writing the pages of every small change costs more than the change itself. Until `settle`
+        ends the transaction other connections do not see the changes, and a restart replays them.
+        """
+        if lazily and self.unsettled < _UNSETTLED_MAX:
+            self.db.execute("RELEASE batch")
+            self.unsettled += 1
+        else:
+            self._end_transaction()
+        self.in_batch = False
+
+    def settle(self) -> None:
+        """Show all connections what was applied. Not while a batch is open.
+
+        Raises:
+            sqlite3.Error: it could not be done now; nothing is lost.
+        """
+        if self.unsettled:
+            self._end_transaction()
+
+    def _end_transaction(self) -> None:
+        if not self.db.in_transaction:
+            # The position alone must never reach the database.
+            raise sqlite3.OperationalError("the transaction is gone")
         self.db.execute(
             "UPDATE meta SET view = ?, applied = ?, next_ino = ?, next_garbage = ?",
             (self.position.view, self.position.index, self.next_ino, self._next_garbage),
         )
         self.db.execute("COMMIT")
+        self.unsettled = 0
 
-    def rollback(self) -> None:
-        """Undo what was applied since `begin`."""
-        if self.db.in_transaction:
-            self.db.execute("ROLLBACK")
+    def rollback(self) -> bool:
+        """Undo what was applied since `begin`.
+
+        False: the database has undone more on its own, i.e. batches that were not settled. Then
+        only a restart, which replays the log, brings the state up to date.
+        """
+        whole = True
+        if self.in_batch:
+            self.in_batch = False
+            if not self.db.in_transaction:
+                whole = not self.unsettled
+            elif self.unsettled:
+                self.db.execute("ROLLBACK TO batch")
+                self.db.execute("RELEASE batch")
+            else:
+                self.db.execute("ROLLBACK")
         self.position, self.next_ino, self._next_garbage, self.inodes = self._saved
+        return whole
 
     # --- applying ---------------------------------------------------------------------------
 

@@ -1,0 +1,87 @@
+"""Changes of a mount that works alone: logged at once, shown to other connections a bit later.
+
+Killed at any moment in between, the storage has them all after a restart.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from fdfs_storage.names.log import segment_name
+from fdfsfuse.errors import StatusError
+from fdfsfuse.proto import names
+from tests.common.names_calls import NOW, ROOT, make, store
+from tests.common.names_server import names_server, open_tree
+from tests.daemons.test_names_crash import check, entries
+
+
+async def test_a_kill_loses_nothing_that_was_not_settled(tmp_path: Path) -> None:
+    base, crashed = tmp_path / "base", tmp_path / "crashed"
+    async with names_server(base) as server, server.session() as session:
+        for number in range(5):
+            ino = await make(session, b"%d" % number)
+            await store(session, ino, b"content %d" % number)
+        await session.call(names.Rename(ROOT, b"4", ROOT, b"0", 0, NOW))
+        await session.call(names.SetXattr(ino, b"user.k", b"v", 0, NOW))
+        tree = server.tree
+        assert tree.state.unsettled > 0
+        shutil.copytree(base, crashed)
+        expected = entries(tree)
+        log = base / "data/names" / segment_name(1)
+        assert log.stat().st_size > tree.log.size  # zeros are ahead of the records
+    assert log.stat().st_size == tree.log.size
+    other = sqlite3.connect(crashed / "data/names/state.db")
+    assert other.execute("SELECT count(*) FROM dirent").fetchone()[0] < len(expected)
+    other.close()
+    async with open_tree(crashed, run=False) as tree:
+        assert entries(tree) == expected
+        check(tree, crashed)
+        xattrs = tree.reads.xattrs(names.ListXattrs(ino))
+        assert xattrs.xattrs == {b"user.k": b"v"}
+
+
+async def test_reads_listings_and_refusals_see_what_is_not_settled(tmp_path: Path) -> None:
+    async with names_server(tmp_path) as server, server.session() as session:
+        ino = await make(session, b"a")
+        attr = await store(session, ino, b"content")
+        assert server.tree.state.unsettled
+        assert (await session.call(names.Lookup(ROOT, b"a"))).file_id == attr.file_id
+        with pytest.raises(StatusError):
+            await make(session, b"a")  # refused: the batch is undone, those before it are not
+        assert server.tree.state.unsettled
+        listing = await session.call(names.ListObjects("", "", 10))
+        assert listing.entries == []  # the object has a name
+        assert not server.tree.state.unsettled
+        assert (await session.call(names.Lookup(ROOT, b"a"))).size == 7
+
+
+async def test_metadata_of_a_plain_client_outlives_a_kill(tmp_path: Path) -> None:
+    base, crashed = tmp_path / "base", tmp_path / "crashed"
+    async with names_server(base) as server, server.session() as session:
+        ino = await make(session, b"a")
+        attr = await store(session, ino, b"content")
+        await session.call(names.SetXattr(ino, b"user.k", b"ours", 0, NOW))
+        assert server.tree.state.unsettled
+        location = server.store.locate(attr.file_id)
+        server.store.write_metadata(location, b"k\x02theirs")
+        shutil.copytree(base, crashed)
+    async with open_tree(crashed, run=False) as tree:
+        assert tree.objects.stored_metadata(attr.file_id) == b"k\x02theirs"
+
+
+async def test_changes_that_the_database_dropped_stop_the_engine(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with names_server(tmp_path) as server, server.session() as session:
+        await make(session, b"a")
+        state = server.tree.state
+        assert state.unsettled
+        state.db.execute("ROLLBACK")  # as SQLite does by itself on some errors of the disk
+        server.tree.engine.settle()
+        assert server.tree.engine.broken
+    async with open_tree(tmp_path, run=False) as tree:
+        assert set(entries(tree)) == {b"a"}
