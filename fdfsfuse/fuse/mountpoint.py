@@ -27,12 +27,17 @@ class MountFailed(FdfsError):
 
 
 def check_mountpoint(path: Path) -> None:
-    """Raise ConfigError when nothing can be mounted on *path*."""
+    """See whether something can be mounted on *path*.
+
+    Raises:
+        ConfigError: it is no directory: the wrong argument.
+        MountFailed: it is one, but in use, or its mount has died.
+    """
     try:
         mode = path.stat().st_mode
     except OSError as exc:
         if exc.errno == errno.ENOTCONN:
-            raise ConfigError(
+            raise MountFailed(
                 f"{path}: the process of an earlier mount has died. "
                 f"Clean up with: fusermount3 -u -z {path}"
             ) from None
@@ -40,21 +45,21 @@ def check_mountpoint(path: Path) -> None:
     if not stat.S_ISDIR(mode):
         raise ConfigError(f"{path}: not a directory")
     if mounted_type(path) == "fuse.fdfs":
-        raise ConfigError(f"{path}: already mounted")
+        raise MountFailed(f"{path}: already mounted")
 
 
 def check_fuse(*, allow_other: bool) -> None:
-    """Raise ConfigError when this machine or user may not mount."""
+    """Raise MountFailed when this machine or user may not mount."""
     if not FUSE_DEVICE.exists():
-        raise ConfigError(f"{FUSE_DEVICE} does not exist: the fuse module is not loaded")
+        raise MountFailed(f"{FUSE_DEVICE} does not exist: the fuse module is not loaded")
     if os.geteuid() == 0:
         return
     if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
-        raise ConfigError(f"{FUSE_DEVICE}: no permission to use it; only root may mount here")
+        raise MountFailed(f"{FUSE_DEVICE}: no permission to use it; only root may mount here")
     if shutil.which("fusermount3") is None:
-        raise ConfigError("fusermount3 is missing (package fuse3); without it only root may mount")
+        raise MountFailed("fusermount3 is missing (package fuse3); without it only root may mount")
     if allow_other and not _user_allow_other():
-        raise ConfigError(
+        raise MountFailed(
             f"-o allow_other: only root may do this, unless {_FUSE_CONF} says user_allow_other"
         )
 
