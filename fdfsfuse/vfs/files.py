@@ -38,6 +38,7 @@ from fdfsfuse.vfs.volume import Volume
 log = logging.getLogger(__name__)
 
 _READ_TRIES = 4
+_WARN_EVERY_S = 30.0
 
 
 class FileState:
@@ -49,6 +50,8 @@ class FileState:
         "_error",
         "_fresh_until",
         "_size",
+        "_warned_at",
+        "_writing_back",
         "attr",
         "content",
         "dirty",
@@ -85,6 +88,8 @@ class FileState:
         self.held = False
         self.opened_at = time.monotonic()
         self.lock = Lock()
+        self._writing_back = False
+        self._warned_at = float("-inf")
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -310,22 +315,36 @@ class FileState:
 
     async def write_back(self) -> None:
         """`flush` on our own account; an error is told to the next write, flush or fsync."""
-        if not self.dirty:
-            return
-        async with self.lock:
-            try:
-                await self._flush()
-            except (FdfsError, OSError) as exc:
-                self._error = exc
-                self.dirty_since = time.monotonic()
-                log.warning("inode %d of %s: not stored yet: %s", self.ino, self._group, exc)
+        self._writing_back = True
+        try:
+            async with self.lock:
+                try:
+                    await self._flush()
+                except (FdfsError, OSError) as exc:
+                    self._error = exc
+                    self.dirty_since = time.monotonic()
+                    self._warn(exc)
+        finally:
+            self._writing_back = False
+
+    def write_back_soon(self) -> None:
+        """`write_back` in the background, unless one is under way."""
+        if not self._writing_back:
+            self._writing_back = True
+            self._context.spawn(self.write_back)
+
+    def _warn(self, exc: Exception) -> None:
+        now = time.monotonic()
+        if now - self._warned_at >= _WARN_EVERY_S:
+            self._warned_at = now
+            log.warning("inode %d of %s: not stored yet: %s", self.ino, self._group, exc)
 
     def relieve(self) -> None:
         """Give back memory soon: others wait for it."""
         if self.writer is not None:
             self.writer.send_tail()
         elif self.dirty and not self.lock.locked():
-            self._context.spawn(self.write_back)
+            self.write_back_soon()
 
     async def _flush(self) -> None:
         if not self.dirty:

@@ -206,7 +206,7 @@ class OpenFiles:
             held: dict[Volume, set[int]] = {}
             for state in list(self._context.states.values()):
                 if state.dirty and now - state.dirty_since > options.write_back_s:
-                    self._context.spawn(state.write_back)
+                    state.write_back_soon()
                 inos = held.setdefault(state.volume, set())
                 if state.ino and now - state.opened_at > options.held_after_s:
                     inos.add(state.ino)
