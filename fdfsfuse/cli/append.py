@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from fdfsfuse.cli.options import cluster_options, json_option, with_client
+from fdfsfuse.cli.options import cluster_options, json_option, standard_input, with_client
 from fdfsfuse.cli.output import print_json, progress
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def append(
     async def use(client: Client) -> int:
         size = None if file == "-" else os.stat(file).st_size
         with progress(os.path.basename(file), size) as advance:
-            source = sys.stdin.buffer if file == "-" else file
+            source = standard_input() if file == "-" else file
             await client.append(file_id, source, progress=advance)
         return (await client.info(file_id, flags=1)).size if as_json else 0
 

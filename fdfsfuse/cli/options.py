@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
@@ -126,3 +127,10 @@ async def within(timeout_s: float, what: str, wait: Callable[[], Awaitable[T]]) 
     with trio.move_on_after(timeout_s):
         return await wait()
     raise DeadlineExceeded(f"{what}: no answer within {timeout_s:g} s")
+
+
+def standard_input() -> BinaryIO:
+    """Standard input without its buffer, which a thread that waits for input would keep locked."""
+    buffer = sys.stdin.buffer
+    raw: BinaryIO = getattr(buffer, "raw", buffer)
+    return raw

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from fdfsfuse.cli.options import cluster_options, json_option, with_client
+from fdfsfuse.cli.options import cluster_options, json_option, standard_input, with_client
 from fdfsfuse.cli.output import print_json, progress
 from fdfsfuse.cli.pairs import parse_pairs
 
@@ -58,7 +57,7 @@ def upload(
             size = None if name == "-" else os.stat(name).st_size
             with progress(os.path.basename(name), size) as advance:
                 file_id = await client.upload(
-                    sys.stdin.buffer if name == "-" else name,
+                    standard_input() if name == "-" else name,
                     extension=extension,
                     group=group,
                     appender=appender,

@@ -78,12 +78,17 @@ async def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
         return await trio.to_thread.run_sync(_open, path)
     if stat.S_ISDIR(mode):
         raise UsageError(f"{os.fspath(path)} is a directory")
-    with await _run_abandonable(_open, path) as file:
-        return await _run_abandonable(_spool, file)
+    return await _run_abandonable(_spool_path, path)
 
 
 def _open(path: str | os.PathLike[str]) -> BinaryIO:
     return Path(path).open("rb")
+
+
+def _spool_path(path: str | os.PathLike[str]) -> BinaryIO:
+    # Whoever abandons this thread must not close the file: that would wait for the read in it.
+    with _open(path) as file:
+        return _spool(file)
 
 
 async def _run_abandonable(function: Callable[[_A], BinaryIO], argument: _A) -> BinaryIO:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import io
 import json
 import os
@@ -9,6 +11,7 @@ import pty
 import signal
 import subprocess
 import sys
+import termios
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -299,6 +302,32 @@ def test_an_interrupt(environment: dict[str, str], tmp_path: Path) -> None:
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err.strip() == b"fdfs: interrupted"
+
+
+def test_an_interrupt_while_standard_input_is_awaited(environment: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        [program("fdfs"), "upload", "-"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(b"never ending")
+    process.stdin.flush()
+    fd = process.stdin.fileno()
+    # The pipe is empty once the program has taken what was written, and waits for more.
+    waiting = array.array("i", [1])
+
+    def taken() -> bool:
+        fcntl.ioctl(fd, termios.FIONREAD, waiting)
+        return not waiting[0]
+
+    wait_until(taken, "the input to be read")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert process.stderr is not None
+    with process.stderr, process.stdin:
+        assert process.stderr.read().strip() == b"fdfs: interrupted"
 
 
 def test_a_reader_that_goes_away(environment: dict[str, str]) -> None:
