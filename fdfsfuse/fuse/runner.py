@@ -8,6 +8,7 @@ stored yet is stored, the sessions are closed, and the mount point is free.
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -70,6 +71,9 @@ async def serve(mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:
             not be stored in the end.
     """
     keep_freed_memory()
+    # As in the daemons: what imports made lives for ever, and requests make few cycles.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     client = f"{os.uname().nodename}:{mount.mountpoint}:{os.getpid()}"
     cluster = RemoteCluster(mount.trackers, client, mount.options.timeout_s)
     vfs = Vfs(mount.options, cluster)
