@@ -10,9 +10,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import trio
 
 from fdfs_storage.names.log import segment_name
-from fdfsfuse.errors import StatusError
+from fdfsfuse.errors import DeadlineExceeded, StatusError
 from fdfsfuse.proto import names
 from tests.common.names_calls import NOW, ROOT, make, store
 from tests.common.names_server import names_server, open_tree
@@ -83,5 +84,7 @@ async def test_changes_that_the_database_dropped_stop_the_engine(
         state.db.execute("ROLLBACK")  # as SQLite does by itself on some errors of the disk
         server.tree.engine.settle()
         assert server.tree.engine.broken
+        with pytest.raises(DeadlineExceeded):  # and not ENOENT, although it was acknowledged
+            await session.call(names.Lookup(ROOT, b"a"), trio.current_time() + 0.3)
     async with open_tree(tmp_path, run=False) as tree:
         assert set(entries(tree)) == {b"a"}

@@ -144,6 +144,10 @@ class SessionConnection:
         if self.session.ending:
             self.answer(number, names.SESSION_ENDED)
             return
+        if self._tree.engine.broken:
+            # What is in the database may lie behind what was acknowledged.
+            self.answer(number, names.NOT_PRIMARY)
+            return
         try:
             checks.check(request)
             read = self._reads.get(type(request))
