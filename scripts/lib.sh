@@ -7,9 +7,20 @@
 say() { printf '%s\n' "== $*" >&2; }
 die() { printf '%s\n' "$*" >&2; exit 1; }
 
+# The distribution's interpreter, which python3-dev and python3-venv belong to and which is built
+# with optimisations, before another one that is earlier on the PATH.
+default_python() {
+    if /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        echo /usr/bin/python3
+    else
+        echo python3
+    fi
+}
+PYTHON=${PYTHON:-$(default_python)}
+
 # Print the Debian packages that are missing, one per line.
 missing_packages() {
-    local command package python=${PYTHON:-python3}
+    local command package
     # command -> package; the tests run these programs on the mount
     while read -r command package; do
         command -v "$command" >/dev/null 2>&1 || echo "$package"
@@ -29,9 +40,9 @@ TABLE
     # The C library's headers, which gcc only recommends.
     [ -e /usr/include/stdio.h ] || echo libc6-dev
     if [ ! -x .venv/bin/python ]; then
-        "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+        "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     fi
-    "$python" - 2>/dev/null <<'PYTHON' || echo python3-dev
+    "$PYTHON" - 2>/dev/null <<'PYTHON' || echo python3-dev
 import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))
 PYTHON
@@ -62,16 +73,16 @@ install_packages() {
 
 # Make .venv, or bring it up to date when pyproject.toml or the interpreter changed.
 make_venv() {
-    local python=${PYTHON:-python3} wanted
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-        die "Python 3.10 or newer is needed; $("$python" -V) is here. Set PYTHON to another one."
+    local wanted
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        die "Python 3.10 or newer is needed; $("$PYTHON" -V) is here. Set PYTHON to another one."
     if [ -e .venv ] && ! .venv/bin/python -c '' 2>/dev/null; then
         say "the virtual environment .venv does not work here: making it anew"
         rm -rf .venv
     fi
     if [ ! -e .venv ]; then
         say "making the virtual environment .venv"
-        "$python" -m venv .venv || die "The virtual environment could not be made."
+        "$PYTHON" -m venv .venv || die "The virtual environment could not be made."
     fi
     # The path is in it because a directory that was moved has commands with the old path.
     wanted="$(.venv/bin/python -V) $PWD $(sha256sum <pyproject.toml)"
