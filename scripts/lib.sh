@@ -34,6 +34,7 @@ getfacl acl
 git git
 rsync rsync
 sqlite3 sqlite3
+systemd-analyze systemd
 tar tar
 TABLE
     pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev

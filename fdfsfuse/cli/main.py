@@ -25,9 +25,11 @@ COMMANDS = {
     "path": ("fdfsfuse.cli.paths", "File id to path on the mount."),
     "status": ("fdfsfuse.cli.status", "Show volumes, servers, their states and why."),
     "mini": ("fdfsfuse.cli.mini", "Run a small cluster and its mount on this machine."),
+    "install-units": ("fdfsfuse.cli.install_units", "Install the units that systemd runs us by."),
     "completion": ("fdfsfuse.cli.completion", "Print a script that completes fdfs in your shell."),
 }
-"""Name -> (module, help). The module's attribute of the command's name (``id_`` for ``id``)."""
+"""Name -> (module, help). The module's attribute has the command's name, as Python can write it
+(``id_`` for ``id``, ``install_units`` for ``install-units``)."""
 
 
 class _LazyGroup(click.Group):
@@ -40,7 +42,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        found = getattr(module, "id_" if cmd_name == "id" else cmd_name)
+        found = getattr(module, "id_" if cmd_name == "id" else cmd_name.replace("-", "_"))
         assert isinstance(found, click.Command)
         return found
 

@@ -76,7 +76,10 @@ def test_wheel_has_the_packages_and_nothing_else(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         files = archive.namelist()
-    tops = {name.split("/")[0] for name in files if ".dist-info/" not in name}
+    (data,) = {name.split("/")[0] for name in files if ".data/" in name}
+    units = {name for name in files if name.startswith(f"{data}/data/share/fdfsfuse/systemd/")}
+    assert len(units) == 5
+    tops = {name.split("/")[0] for name in files if ".dist-info/" not in name} - {data}
     assert tops == {"fdfsfuse", "fdfs_tracker", "fdfs_storage"}
     for package in tops:
         assert f"{package}/py.typed" in files
@@ -97,6 +100,12 @@ def test_sdist_has_what_its_readme_speaks_of(built: Path) -> None:
         "tests/e2e/test_package.py",
     } <= files
     assert not [name for name in files if name.startswith((".ci", ".venv", ".git/"))]
+
+
+def test_installed_units_run_the_installed_commands(installed: Path, tmp_path: Path) -> None:
+    run([installed / "fdfs", "install-units", "--to", tmp_path], tmp_path)
+    unit = (tmp_path / "systemd/system/fdfs-trackerd.service").read_text()
+    assert f"ExecStart={installed}/fdfs-trackerd /etc/fdfs/tracker.conf" in unit
 
 
 @pytest.mark.parametrize("command", COMMANDS)
