@@ -62,8 +62,8 @@ def download(
             total = max(0, (await client.info(file_id)).size - offset)
         with progress(file_id.rpartition("/")[2], total) as advance:
             if to_file:
-                return await client.download_to(file_id, path, offset, count or 0, progress=advance)
-            async with client.open(file_id, offset, count or 0) as stream:
+                return await client.download_to(file_id, path, offset, count, progress=advance)
+            async with client.open(file_id, offset, count) as stream:
                 return await _copy(stream, path, timeout_s, advance)
 
     size = with_client(use, trackers, config, timeout_s)

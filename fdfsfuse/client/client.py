@@ -39,9 +39,9 @@ from fdfsfuse.errors import (
     StatusError,
     UsageError,
 )
-from fdfsfuse.proto.fileid import FileKind, decode_name, split_file_id
+from fdfsfuse.proto.fileid import PREFIX, FileKind, decode_name, split_file_id
 from fdfsfuse.proto.metadata import NAME_MAX, VALUE_MAX, fits
-from fdfsfuse.proto.storage import FileInfo, StoredFile
+from fdfsfuse.proto.storage import NO_CRC, QUIET_WHEN_MISSING, FileInfo, StoredFile
 
 TIMEOUT_S = 30.0
 MEMORY_MAX = 256 << 20
@@ -151,6 +151,52 @@ class Client:
                     await self._attach(storage, stored, metadata)
         return f"{stored.group}/{stored.name}"
 
+    async def upload_slave(
+        self,
+        master_id: str,
+        prefix: str,
+        content: Content,
+        *,
+        extension: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        size: int | None = None,
+        timeout_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> str:
+        """Store *content* as a slave of the file *master_id* and return its id.
+
+        The slave's id is that of the master with *prefix* behind it (``..._small.jpg``), so that
+        whoever knows the master's id can tell it. Deleting the master keeps its slaves.
+
+        Args:
+            prefix: 1 to 16 of ``[A-Za-z0-9._-]``. Take at least 6, or 5 with an extension: servers
+                take slaves with very short ids for normal files (wire.md section 5, trap 10).
+            extension: as in `upload`; that of a path if None, else that of the master.
+
+        Raises:
+            StatusError: 2 no such master, 17 it has this slave already.
+        """
+        if not PREFIX.match(prefix):
+            raise UsageError(f"{prefix!r} is not a prefix: 1 to 16 of A-Z a-z 0-9 . _ - are")
+        group, master = split_file_id(master_id)
+        if extension is None:
+            is_path = isinstance(content, (str, os.PathLike))
+            extension = extension_of(content if is_path else master)  # type: ignore[arg-type]
+        async with open_content(content, size) as opened:
+            with self._limit(timeout_s, f"upload of a slave of {master_id}", progress) as touch:
+                storage = await self._where_to_change(group, master)
+                stored = await storage.upload_slave(
+                    master,
+                    prefix,
+                    opened.source,
+                    opened.size,
+                    extension=extension,
+                    progress=touch,
+                )
+                if metadata:
+                    await self._attach(storage, stored, metadata)
+        return f"{stored.group}/{stored.name}"
+
     async def _upload(
         self, group: str | None, send: Callable[[StorageClient, int], Awaitable[StoredFile]]
     ) -> tuple[StorageClient, StoredFile]:
@@ -189,9 +235,14 @@ class Client:
     # --- reading ---------------------------------------------------------------------------------
 
     async def download(
-        self, file_id: str, offset: int = 0, count: int = 0, *, timeout_s: float | None = None
+        self,
+        file_id: str,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        timeout_s: float | None = None,
     ) -> bytes:
-        """*count* bytes from *offset* on (0: to the end), fewer at the end of the file.
+        """*count* bytes from *offset* on (None: to the end), fewer at the end of the file.
 
         Raises:
             UsageError: it is more than `MEMORY_MAX`; use `download_to` or `open`.
@@ -201,7 +252,7 @@ class Client:
         with self._limit(timeout_s, f"download of {file_id}") as touch:
 
             async def read(storage: StorageClient) -> bytes:
-                async with storage.open_download(group, name, offset, count) as stream:
+                async with storage.open_download(group, name, offset, count or 0) as stream:
                     if stream.remaining > MEMORY_MAX:
                         raise UsageError(
                             f"{file_id} has {stream.remaining} bytes: too many for the memory"
@@ -225,12 +276,12 @@ class Client:
         file_id: str,
         target: str | os.PathLike[str] | BinaryIO | int,
         offset: int = 0,
-        count: int = 0,
+        count: int | None = None,
         *,
         timeout_s: float | None = None,
         progress: Progress | None = None,
     ) -> int:
-        """Write *count* bytes from *offset* on (0: to the end) to *target*; return how many.
+        """Write *count* bytes from *offset* on (None: to the end) to *target*; return how many.
 
         A path is replaced when the content is complete. A file object or descriptor of a regular
         file is written from its start on. When a storage breaks off, another one goes on.
@@ -246,7 +297,7 @@ class Client:
         file_id: str,
         fd: int,
         offset: int,
-        count: int,
+        count: int | None,
         timeout_s: float | None,
         progress: Progress | None,
     ) -> int:
@@ -280,7 +331,7 @@ class Client:
 
     @asynccontextmanager
     async def open(
-        self, file_id: str, offset: int = 0, count: int = 0
+        self, file_id: str, offset: int = 0, count: int | None = None
     ) -> AsyncIterator[AnswerStream]:
         """The content as a stream: ``await stream.receive_some()`` until b"" comes.
 
@@ -291,7 +342,7 @@ class Client:
 
             async def start(storage: StorageClient) -> AnswerStream:
                 return await stack.enter_async_context(
-                    storage.open_download(group, name, offset, count)
+                    storage.open_download(group, name, offset, count or 0)
                 )
 
             with self._limit(None, f"download of {file_id}"):
@@ -317,6 +368,16 @@ class Client:
             )
         source = decoded.source if decoded.source_is_id else found.source_ip or decoded.source
         return FileDetails(file_id, decoded.kind, found.size, found.mtime, found.crc32, source)
+
+    async def exists(self, file_id: str, *, timeout_s: float | None = None) -> bool:
+        """Whether a storage of the group has the file."""
+        try:
+            await self.info(file_id, flags=NO_CRC | QUIET_WHEN_MISSING, timeout_s=timeout_s)
+        except StatusError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
+            return False
+        return True
 
     async def get_metadata(self, file_id: str, *, timeout_s: float | None = None) -> dict[str, str]:
         """The metadata of a file; {} when it has none. StatusError 2 when it does not exist."""

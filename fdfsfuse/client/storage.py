@@ -27,6 +27,7 @@ from fdfsfuse.proto.storage import (
     FileRequest,
     ModifyHead,
     SetMetadata,
+    SlaveHead,
     StorageCommand,
     StoredFile,
     Truncate,
@@ -175,6 +176,29 @@ class StorageClient:
         async with self._pool.connection(self.address) as connection:
             answer = await connection.send_stream(
                 command, head, source, size, max_answer=_NAME_MAX, progress=progress
+            )
+        return StoredFile.decode(answer)
+
+    async def upload_slave(
+        self,
+        master: str,
+        prefix: str,
+        source: Source,
+        size: int,
+        *,
+        extension: str = "",
+        progress: Progress | None = None,
+    ) -> StoredFile:
+        """Store *size* bytes of *source* under a name made of *master*'s and *prefix*."""
+        head = SlaveHead(master, size, prefix, extension).encode()
+        async with self._pool.connection(self.address) as connection:
+            answer = await connection.send_stream(
+                StorageCommand.UPLOAD_SLAVE,
+                head,
+                source,
+                size,
+                max_answer=_NAME_MAX,
+                progress=progress,
             )
         return StoredFile.decode(answer)
 

@@ -59,6 +59,14 @@ class MemoryStorage:
             head = storage.UploadHead.decode(body[:15], len(body))
             appender = command == storage.StorageCommand.UPLOAD_APPENDER
             return 0, storage.StoredFile(GROUP, self.store(body[15:], head, appender)).encode()
+        if command == storage.StorageCommand.UPLOAD_SLAVE:
+            length = storage.SlaveHead.name_length(body[:38], len(body))
+            slave = storage.SlaveHead.decode(body[: 38 + length], len(body))
+            name = fileid.slave_name(slave.master, slave.prefix, slave.extension)
+            if slave.master not in self.files or name in self.files:
+                return errno.EEXIST if name in self.files else errno.ENOENT, b""
+            self.files[name] = body[38 + length :]
+            return 0, storage.StoredFile(GROUP, name).encode()
         if command == storage.StorageCommand.SET_METADATA:
             change = storage.SetMetadata.decode(body)
             self.metadata[change.name] = change.text

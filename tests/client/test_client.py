@@ -241,6 +241,25 @@ async def test_appenders() -> None:
             await client.modify(normal, 0, b"x")
 
 
+async def test_slaves_and_existence() -> None:
+    async with cluster() as setup:
+        client = setup.client
+        master = await client.upload(b"large", extension="jpg")
+        slave = await client.upload_slave(master, "_small", b"small", metadata={"width": "9"})
+        assert slave == master.removesuffix(".jpg") + "_small.jpg"
+        assert await client.download(slave) == b"small"
+        assert await client.get_metadata(slave) == {"width": "9"}
+        assert await client.exists(slave)
+        with pytest.raises(StatusError) as info:
+            await client.upload_slave(master, "_small", b"again")
+        assert info.value.errno == errno.EEXIST
+        with pytest.raises(UsageError, match="not a prefix"):
+            await client.upload_slave(master, "", b"x")
+        await client.delete(slave)
+        assert not await client.exists(slave)
+        assert await client.exists(master)
+
+
 async def test_what_trackers_do_not_know() -> None:
     async with cluster() as setup:
         file_id = await setup.client.upload(b"x")
