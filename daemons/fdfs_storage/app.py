@@ -16,8 +16,9 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from fdfs_storage.identity import Identity
-from fdfs_storage.membership import Membership, Place, learn
+from fdfs_storage.membership import Membership
 from fdfs_storage.names import Names
+from fdfs_storage.place import Place, learn
 from fdfs_storage.service import StorageService
 from fdfs_storage.store import Store
 from fdfsfuse.core.conf_file import ReservedSpace

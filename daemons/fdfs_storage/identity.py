@@ -125,6 +125,21 @@ class Identity:
         self.sync_until_timestamp = source.until
         self.save()
 
+    def replace_source(self, source_id: str) -> None:
+        """Note that the source of the initial copy goes by another id now, '' for none; save."""
+        self.sync_src_server = source_id
+        if not source_id:
+            self.sync_until_timestamp = 0
+        self.save()
+
+    def reopen_source(self, source: SyncSource | None) -> None:
+        """Note that the source of the initial copy has to be decided again, and save that."""
+        source = source or SyncSource()
+        self.sync_old_done = False
+        self.sync_src_server = source.source_id
+        self.sync_until_timestamp = source.until
+        self.save()
+
     def save(self) -> None:
         """Write the file so that a crash leaves the old or the new one."""
         values = {

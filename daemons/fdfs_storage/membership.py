@@ -1,6 +1,6 @@
-"""The storage's side of the cluster: learn from trackers, join them, report to them.
+"""The storage's side of the cluster: stay joined to all trackers, know the group, report.
 
-Source: protocol/cluster.md sections 2 and 3. How the app uses it::
+Source: protocol/cluster.md sections 2 to 4. How the app uses it::
 
     listeners = open_listeners(...)                   # the port is known from here on
     place = await learn(config, port)                 # own ip, parameters; retries for ever
@@ -9,267 +9,48 @@ Source: protocol/cluster.md sections 2 and 3. How the app uses it::
     nursery.start_soon(server.serve, listeners)       # serve first: joining brings clients
     await nursery.start(membership.run)
 
-One task per tracker keeps one connection: JOIN, then 87 (once in this storage's life) and 88, then
-heartbeats (83), changelog (77) and disk reports (84). Whatever goes wrong, it reconnects and joins
-again, for ever; it notices at once when a tracker closes the connection.
+`Membership` is what the trackers agree on, and what replication asks and tells them;
+`fdfs_storage.tracker_task` keeps the connection to one tracker.
 """
 
 from __future__ import annotations
 
 import errno
-import ipaddress
 import logging
-import random
-import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 
 from fdfs_storage.identity import Identity
-from fdfsfuse.client.address import Address
-from fdfsfuse.client.connection import Connection
-from fdfsfuse.core.config import ServerAddress, StorageConfig, StorageIds
-from fdfsfuse.errors import (
-    ConfigError,
-    ConnectFailed,
-    ConnectionBroken,
-    ConnectionProblem,
-    DeadlineExceeded,
-    FdfsError,
-    ProtocolError,
-    StatusError,
-)
+from fdfs_storage.place import Place
+from fdfs_storage.tracker_link import ask_once
+from fdfs_storage.tracker_task import TrackerTask
+from fdfsfuse.client.link import PROBLEMS
+from fdfsfuse.core import members as group_list
+from fdfsfuse.core import states
+from fdfsfuse.core.config import ServerAddress, StorageConfig
+from fdfsfuse.errors import ConnectFailed, FdfsError, ProtocolError, StatusError
+from fdfsfuse.proto.changelog import ChangelogLine, IpChange
 from fdfsfuse.proto.cluster import (
-    IP_SIZE,
     VERSION,
     Brief,
-    Changes,
     ClusterCommand,
-    DiskReport,
     Join,
-    Joined,
-    MyIpRequest,
+    ServerKey,
     ServerQuery,
-    StorageIdsPart,
-    StorageIdsRequest,
+    StatusReport,
+    SyncSource,
+    TrackerStatus,
     decode_optional_source,
 )
-from fdfsfuse.proto.parameters import Parameters
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus
 
 logger = logging.getLogger(__name__)
 
-_FIRST_RETRY_S = 0.1
-_MAX_RETRY_S = 2.0
-"""A tracker that comes back is joined within about this time (a C server: heart_beat_interval)."""
-_MAX_REFUSED_RETRY_S = 10.0
-_CHANGELOG_PARTS_MAX = 1000
-
-_Problems = (ConnectionProblem, StatusError, ProtocolError)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What trackers told about this storage's place in the cluster.
-
-    ``my_ip`` is the address by which the first tracker sees us. ``storage_id`` is how trackers
-    call us: an id of their table, or the ip.
-    """
-
-    parameters: Parameters
-    my_ip: str
-    storage_id: str
-    storage_ids: StorageIds | None = None
-
-    @property
-    def source_in_names(self) -> str:
-        """What new file names carry as their source: the storage id or the ip (file-id.md 2)."""
-        by_id = self.parameters.use_storage_id and self.parameters.id_type_in_filename == "id"
-        return self.storage_id if by_id else self.my_ip
-
-
-async def learn(config: StorageConfig, port: int) -> Place:
-    """Ask the trackers in turn until one has told everything; waits for ever.
-
-    Args:
-        port: the port that this storage listens on (config.port may be 0).
-    """
-    retry = _Retry(_MAX_RETRY_S)
-    complained = False
-    while True:
-        for server in config.tracker_servers:
-            try:
-                place = await _learn_from(server, config, port)
-            except _Problems as exc:
-                if not complained:
-                    logger.warning("waiting for a tracker: %s: %s", server, exc)
-            else:
-                logger.info("tracker %s knows this storage as %s", server, place.storage_id)
-                return place
-        complained = True
-        await trio.sleep(retry.next_delay())
-
-
-async def _learn_from(server: ServerAddress, config: StorageConfig, port: int) -> Place:
-    link = await _connect(server, config)
-    try:
-        body = MyIpRequest(config.group_name, port).encode()
-        text = await link.request(ClusterCommand.GET_MY_IP, body)
-        my_ips = _decode_ips(text)
-        parameters = Parameters.decode(await link.request(ClusterCommand.GET_PARAMETERS))
-        if not parameters.use_storage_id:
-            return Place(parameters, my_ips[0], my_ips[0])
-        table = await _fetch_storage_ids(link, server)
-        own_id = await _own_id(link, config, port, my_ips, parameters, table)
-        return Place(parameters, my_ips[0], own_id, table)
-    finally:
-        link.close()
-
-
-def _decode_ips(body: bytes) -> list[str]:
-    """``ip`` or ``ip1,ip2`` of an answer to 60."""
-    try:
-        if len(body) > 2 * IP_SIZE:
-            raise ValueError("too long")
-        return [str(ipaddress.ip_address(part)) for part in body.decode("ascii").split(",")]
-    except ValueError as exc:
-        raise ProtocolError(f"{body[:100]!r} is not an ip address") from exc
-
-
-async def _fetch_storage_ids(link: _Link, server: ServerAddress) -> StorageIds:
-    lines: list[str] = []
-    while True:
-        body = StorageIdsRequest(len(lines), allow_empty=True).encode()
-        part = StorageIdsPart.decode(await link.request(ClusterCommand.FETCH_STORAGE_IDS, body))
-        lines += part.lines
-        if len(lines) >= part.total:
-            break
-    try:
-        return StorageIds.parse("\n".join(lines), f"storage ids of tracker {server}")
-    except ConfigError as exc:
-        raise ProtocolError(str(exc)) from exc
-
-
-async def _own_id(
-    link: _Link,
-    config: StorageConfig,
-    port: int,
-    my_ips: list[str],
-    parameters: Parameters,
-    table: StorageIds,
-) -> str:
-    if parameters.trust_storage_server_id:
-        if config.server_id:
-            return config.server_id
-        for ip in my_ips:
-            entry = table.find(config.group_name, ip, port)
-            if entry is not None:
-                return entry.storage_id
-    query = ServerQuery(config.group_name, my_ips[0], port)
-    answer = await link.request(ClusterCommand.GET_STORAGE_ID, query.encode())
-    storage_id = answer.decode("ascii", "replace")
-    if table.by_id(storage_id) is None:
-        raise ProtocolError(f"the tracker gave the id {storage_id!r}, which is not in its table")
-    return storage_id
-
-
-class _Retry:
-    """Growing delays with some chance in them, so that many storages do not come at once."""
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._delay_s = _FIRST_RETRY_S
-
-    def next_delay(self, limit_s: float | None = None) -> float:
-        delay_s = self._delay_s
-        self._delay_s = min(delay_s * 2, limit_s or self._limit_s)
-        return delay_s * random.uniform(0.8, 1.2)
-
-    def reset(self) -> None:
-        self._delay_s = _FIRST_RETRY_S
-
-
-class _Link:
-    """A connection to a tracker whose every exchange has the network timeout as its deadline."""
-
-    def __init__(
-        self, sock: socket.socket, server: ServerAddress, host: str, timeout_s: float
-    ) -> None:
-        peer = sock.getpeername()
-        self.host = host
-        self.peer_ip = str(peer[0])
-        self.sock = sock
-        self._connection = Connection(sock, Address(self.peer_ip, peer[1]))
-        self.server = server
-        self._timeout_s = timeout_s
-
-    async def request(self, command: ClusterCommand, body: bytes = b"") -> bytes:
-        with trio.move_on_after(self._timeout_s):
-            return await self._connection.request(command, body)
-        raise DeadlineExceeded(f"no answer within {self._timeout_s:g} s")
-
-    async def watch_until(self, deadline: float) -> None:
-        """Wait until the trio time *deadline*.
-
-        Raises:
-            ConnectionBroken: the tracker closed the connection, or sent something unasked.
-        """
-        with trio.move_on_at(deadline):
-            await trio.lowlevel.wait_readable(self.sock)
-            raise ConnectionBroken("the tracker closed the connection")
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-async def _resolve(host: str, port: int) -> tuple[int, str]:
-    """Family and ip of *host*. Raises ConnectFailed."""
-    try:
-        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as exc:
-        raise ConnectFailed(f"cannot find the host {host}: {exc.strerror or exc}") from exc
-    family, _, _, _, address = found[0]
-    return int(family), str(address[0])
-
-
-async def _connect(server: ServerAddress, config: StorageConfig) -> _Link:
-    """Connect to a tracker, from our own bind_addr: it knows us by the address we come from.
-
-    Raises:
-        ConnectFailed: none of its addresses answered within connect_timeout.
-    """
-    problem = f"no answer within {config.connect_timeout_s:g} s"
-    with trio.move_on_after(config.connect_timeout_s):
-        for host in server.hosts:
-            try:
-                family, ip = await _resolve(host, server.port)
-                sock = await _connect_socket(family, ip, server.port, config)
-            except ConnectFailed as exc:
-                problem = str(exc)
-            except OSError as exc:
-                problem = exc.strerror or str(exc)
-            else:
-                return _Link(sock, server, host, config.network_timeout_s)
-    raise ConnectFailed(f"cannot connect: {problem}")
-
-
-async def _connect_socket(family: int, ip: str, port: int, config: StorageConfig) -> socket.socket:
-    with trio.socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for address in config.bind_addr if config.client_bind else ():
-            if (":" in address) == (family == socket.AF_INET6):
-                await sock.bind((address, 0))
-        await sock.connect((ip, port))
-        if sock.getsockname() == sock.getpeername():
-            # A connection to a free local port can meet itself.
-            raise ConnectFailed("nobody listens there")
-        raw = socket.socket(fileno=sock.detach())
-    raw.setblocking(False)
-    return raw
+_IP_CHANGE_TOLERATED = frozenset({2, 16, 17, 114})
+"""Answers to 78 after which a storage goes on: cluster.md section 2.5."""
 
 
 class Membership:
@@ -286,7 +67,12 @@ class Membership:
     Attributes:
         parameters: the last answer of command 75.
         status: this storage's status at the tracker that told it last, None before.
-        members: the group as the trackers list it, itself included.
+        leader: the tracker that said to lead the others; lists of the group come from it.
+        port: where this storage listens.
+        sync_timestamps: set by replication: peer id -> timestamp (Unix seconds) of the newest
+            record received from it. Called about once a second; reported by 89.
+        on_changelog: set by replication: a peer was deleted, or goes on with another id. May be
+            called again with the same news, of another tracker or after a restart.
     """
 
     def __init__(
@@ -303,119 +89,319 @@ class Membership:
         self.place = place
         self.parameters = place.parameters
         self.status: ServerStatus | None = None
-        self.members: tuple[Brief, ...] = ()
-        self._config = config
-        self._identity = identity
-        self._port = port
-        self._statistics = statistics
-        self._space = space
+        self.leader: ServerAddress | None = None
+        self.sync_timestamps: Callable[[], Mapping[str, int]] = dict
+        self.on_changelog: Callable[[ChangelogLine], None] = _ignore
+        self.config = config
+        self.identity = identity
+        self.statistics = statistics
+        self.space = space
+        self.port = port
         self._found = found
         self._up_time = int(time.time())
+        self._known: Mapping[str, Brief] = {}
+        self._listed: tuple[Brief, ...] = ()
+        """The last list of the group; merged again when a member was forgotten."""
+        self._observers: list[Callable[[], None]] = []
         self._decision = trio.Lock()
+        self._decided = trio.Event()
+        if identity.sync_old_done:
+            self._decided.set()
         self._joined = trio.Event()
-        self._unheard = set(config.tracker_servers)
-        self._resolved: dict[str, str] = {}
-        """Addresses of trackers that are configured by name."""
+        self._tasks = [TrackerTask(self, server) for server in config.tracker_servers]
+        self._nursery: trio.Nursery | None = None
+        self._refused_source: set[ServerAddress] = set()
+        """Trackers to which the source of our initial copy is unknown."""
+
+    # --- what others ask ----------------------------------------------------------------------
 
     @property
     def my_ip(self) -> str:
         """The address by which trackers know this storage."""
         return self.place.my_ip
 
+    @property
+    def own_id(self) -> str:
+        """The id by which trackers and peers know this storage."""
+        return self.place.storage_id
+
+    @property
+    def members(self) -> tuple[Brief, ...]:
+        """The group, sorted by id, this storage included.
+
+        A removed server is shown as DELETED or IP_CHANGED until its changelog has been read, then
+        no more.
+        """
+        known = self._known
+        return tuple(
+            known[name] for name in sorted(known) if known[name].status is not ServerStatus.NONE
+        )
+
+    def add_observer(self, changed: Callable[[], None]) -> None:
+        """Call *changed* after each change of `members`; it must not wait."""
+        self._observers.append(changed)
+
     async def wait_joined(self) -> None:
         """Wait until one tracker has counted this storage as a member and heard it once."""
         await self._joined.wait()
+
+    async def sync_source(self, peer_id: str) -> SyncSource | None:
+        """86: who makes the initial copy of *peer_id*, None when it has none.
+
+        Asks the leader, or the first tracker that answers while there is none. Waits until it is
+        decided where this storage gets its own data from.
+
+        Raises:
+            StatusError: 2 while the tracker cannot tell; try again later.
+            ConnectionProblem, ProtocolError: no tracker gave an answer.
+        """
+        await self._decided.wait()
+        body = ServerKey(self.config.group_name, peer_id).encode()
+        problem: FdfsError = ConnectFailed("no tracker is configured")
+        servers = (self.leader,) if self.leader is not None else self.config.tracker_servers
+        for server in servers:
+            try:
+                answer = await ask_once(
+                    server, self.config, ClusterCommand.SYNC_SOURCE_REQUEST, body
+                )
+                return decode_optional_source(answer)
+            except StatusError:
+                raise
+            except PROBLEMS as exc:
+                problem = exc
+        raise problem
+
+    async def report_status(self, brief: Brief) -> None:
+        """76: tell every tracker the status of a member; done when one of them took it.
+
+        Raises:
+            StatusError, ConnectionProblem, ProtocolError: none took it.
+        """
+        body = StatusReport(self.config.group_name, brief).encode()
+        await self._tell_all(ClusterCommand.REPORT_STATUS, body)
+        entry = self._known.get(brief.storage_id)
+        if entry is not None:
+            merged = states.merge_report(entry.status, brief.status)
+            self._learn(
+                {
+                    **self._known,
+                    brief.storage_id: Brief(merged, entry.port, entry.storage_id, entry.ip),
+                }
+            )
+
+    async def _tell_all(
+        self, command: ClusterCommand, body: bytes, tolerated: frozenset[int] = frozenset()
+    ) -> dict[ServerAddress, bytes]:
+        """Ask all trackers at the same time; the answers of those that gave one.
+
+        Raises one of `PROBLEMS` when none did; a status in *tolerated* counts as an empty answer.
+        """
+        answers: dict[ServerAddress, bytes] = {}
+        problems: list[FdfsError] = []
+
+        async def tell(server: ServerAddress) -> None:
+            try:
+                answers[server] = await ask_once(server, self.config, command, body)
+            except StatusError as exc:
+                if exc.errno in tolerated:
+                    answers[server] = b""
+                else:
+                    problems.append(exc)
+            except PROBLEMS as exc:
+                problems.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            for server in self.config.tracker_servers:
+                nursery.start_soon(tell, server)
+        if not answers:
+            raise problems[0]
+        return answers
+
+    # --- running ------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Stay joined to every tracker until cancelled. Reports started at once."""
         await self._note_address()
         async with trio.open_nursery() as nursery:
-            for server in self._config.tracker_servers:
-                nursery.start_soon(self._serve_tracker, server)
+            self._nursery = nursery
+            for task in self._tasks:
+                nursery.start_soon(task.run)
             task_status.started()
 
     async def _note_address(self) -> None:
-        identity, ip = self._identity, self.place.my_ip
-        if (identity.last_ip_addr, identity.last_server_port) == (ip, self._port):
-            return
-        if identity.last_ip_addr and identity.last_ip_addr != ip:
-            logger.warning("the ip of this storage was %s and is now %s", identity.last_ip_addr, ip)
-        identity.last_ip_addr, identity.last_server_port = ip, self._port
-        await trio.to_thread.run_sync(identity.save)
+        """Tell trackers of a changed ip (78, section 2.5), then write the new one down."""
+        identity, ip = self.identity, self.place.my_ip
+        old_ip = identity.last_ip_addr.split(",")[0]
+        moved = bool(old_ip) and old_ip != ip
+        if moved:
+            logger.warning("the ip of this storage was %s and is now %s", old_ip, ip)
+        adjusts = self.parameters.storage_ip_changed_auto_adjust
+        if old_ip and adjusts and not self.parameters.use_storage_id:
+            if moved:
+                change = IpChange(self.config.group_name, old_ip, ip)
+                await self._until_told(
+                    ClusterCommand.IP_CHANGED, change.encode(), _IP_CHANGE_TOLERATED
+                )
+            await self.read_changelogs()
+        if (identity.last_ip_addr, identity.last_server_port) != (ip, self.port):
+            identity.last_ip_addr, identity.last_server_port = ip, self.port
+            await trio.to_thread.run_sync(identity.save)
 
-    async def _serve_tracker(self, server: ServerAddress) -> None:
-        """Join one tracker and report to it, over and over. Logs changes, not each retry."""
-        retry = _Retry(_MAX_RETRY_S)
-        lost_at: float | None = None
-        last_text = ""
+    async def _until_told(
+        self, command: ClusterCommand, body: bytes, tolerated: frozenset[int]
+    ) -> None:
+        """Tell all trackers until one has taken it: else it would know us as two servers."""
+        complained = False
         while True:
-            limit_s = _MAX_RETRY_S
             try:
-                link = await _connect(server, self._config)
-                self._resolved[link.host] = link.peer_ip
+                await self._tell_all(command, body, tolerated)
+                return
+            except PROBLEMS as exc:
+                if not complained:
+                    logger.warning("no tracker takes the changed ip yet: %s", exc)
+                complained = True
+            await trio.sleep(min(self.config.heart_beat_interval_s, 2.0))
+
+    async def read_changelogs(self) -> None:
+        """77 to every tracker: which members were deleted or changed their ip (section 3.7)."""
+        body = ServerKey(self.config.group_name, self.own_id).encode()
+        try:
+            answers = await self._tell_all(ClusterCommand.CHANGELOG, body, frozenset({2}))
+        except PROBLEMS as exc:
+            logger.warning("no tracker gave its changelog: %s", exc)
+            return
+        for part in answers.values():
+            await self.take_changelog(part)
+
+    async def take_changelog(self, part: bytes) -> None:
+        """Use lines of a tracker's changelog."""
+        for text in part.decode("ascii", "replace").splitlines():
+            try:
+                line = ChangelogLine.decode(text)
+            except ProtocolError as exc:
+                logger.warning("changelog: %s", exc)
+                continue
+            if line.group != self.config.group_name:
+                continue
+            entry = self._known.get(line.old_id)
+            if entry is not None and entry.status not in (*states.GONE, ServerStatus.NONE):
+                continue  # it has joined again since
+            logger.info("changelog of the group: %s", text.strip())
+            if line.old_id == self.identity.sync_src_server:
+                await trio.to_thread.run_sync(self.identity.replace_source, line.new_id)
+            self.on_changelog(line)
+
+    # --- what the tasks of the trackers tell --------------------------------------------------
+
+    def heard(self) -> None:
+        """A tracker took a heartbeat of this storage."""
+        self._joined.set()
+
+    def took_status(self, status: ServerStatus) -> None:
+        """A tracker told this storage its status."""
+        if status is not self.status:
+            logger.info("this storage is %s", status.name)
+        self.status = status
+
+    def take_list(self, listed: tuple[Brief, ...]) -> group_list.Merged:
+        """Merge a tracker's list of the group; what it says about us becomes our status."""
+        self._listed = listed
+        for brief in listed:
+            if brief.storage_id == self.own_id:
+                self.took_status(brief.status)
+        merged = group_list.merge(self._known, listed, self.own_id)
+        self._learn(merged.members)
+        if merged.gone and self._nursery is not None:
+            self._nursery.start_soon(self._forget, merged.gone)
+        return merged
+
+    def _learn(self, known: Mapping[str, Brief]) -> None:
+        if known == self._known:
+            return
+        self._known = known
+        for changed in self._observers:
+            changed()
+
+    async def _forget(self, gone: tuple[str, ...]) -> None:
+        """Members were removed: read why, then drop them (section 3.7)."""
+        await self.read_changelogs()
+        known = self._known
+        for storage_id in gone:
+            known = group_list.forget(known, storage_id)
+        self._learn(known)
+        # It may have joined again meanwhile, and the leader tells each change only once.
+        self._learn(group_list.merge(self._known, self._listed, self.own_id).members)
+
+    async def took_leader(self, brief: Brief) -> None:
+        """A tracker named the leader; port 0 means that there is none."""
+        found = next(
+            (task.server for task in self._tasks if task.is_at(brief.ip, brief.port)), None
+        )
+        if found == self.leader:
+            return
+        old, self.leader = self.leader, found
+        logger.info("the leader of the trackers is %s", found or "not known")
+        if old is not None and found is not None and await self._leads(old):
+            logger.warning("trackers %s and %s both lead: they are asked to elect", old, found)
+            self.leader = None
+            for server in (old, found):
                 try:
-                    await self._join(link)
-                    if lost_at is None:
-                        logger.info("joined tracker %s", server)
-                    else:
-                        after_s = trio.current_time() - lost_at
-                        logger.info("joined tracker %s again after %.1f s", server, after_s)
-                    lost_at, last_text = None, ""
-                    retry.reset()
-                    await self._report(link)
-                finally:
-                    link.close()
-            except StatusError as exc:
-                limit_s = min(self._config.heart_beat_interval_s, _MAX_REFUSED_RETRY_S)
-                problem: FdfsError = exc
-            except (ConnectionProblem, ProtocolError) as exc:
-                problem = exc
-            if lost_at is None:
-                lost_at = trio.current_time()
-            if str(problem) != last_text:
-                last_text = str(problem)
-                logger.warning("tracker %s: %s; trying again until it works", server, last_text)
-            await trio.sleep(retry.next_delay(limit_s))
+                    await ask_once(server, self.config, ClusterCommand.RESELECT_LEADER)
+                except PROBLEMS as exc:
+                    logger.warning("tracker %s: %s", server, exc)
 
-    async def _join(self, link: _Link) -> None:
-        """JOIN, the decision about the initial copy, and 88."""
-        answer = await link.request(ClusterCommand.JOIN, self._join_request(link).encode())
-        joined = Joined.decode(answer)
-        self._unheard.discard(link.server)
-        self.status = joined.status
-        async with self._decision:
-            if not self._identity.sync_old_done:
-                await self._decide(link)
-        await link.request(ClusterCommand.SYNC_NOTIFY, self._identity.source.encode())
+    async def _leads(self, server: ServerAddress) -> bool:
+        try:
+            answer = await ask_once(server, self.config, ClusterCommand.TRACKER_STATUS)
+            return TrackerStatus.decode(answer).is_leader
+        except PROBLEMS:
+            return False
 
-    def _join_request(self, link: _Link) -> Join:
-        config = self._config
-        status = -1 if len(config.tracker_servers) > 1 and self._unheard else 0
+    # --- joining (sections 2.6 to 2.8) --------------------------------------------------------
+
+    def join_request(self, tracker_ip: str) -> Join:
+        """What the tracker at *tracker_ip* is told."""
+        config = self.config
+        unheard = len(self._tasks) > 1 and any(task.told is None for task in self._tasks)
+        status = -1 if unheard else 0
         return Join(
             group=config.group_name,
-            port=self._port,
+            port=self.port,
             store_path_count=len(config.store_paths),
             subdir_count_per_path=config.subdir_count_per_path,
             upload_priority=config.upload_priority,
-            join_time=self._identity.join_time,
+            join_time=self.identity.join_time,
             up_time=self._up_time,
             version=VERSION,
-            init_flag=not self._identity.sync_old_done,
+            init_flag=not self.identity.sync_old_done,
             status=status if self.status is None else self.status,
-            storage_id=self.place.storage_id if self.parameters.use_storage_id else "",
-            tracker_ip=link.peer_ip,
-            trackers=tuple(self._tracker_text(server) for server in config.tracker_servers),
+            storage_id=self.own_id if self.parameters.use_storage_id else "",
+            tracker_ip=tracker_ip,
+            trackers=tuple(task.text for task in self._tasks),
         )
 
-    def _tracker_text(self, server: ServerAddress) -> str:
-        """A tracker as JOIN lists it: by address, as far as its names have been looked up."""
-        hosts = tuple(self._resolved.get(host, host) for host in server.hosts)
-        return str(ServerAddress(hosts, server.port))
+    async def settle_source(self, task: TrackerTask) -> None:
+        """87 once in this storage's life, else 88: who sends it the data of the group.
 
-    async def _decide(self, link: _Link) -> None:
-        """87: who sends us the data that the group has already (cluster.md section 2.7)."""
+        Raises one of `PROBLEMS`: the tracker is to be joined again.
+        """
+        if not self.identity.sync_old_done:
+            async with self._decision:
+                if not self.identity.sync_old_done:
+                    await self._decide(task)
         try:
-            answer = await link.request(ClusterCommand.SYNC_DEST_REQUEST)
+            await task.request(ClusterCommand.SYNC_NOTIFY, self.identity.source.encode())
+        except StatusError as exc:
+            if exc.errno == errno.ENOENT:
+                async with self._decision:
+                    await self._source_is_unknown(task)
+            raise
+        self._refused_source.discard(task.server)
+
+    async def _decide(self, task: TrackerTask) -> None:
+        """87 (section 2.7)."""
+        try:
+            answer = await task.request(ClusterCommand.SYNC_DEST_REQUEST)
         except StatusError as exc:
             if exc.errno == errno.ENOENT:
                 logger.warning("no storage of the group can send the initial copy yet")
@@ -425,52 +411,33 @@ class Membership:
             await self._found()
         else:
             logger.info("the initial copy comes from storage %s", source.source_id)
-        await trio.to_thread.run_sync(self._identity.decide_source, source)
+        await trio.to_thread.run_sync(self.identity.decide_source, source)
+        self._refused_source.clear()
+        self._decided.set()
 
-    async def _report(self, link: _Link) -> None:
-        """The reports of one connection (cluster.md section 3); ends with an exception only.
-
-        The disk report goes first, unlike the C server's: either report makes us ACTIVE, and with
-        our free space unknown the tracker would answer "no space" to clients for a moment.
-        """
-        config = self._config
-        sent: Statistics | None = None
-        next_beat = next_disk = trio.current_time()
-        while True:
-            if trio.current_time() >= next_disk:
-                space = tuple(await trio.to_thread.run_sync(self._space))
-                self._take(
-                    await link.request(ClusterCommand.DISK_REPORT, DiskReport(space).encode())
-                )
-                next_disk = trio.current_time() + config.stat_report_interval_s
-            if trio.current_time() >= next_beat:
-                statistics = self._statistics()
-                body = b"" if statistics == sent else statistics.encode()
-                self._take(await link.request(ClusterCommand.HEARTBEAT, body))
-                sent = statistics
-                self._joined.set()
-                if self.parameters.storage_ip_changed_auto_adjust:
-                    await self._read_changelog(link)
-                next_beat = trio.current_time() + config.heart_beat_interval_s
-            await link.watch_until(min(next_beat, next_disk))
-
-    async def _read_changelog(self, link: _Link) -> None:
-        """77: which members were deleted or changed their ip (section 3.7); only logged so far."""
-        for _ in range(_CHANGELOG_PARTS_MAX):
-            part = await link.request(ClusterCommand.CHANGELOG)
-            if not part:
-                return
-            for line in part.decode("ascii", "replace").splitlines():
-                if f" {self._config.group_name} " in line:
-                    logger.info("changelog of the group: %s", line.strip())
-
-    def _take(self, answer: bytes) -> None:
-        """Use what a heartbeat's answer tells."""
-        changes = Changes.decode(answer)
-        if changes.group is None:
+    async def _source_is_unknown(self, task: TrackerTask) -> None:
+        """A tracker answered 88 with 2: our source was removed (section 2.8)."""
+        self._refused_source.add(task.server)
+        if len(self._refused_source) < len(self._tasks):
+            if task.server == self.leader and self.status in states.AVAILABLE:
+                await trio.to_thread.run_sync(self.identity.replace_source, "")
             return
-        self.members = changes.group
-        for brief in changes.group:
-            if brief.storage_id == self.place.storage_id and brief.status != self.status:
-                self.status = brief.status
-                logger.info("this storage is %s now", brief.status.name)
+        status = await self._highest_status()
+        answer = await task.request(ClusterCommand.SYNC_DEST_QUERY)
+        source = decode_optional_source(answer)
+        if status < ServerStatus.OFFLINE:
+            logger.warning("the source of the initial copy was removed: another one is asked for")
+            await trio.to_thread.run_sync(self.identity.reopen_source, source)
+        else:
+            await trio.to_thread.run_sync(self.identity.decide_source, source)
+        self._refused_source.clear()
+
+    async def _highest_status(self) -> ServerStatus:
+        """71: our status at the tracker where it is highest. Raises one of `PROBLEMS`."""
+        query = ServerQuery(self.config.group_name, self.my_ip, self.port)
+        answers = await self._tell_all(ClusterCommand.GET_STORAGE_STATUS, query.encode())
+        return max(Brief.decode(answer).status for answer in answers.values())
+
+
+def _ignore(_line: ChangelogLine) -> None:
+    """Nobody listens to the changelog yet."""

@@ -10,12 +10,14 @@ code command              request                              response
 59   CHANGE_STATUS        1 byte                               empty
 60   GET_MY_IP            MyIpRequest                          text ``ip`` or ``ip1,ip2``
 64   TRACKER_STATUS       empty                                TrackerStatus
+68   RESELECT_LEADER      empty                                empty
 69   FETCH_STORAGE_IDS    StorageIdsRequest                    StorageIdsPart
 70   GET_STORAGE_ID       ServerQuery                          text id
 71   GET_STORAGE_STATUS   ServerQuery                          Brief
 75   GET_PARAMETERS       empty                                Parameters
 76   REPORT_STATUS        StatusReport                         empty
 77   CHANGELOG            empty (joined) or ServerKey          raw changelog lines
+78   IP_CHANGED           IpChange (proto/changelog.py)        empty
 79   SYNC_DEST_QUERY      empty                                SyncSource or empty
 81   JOIN                 Join                                 Joined
 83   HEARTBEAT            empty or Statistics                  Changes
@@ -67,12 +69,14 @@ class ClusterCommand(IntEnum):
     CHANGE_STATUS = 59
     GET_MY_IP = 60
     TRACKER_STATUS = 64
+    RESELECT_LEADER = 68
     FETCH_STORAGE_IDS = 69
     GET_STORAGE_ID = 70
     GET_STORAGE_STATUS = 71
     GET_PARAMETERS = 75
     REPORT_STATUS = 76
     CHANGELOG = 77
+    IP_CHANGED = 78
     SYNC_DEST_QUERY = 79
     JOIN = 81
     QUIT = 82
