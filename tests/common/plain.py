@@ -17,6 +17,7 @@ _RANGE = struct.Struct(">qq16s")
 _SET_META = struct.Struct(">qqc16s")
 _APPEND = struct.Struct(">qq")
 _MODIFY = struct.Struct(">qqq")
+_SLAVE = struct.Struct(">qq16s6s")
 
 Address = tuple[str, int]
 
@@ -95,15 +96,28 @@ class PlainClient:
             self._connections.pop(address).close()
             raise
 
-    def upload(
-        self, data: bytes, extension: str = "", *, group: str = "", appender: bool = False
-    ) -> str:
-        """Store *data* and return its file id."""
+    def find_store(self, group: str = "") -> tuple[Address, int]:
+        """Which storage the tracker names for an upload, and the store path there."""
         if group:
             answer = self.call(self._tracker, 104, _group(group))
         else:
             answer = self.call(self._tracker, 101)
-        address, index = _address(answer[16:]), answer[-1]
+        return _address(answer[16:]), answer[-1]
+
+    def upload(
+        self,
+        data: bytes,
+        extension: str = "",
+        *,
+        group: str = "",
+        appender: bool = False,
+        at: tuple[Address, int] | None = None,
+    ) -> str:
+        """Store *data* and return its file id.
+
+        Here and below, *at* is the storage to ask, instead of the one that the tracker names.
+        """
+        address, index = at or self.find_store(group)
         head = _UPLOAD.pack(index, len(data), extension.encode())
         answer = self.call(address, 23 if appender else 11, head + data)
         return f"{_text(answer[:16])}/{answer[16:].decode()}"
@@ -119,10 +133,10 @@ class PlainClient:
         """The whole content of a file name, asked from one storage; the tracker is not needed."""
         return self.call(storage, 14, _RANGE.pack(0, 0, _group(group)) + name.encode())
 
-    def delete(self, file_id: str) -> None:
+    def delete(self, file_id: str, *, at: Address | None = None) -> None:
         """Delete the file."""
         group, name = file_id.split("/", 1)
-        self.call(self._find(103, file_id), 12, _group(group) + name.encode())
+        self.call(at or self._find(103, file_id), 12, _group(group) + name.encode())
 
     def info(self, file_id: str) -> tuple[int, int, int]:
         """Size, time and crc32."""
@@ -141,12 +155,19 @@ class PlainClient:
             return False
         return True
 
-    def set_metadata(self, file_id: str, pairs: dict[str, str], flag: bytes = b"O") -> None:
+    def set_metadata(
+        self,
+        file_id: str,
+        pairs: dict[str, str],
+        flag: bytes = b"O",
+        *,
+        at: Address | None = None,
+    ) -> None:
         """Overwrite (``O``) or merge (``M``) the metadata."""
         group, name = file_id.split("/", 1)
         text = b"\x01".join(k.encode() + b"\x02" + v.encode() for k, v in pairs.items())
         head = _SET_META.pack(len(name), len(text), flag, _group(group))
-        self.call(self._find(103, file_id), 13, head + name.encode() + text)
+        self.call(at or self._find(103, file_id), 13, head + name.encode() + text)
 
     def get_metadata(self, file_id: str) -> dict[str, str]:
         """The metadata; {} when there is none."""
@@ -160,21 +181,38 @@ class PlainClient:
         fields = (pair.split(b"\x02") for pair in text.split(b"\0")[0].split(b"\x01"))
         return {name.decode(): value.decode() for name, value in fields}
 
-    def append(self, file_id: str, data: bytes) -> None:
+    def append(self, file_id: str, data: bytes, *, at: Address | None = None) -> None:
         """Append to an appender file."""
         name = file_id.split("/", 1)[1].encode()
-        self.call(self._find(103, file_id), 24, _APPEND.pack(len(name), len(data)) + name + data)
+        self.call(
+            at or self._find(103, file_id), 24, _APPEND.pack(len(name), len(data)) + name + data
+        )
 
-    def modify(self, file_id: str, offset: int, data: bytes) -> None:
+    def modify(self, file_id: str, offset: int, data: bytes, *, at: Address | None = None) -> None:
         """Overwrite a part of an appender file."""
         name = file_id.split("/", 1)[1].encode()
         head = _MODIFY.pack(len(name), offset, len(data))
-        self.call(self._find(103, file_id), 34, head + name + data)
+        self.call(at or self._find(103, file_id), 34, head + name + data)
 
-    def truncate(self, file_id: str, size: int) -> None:
+    def truncate(self, file_id: str, size: int, *, at: Address | None = None) -> None:
         """Set the size of an appender file."""
         name = file_id.split("/", 1)[1].encode()
-        self.call(self._find(103, file_id), 36, _APPEND.pack(len(name), size) + name)
+        self.call(at or self._find(103, file_id), 36, _APPEND.pack(len(name), size) + name)
+
+    def upload_slave(
+        self, master: str, prefix: str, extension: str, data: bytes, *, at: Address | None = None
+    ) -> str:
+        """Store *data* beside the master file and return its file id."""
+        group, name = master.split("/", 1)
+        head = _SLAVE.pack(len(name), len(data), prefix.encode(), extension.encode())
+        answer = self.call(at or self._find(103, master), 21, head + name.encode() + data)
+        return f"{group}/{answer[16:].decode()}"
+
+    def regenerate(self, file_id: str, *, at: Address | None = None) -> str:
+        """Turn an appender into a normal file; returns its new id."""
+        group, name = file_id.split("/", 1)
+        answer = self.call(at or self._find(103, file_id), 38, name.encode())
+        return f"{group}/{answer[16:].decode()}"
 
     def storage_states(self, group: str) -> dict[str, int]:
         """Storage id (in ip mode the address) -> status."""
@@ -204,6 +242,10 @@ class PlainClient:
             values = struct.unpack_from(">42q", answer, i + start)
             found.append({name: values[2 * j] for j, name in enumerate(names)})
         return found
+
+    def find_update(self, file_id: str) -> Address:
+        """Which storage the tracker names for a change of the file (103)."""
+        return self._find(103, file_id)
 
     def _find(self, command: int, file_id: str) -> Address:
         group, name = file_id.split("/", 1)

@@ -11,8 +11,16 @@ _T = TypeVar("_T")
 POLL_S = 0.01
 
 
-def wait_until(condition: Callable[[], _T | None], what: str, *, timeout_s: float = 20.0) -> _T:
+def wait_until(
+    condition: Callable[[], _T | None],
+    what: str,
+    *,
+    timeout_s: float = 20.0,
+    poll_s: float = POLL_S,
+) -> _T:
     """Call *condition* until its result is true, and return that result.
+
+    *poll_s* is the pause between two calls; give a longer one when the condition costs much.
 
     Raises:
         TimeoutError: it did not become true in *timeout_s*; *what* says what was waited for.
@@ -24,4 +32,4 @@ def wait_until(condition: Callable[[], _T | None], what: str, *, timeout_s: floa
             return result
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}")
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
