@@ -121,6 +121,8 @@ class Counters:
     success_get_meta_count: int
     total_delete_count: int
     success_delete_count: int
+    total_create_link_count: int
+    success_create_link_count: int
     last_source_update: int
     dist_path_index_high: int
     dist_path_index_low: int

@@ -10,10 +10,12 @@ import stat
 from fdfs_storage.files import status_of
 from fdfs_storage.store import Store
 from fdfs_storage.transfer import INLINE_MAX, read_range
+from fdfs_storage.trunk import SlotPlace
 from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
 from fdfsfuse.proto.fileid import Location
 from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_header
 from fdfsfuse.proto.storage import Download
+from fdfsfuse.proto.trunk import is_trunk_name
 from fdfsfuse.server.connection import FramedConnection
 
 # Without O_NONBLOCK opening a fifo that somebody put there would wait for a writer.
@@ -43,12 +45,18 @@ class Downloads:
         location = self._locate(request.name)
         counters = self._store.counters
         counters.total_download_count += 1
+        if is_trunk_name(location) and (slot := self._store.slot(location)) is not None:
+            count = await _send_slot(connection, slot, request)
+            counters.total_download_bytes += count
+            counters.success_download_count += 1
+            counters.success_download_bytes += count
+            return
         try:
             fd = os.open(self._store.path(location), _OPEN_FLAGS)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         try:
-            count = _count(fd, request)
+            count = _count(os.fstat(fd), request)
             counters.total_download_bytes += count
             if count <= INLINE_MAX:
                 await _send_small(connection, fd, request.offset, count)
@@ -72,9 +80,20 @@ class Downloads:
             raise
 
 
-def _count(fd: int, request: Download) -> int:
+async def _send_slot(connection: FramedConnection, slot: SlotPlace, request: Download) -> int:
+    """Answer with a range of a file inside a trunk file; returns how many bytes that were."""
+    fd = slot.open()
+    try:
+        count = _count(slot.stat(), request)
+        await connection.send(pack_header(count, RESPONSE), socket.MSG_MORE)
+        await connection.send_file(fd, slot.start + request.offset, count)
+    finally:
+        os.close(fd)
+    return count
+
+
+def _count(status: os.stat_result, request: Download) -> int:
     """How many bytes to deliver. Raises StatusError 21, 22."""
-    status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise StatusError(errno.EISDIR)
     rest = status.st_size - request.offset

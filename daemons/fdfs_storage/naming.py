@@ -117,12 +117,28 @@ class Naming:
             )
             if self._by_hash:
                 high, low = directories.next_directory_by_hash(base[:27], self._subdir_count)
-            location = Location(index, high, low, base)
-            # A name is never given twice, even if its first object is deleted at once.
-            if base in self._recent or base in self._older:
-                continue
-            self._recent.add(base)
-            if len(self._recent) >= _RECENT_NAMES:
-                self._older, self._recent = self._recent, set()
-            return location
+            if self._is_fresh(base):
+                return Location(index, high, low, base)
         raise StatusError(errno.EBUSY, "no unique name found")
+
+    def normal_location(self, old: Location, size: int, crc32: int, mtime: int) -> Location:
+        """A normal name in the directory, and with the last 7 characters, of the appender *old*.
+
+        Raises:
+            StatusError: 16 no unique name was found.
+        """
+        for _ in range(NAME_TRIES):
+            bits = self._random(23)
+            base = encode_base(self._source, mtime, size, crc32, old.base[-7:], bits)
+            if self._is_fresh(base):
+                return Location(old.path_index, old.high, old.low, base)
+        raise StatusError(errno.EBUSY, "no unique name found")
+
+    def _is_fresh(self, base: str) -> bool:
+        """A name is never given twice, even if its first object is deleted at once."""
+        if base in self._recent or base in self._older:
+            return False
+        self._recent.add(base)
+        if len(self._recent) >= _RECENT_NAMES:
+            self._older, self._recent = self._recent, set()
+        return True

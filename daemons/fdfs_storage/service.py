@@ -5,8 +5,8 @@ arrived; after other errors it stays open, and what is left of the request's bod
 forgotten. Requests that arrive back to back are answered in order.
 
 Requests that are small by nature are functions from body to answer, without an await
-(`fdfs_storage.objects`); those with content stream it (`fdfs_storage.uploads`,
-`fdfs_storage.downloads`). Commands from 128 up belong to the names engine.
+(`fdfs_storage.objects`, `fdfs_storage.derived`); those with content stream it
+(`fdfs_storage.uploads`, `fdfs_storage.downloads`). Commands from 128 up belong to the names engine.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from fdfs_storage.derived import Derived
 from fdfs_storage.downloads import Downloads
 from fdfs_storage.files import status_of
 from fdfs_storage.objects import Objects
@@ -78,6 +79,7 @@ class StorageService:
         self._names = names
         objects = Objects(store, group, ip_size, source_ip)
         uploads = Uploads(store, group)
+        derived = Derived(store, group)
         command = StorageCommand
         self._small: dict[int, SmallHandler] = {
             command.DELETE: objects.delete,
@@ -85,10 +87,13 @@ class StorageService:
             command.GET_METADATA: objects.get_metadata,
             command.FILE_INFO: objects.file_info,
             command.TRUNCATE: objects.truncate,
+            command.CREATE_LINK: derived.create_link,
+            command.REGENERATE: derived.regenerate,
         }
         self._slow: dict[int, SlowHandler] = {
             command.FILE_INFO: objects.file_info_with_crc,
             command.TRUNCATE: objects.truncate_when_free,
+            command.REGENERATE: derived.regenerate_large,
         }
         self._streams: dict[int, StreamHandler] = {
             command.UPLOAD: uploads.upload,

@@ -18,6 +18,8 @@ append, modify  data, then binlog line (which tells peers what to fetch). An app
                 answered may stay; that is so with every append whose answer is lost
 new metadata    as a new file
 metadata again  binlog line (U), then rename of a whole temporary file: readers see old or new
+link            as a new file: binlog line (L), then the symbolic link
+rename          binlog line (R), then rename; carried out at start as well
 =============== =================================================================================
 
 All methods are called on the loop thread, unless they say otherwise; those that are not async
@@ -39,7 +41,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from fdfs_storage import directories
+from fdfs_storage import directories, trunk
 from fdfs_storage.binlog import Binlog
 from fdfs_storage.counters import Counters
 from fdfs_storage.files import (
@@ -64,6 +66,7 @@ from fdfsfuse.proto.fileid import (
     is_slave,
     parse_location,
 )
+from fdfsfuse.proto.trunk import find_slot, is_trunk_name
 
 if TYPE_CHECKING:
     from fdfsfuse.core.conf_file import ReservedSpace
@@ -71,9 +74,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Observer = Callable[[str, Location], None]
-"""Called with (binlog op, location) after a change; metadata changes have a location that ends
-in ``-m``. Must not raise, and must be quick."""
+Observer = Callable[[str, Location, Location | None], None]
+"""Called with (binlog op, location, other) after a change; metadata changes have a location that
+ends in ``-m``, *other* is the target of a link or the old name of a rename. Must not raise, and
+must be quick."""
 
 ANY_PATH = None
 _UNLINK_IN_THREAD_BYTES = 16 << 20
@@ -203,12 +207,23 @@ class Store:
         """``STORE_PATH/data``, the directory of the sub directories."""
         return self._data[path_index][:-1]
 
+    def slot(self, location: Location) -> trunk.SlotPlace | None:
+        """The place of an object that a C server put into a trunk file; None for all others."""
+        found = find_slot(location)
+        if found is None:
+            return None
+        return trunk.SlotPlace(os.path.dirname(self.path(location)), found)
+
     def exists(self, location: Location) -> bool:
         """True when there is a file (or link, or directory) of that name."""
+        if is_trunk_name(location) and (slot := self.slot(location)) is not None:
+            return slot.exists()
         return os.access(self.path(location), os.F_OK)
 
     def stat(self, location: Location) -> os.stat_result:
         """stat() of the object's file, links followed. Raises StatusError 2."""
+        if is_trunk_name(location) and (slot := self.slot(location)) is not None:
+            return slot.stat()
         try:
             return os.stat(self.path(location))
         except OSError as exc:
@@ -233,6 +248,7 @@ class Store:
         *,
         appender: bool = False,
         path_index: int | None = ANY_PATH,
+        takes_space: bool = True,
     ) -> Location:
         """A new, unique name for an object that `write_at`, `create_empty` or `copy` will make.
 
@@ -241,11 +257,12 @@ class Store:
             mtime: Unix seconds.
             extension: up to 6 characters, no leading dot.
             path_index: store path; None: the storage chooses. A read-only one is replaced.
+            takes_space: False for a link: its content is there already.
 
         Raises:
             StatusError: 28 no space, 16 no unique name was found.
         """
-        index = self._naming.choose_path(path_index, size)
+        index = self._naming.choose_path(path_index, size if takes_space else 0)
         high, low = self._naming.next_directory()
         for _ in range(NAME_TRIES):
             location = self._naming.new_location(
@@ -254,6 +271,14 @@ class Store:
             if not self.exists(location):
                 return location
         raise StatusError(errno.EBUSY, "no unique name found")
+
+    def make_normal_name(self, old: Location, size: int, crc32: int, mtime: int) -> Location:
+        """A new name for the appender *old* as a normal file: it keeps its directory and suffix.
+
+        Raises:
+            StatusError: 16 no unique name was found.
+        """
+        return self._naming.normal_location(old, size, crc32, mtime)
 
     def write_at(self, location: Location, data: bytes, mtime: int | None = None) -> None:
         """Make the object *location*, a fresh name, with *data* as its content.
@@ -350,8 +375,12 @@ class Store:
             new = self._open_unnamed(target.path_index, target.high, target.low)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
+        slot = self.slot(source)
         try:
-            size = await trio.to_thread.run_sync(copy_into, self.path(source), new.fd)
+            if slot is not None:
+                size = await trio.to_thread.run_sync(slot.copy_into, new.fd)
+            else:
+                size = await trio.to_thread.run_sync(copy_into, self.path(source), new.fd)
             self._publish(new, target, None)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
@@ -400,10 +429,13 @@ class Store:
             StatusError: 2 it does not exist, 22 it is neither a file nor a link, 5.
         """
         path = self.path(location)
+        if is_trunk_name(location) and (slot := self.slot(location)) is not None:
+            self._delete_slot(location, slot)
+            return
         try:
             info = os.lstat(path)
             if stat.S_ISLNK(info.st_mode) and is_slave(location.name, in_trunk=False):
-                self._delete_link_target(path)
+                self._delete_link_target(location)
             elif not stat.S_ISREG(info.st_mode) and not stat.S_ISLNK(info.st_mode):
                 raise StatusError(errno.EINVAL, "neither a file nor a link")
             metadata = self.metadata_path(location)
@@ -418,6 +450,18 @@ class Store:
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
 
+    def _delete_slot(self, location: Location, slot: trunk.SlotPlace) -> None:
+        slot.stat()
+        metadata = self.metadata_path(location)
+        try:
+            self._log(ops.DELETE, location)
+            slot.clear()
+            self._notify(ops.DELETE, location)
+            if os.access(metadata, os.F_OK):
+                self._delete_metadata(location, metadata)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
     def _unlink(self, path: str, size: int, path_index: int) -> None:
         """Unlink; large files lose their name here and their blocks in the background."""
         if size < _UNLINK_IN_THREAD_BYTES:
@@ -428,16 +472,70 @@ class Store:
         self._doomed.append(temporary)
         self._wake.set()
 
-    def _delete_link_target(self, path: str) -> None:
-        target = os.readlink(path)
+    def _delete_link_target(self, link: Location) -> None:
+        target = self._link_target(link)
+        if target is not None:
+            try:
+                self.delete(target)
+            except StatusError:
+                logger.warning("the target %s of the deleted link stays", target.name)
+
+    # --- new names for existing content -----------------------------------------------------
+
+    def link(self, location: Location, target: Location) -> None:
+        """Make *location*, a fresh name, a symbolic link to the object *target*.
+
+        A link to a link points to what that one points to, so that it outlives it.
+
+        Raises:
+            StatusError: 17 the name exists, 95 the target is in a trunk file, 28, 5.
+        """
+        if self.slot(target) is not None:
+            raise StatusError(errno.EOPNOTSUPP, "no links to files in trunk files")
+        target = self._link_target(target) or target
+        try:
+            if os.path.lexists(self.path(location)):
+                raise StatusError(errno.EEXIST)
+            self._log(ops.LINK, location, None, f" {target.name}")
+            os.symlink(self.path(target), self.path(location))
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        self._notify(ops.LINK, location, target)
+
+    def rename(self, old: Location, new: Location) -> None:
+        """Give the object *old* the fresh name *new*; its metadata is lost, as in FastDFS.
+
+        Raises:
+            StatusError: 2 there is no *old*, 5.
+        """
+        path = self.path(old)
+        metadata = self.metadata_path(old)
+        try:
+            if not os.path.lexists(path):
+                raise StatusError(errno.ENOENT)
+            self._log(ops.RENAME, new, None, f" {old.name}")
+            os.rename(path, self.path(new))
+            self._notify(ops.RENAME, new, old)
+            if os.access(metadata, os.F_OK):
+                self._delete_metadata(old, metadata)
+        except StatusError:
+            raise
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def _link_target(self, location: Location) -> Location | None:
+        """The object that a link points to; None when it is no link, or points elsewhere."""
+        try:
+            target = os.readlink(self.path(location))
+        except OSError:
+            return None
         for index, data in enumerate(self._data):
             if target.startswith(data):
                 try:
-                    location = self.locate(f"M{index:02X}/{target[len(data) :]}")
-                    self.delete(location)
-                except (ProtocolError, StatusError):
-                    logger.warning("the target %s of a deleted link stays", target)
-                return
+                    return self.locate(f"M{index:02X}/{target[len(data) :]}")
+                except ProtocolError:
+                    return None
+        return None
 
     # --- metadata ---------------------------------------------------------------------------
 
@@ -587,27 +685,49 @@ class Store:
         self.binlog.append(f"{timestamp} {op} {location.name}{extra}\n".encode("ascii"))
         self.counters.last_source_update = timestamp
 
-    def _notify(self, op: str, location: Location) -> None:
+    def _notify(self, op: str, location: Location, other: Location | None = None) -> None:
         for observer in self.observers:
-            observer(op, location)
+            observer(op, location, other)
 
     def _finish_interrupted(self) -> None:
         """Carry out what is the last record of its object and was logged before a crash only."""
         last = {record.name: record for record in self.binlog.tail()}
         for record in last.values():
-            if not record.is_own or record.op not in (ops.DELETE, ops.TRUNCATE):
+            if not record.is_own:
                 continue
             try:
-                path = self.path(self.locate(record.name))
-                size = os.lstat(path).st_size
+                location = self.locate(record.name)
+                if record.op == ops.RENAME:
+                    self._finish_rename(self.locate(record.other_name), location)
+                elif record.op == ops.DELETE:
+                    self._finish_deletion(location)
+                elif record.op == ops.TRUNCATE:
+                    self._finish_truncation(location, *record.numbers)
             except (ProtocolError, OSError):
                 continue
-            if record.op == ops.DELETE:
-                logger.info("finishing the deletion of %s", record.name)
-                unlink_quietly(path)
-            elif size == record.numbers[0]:
-                logger.info("finishing the truncation of %s", record.name)
-                os.truncate(path, record.numbers[1])
+
+    def _finish_rename(self, old: Location, new: Location) -> None:
+        if not os.path.lexists(self.path(new)):
+            self.rename(old, new)
+            logger.info("finished renaming %s to %s", old.name, new.name)
+        elif os.path.lexists(self.metadata_path(old)):
+            self._delete_metadata(old, self.metadata_path(old))
+
+    def _finish_deletion(self, location: Location) -> None:
+        path = self.path(location)
+        slot = self.slot(location)
+        if slot is not None and slot.exists():
+            logger.info("finishing the deletion of %s", location.name)
+            slot.clear()
+        elif os.path.lexists(path):
+            logger.info("finishing the deletion of %s", location.name)
+            unlink_quietly(path)
+
+    def _finish_truncation(self, location: Location, old_size: int, size: int) -> None:
+        path = self.path(location)
+        if os.lstat(path).st_size == old_size:
+            logger.info("finishing the truncation of %s", location.name)
+            os.truncate(path, size)
 
 
 def _metadata_location(location: Location) -> Location:

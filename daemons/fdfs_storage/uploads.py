@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import os
 
+from fdfs_storage.derived import slave_location
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.objects import check_appender
 from fdfs_storage.store import Store
 from fdfs_storage.transfer import INLINE_MAX, Received, crc32, receive_content
 from fdfsfuse.errors import ProtocolError, StatusError
-from fdfsfuse.proto.fileid import Location, slave_name
-from fdfsfuse.proto.header import FILE_NAME_MAX, pack_response, pack_text
+from fdfsfuse.proto.fileid import Location
+from fdfsfuse.proto.header import pack_response, pack_text
 from fdfsfuse.proto.storage import (
     ANY_STORE_PATH,
     APPEND_HEAD_SIZE,
@@ -81,7 +82,7 @@ class Uploads:
         head = SlaveHead.decode(fixed + name, length)
         master = store.locate(head.master)
         store.check_space(master.path_index, head.size)
-        location = self._slave_location(head, master)
+        location = slave_location(store, master, head.prefix, head.extension)
         new = store.open_new_at(master)
         try:
             counters.total_upload_count += 1
@@ -93,20 +94,6 @@ class Uploads:
         counters.success_upload_count += 1
         counters.success_upload_bytes += head.size
         return self._stored(location)
-
-    def _slave_location(self, head: SlaveHead, master: Location) -> Location:
-        store = self._store
-        if not store.exists(master):
-            raise StatusError(errno.ENOENT)
-        if len(master.relative) < 34 or (head.prefix == "-m" and not head.extension):
-            raise ProtocolError("no slave can have this name")
-        name = slave_name(master.name, head.prefix, head.extension)
-        if len(name) > FILE_NAME_MAX:
-            raise ProtocolError("the slave's name would be too long")
-        location = store.locate(name)
-        if store.exists(location):
-            raise StatusError(errno.EEXIST)
-        return location
 
     async def append(self, connection: FramedConnection, length: int) -> bytes:
         """24: data behind the end; rolled back when the client goes away in the middle."""

@@ -47,7 +47,8 @@ _GROUP = re.compile(r"[A-Za-z0-9]{1,16}\Z")
 _USUAL_NAME = re.compile(
     r"M([0-9A-F]{2})/([0-9A-F]{2})/([0-9A-F]{2})/([A-Za-z0-9_-][A-Za-z0-9._-]*)\Z"
 )
-_LOCATION = re.compile(r"([0-9A-F]{2})/([0-9A-F]{2})/([^/\0]+)\Z")
+# Blanks and control characters would break the lines of the binlog; no storage makes such names.
+_LOCATION = re.compile(r"([0-9A-F]{2})/([0-9A-F]{2})/([!-.0-~]+)\Z")
 EXTENSION = re.compile(r"[A-Za-z0-9._-]{0,6}\Z")
 PREFIX = re.compile(r"[A-Za-z0-9._-]{1,16}\Z")
 
@@ -64,7 +65,8 @@ class FileKind(enum.Enum):
 class Location:
     """Where a file name points on a storage: checked, so that no path escapes the store path.
 
-    ``path_index`` is 0..255, ``high`` and ``low`` are 0..255, ``base`` holds no slash or NUL.
+    ``path_index`` is 0..255, ``high`` and ``low`` are 0..255, ``base`` is printable ASCII without
+    slashes and blanks.
     """
 
     path_index: int

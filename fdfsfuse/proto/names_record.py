@@ -156,6 +156,13 @@ class DropPending(_Op, tag=76, frozen=True):
     file_id: str
 
 
+class ObjectRenamed(_Op, tag=77, frozen=True):
+    """A plain client made the appender ``old`` the normal file ``new``, with the same content."""
+
+    old: str
+    new: str
+
+
 Op = (
     names.Create
     | names.Remove
@@ -175,6 +182,7 @@ Op = (
     | ObjectDeleted
     | ObjectChanged
     | DropPending
+    | ObjectRenamed
 )
 
 

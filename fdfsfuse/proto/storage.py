@@ -13,18 +13,21 @@ code command          request               response
 13   SET_METADATA     SetMetadata           empty
 14   DOWNLOAD         Download              content
 15   GET_METADATA     FileRequest           metadata text
+20   CREATE_LINK      CreateLink [2]_       StoredFile
 21   UPLOAD_SLAVE     SlaveHead, content    StoredFile
 22   FILE_INFO        FileRequest [1]_      FileInfo
 23   UPLOAD_APPENDER  UploadHead, content   StoredFile
 24   APPEND           AppendHead, content   empty
 34   MODIFY           ModifyHead, content   empty
 36   TRUNCATE         Truncate              empty
+38   REGENERATE       Regenerate [2]_       StoredFile
 82   QUIT             anything              none, the server closes
 111  ACTIVE_TEST      empty                 empty
 ==== ================ ===================== ==========================================
 
 .. [1] with flags in the header's status byte: 1 = no crc of appenders and slaves, 2 = do not log
    a missing file.
+.. [2] in `fdfsfuse.proto.derived`.
 """
 
 from __future__ import annotations
@@ -54,12 +57,14 @@ class StorageCommand(IntEnum):
     SET_METADATA = 13
     DOWNLOAD = 14
     GET_METADATA = 15
+    CREATE_LINK = 20
     UPLOAD_SLAVE = 21
     FILE_INFO = 22
     UPLOAD_APPENDER = 23
     APPEND = 24
     MODIFY = 34
     TRUNCATE = 36
+    REGENERATE = 38
     QUIT = 82
     ACTIVE_TEST = 111
 
@@ -88,7 +93,7 @@ _MODIFY = struct.Struct(">qqq")
 _INFO = struct.Struct(">qqq")
 
 
-def _name(raw: bytes) -> str:
+def decode_file_name(raw: bytes) -> str:
     """A file name field of any length as text. Raises ProtocolError unless it is 1..127 ASCII."""
     if not 0 < len(raw) <= FILE_NAME_MAX:
         raise ProtocolError(f"a file name has 1 to {FILE_NAME_MAX} bytes, not {len(raw)}")
@@ -98,7 +103,8 @@ def _name(raw: bytes) -> str:
         raise ProtocolError(f"file name {raw!r} is not ASCII") from exc
 
 
-def _extension(field: bytes) -> str:
+def decode_extension(field: bytes) -> str:
+    """The text of an extension field. Raises ProtocolError when it has a character of no name."""
     text = unpack_text(field)
     if not EXTENSION.match(text):
         raise ProtocolError(f"bad extension {text!r}")
@@ -124,7 +130,10 @@ class FileRequest:
         """Raises ProtocolError."""
         if len(body) <= GROUP_NAME_SIZE:
             raise ProtocolError(f"body of {len(body)} bytes has no file name")
-        return cls(unpack_text(body[:GROUP_NAME_SIZE]), _name(body[GROUP_NAME_SIZE:].rstrip(b"\0")))
+        return cls(
+            unpack_text(body[:GROUP_NAME_SIZE]),
+            decode_file_name(body[GROUP_NAME_SIZE:].rstrip(b"\0")),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +177,7 @@ class UploadHead:
         index, size, extension = _UPLOAD.unpack(head)
         if size != body_length - UPLOAD_HEAD_SIZE:
             raise ProtocolError(f"size {size} in an upload of {body_length} bytes")
-        return cls(index, size, _extension(extension))
+        return cls(index, size, decode_extension(extension))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +222,9 @@ class SlaveHead:
         prefix = unpack_text(prefix_field)
         if not PREFIX.match(prefix):
             raise ProtocolError(f"bad prefix {prefix!r}")
-        return cls(_name(head[SLAVE_HEAD_SIZE:]), size, prefix, _extension(extension))
+        return cls(
+            decode_file_name(head[SLAVE_HEAD_SIZE:]), size, prefix, decode_extension(extension)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +260,9 @@ class SetMetadata:
         if text_length < 0 or text_length != len(body) - fixed - name_length:
             raise ProtocolError(f"metadata length {text_length} in a body of {len(body)} bytes")
         end = fixed + name_length
-        return cls(unpack_group(group), _name(body[fixed:end]), body[end:], flag == MERGE)
+        return cls(
+            unpack_group(group), decode_file_name(body[fixed:end]), body[end:], flag == MERGE
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +292,7 @@ class Download:
         offset, count, group = _DOWNLOAD.unpack_from(body)
         if offset < 0 or count < 0:
             raise ProtocolError(f"download of {count} bytes at {offset}")
-        return cls(unpack_group(group), _name(body[fixed:].rstrip(b"\0")), offset, count)
+        return cls(unpack_group(group), decode_file_name(body[fixed:].rstrip(b"\0")), offset, count)
 
 
 def pack_file_info(size: int, mtime: int, crc32: int, ip_field: bytes) -> bytes:
@@ -344,7 +357,7 @@ class AppendHead:
         length = cls.name_length(head[:APPEND_HEAD_SIZE], body_length)
         if len(head) != APPEND_HEAD_SIZE + length:
             raise ProtocolError("an append is cut off in the name")
-        return cls(_name(head[APPEND_HEAD_SIZE:]), body_length - len(head))
+        return cls(decode_file_name(head[APPEND_HEAD_SIZE:]), body_length - len(head))
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +395,7 @@ class ModifyHead:
         if len(head) != MODIFY_HEAD_SIZE + length:
             raise ProtocolError("a modification is cut off in the name")
         offset = _MODIFY.unpack(fixed)[1]
-        return cls(_name(head[MODIFY_HEAD_SIZE:]), offset, body_length - len(head))
+        return cls(decode_file_name(head[MODIFY_HEAD_SIZE:]), offset, body_length - len(head))
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,7 +419,7 @@ class Truncate:
         end = APPEND_HEAD_SIZE + _appender_length(length)
         if size < 0 or end > len(body):
             raise ProtocolError(f"truncation to {size}, name of {length} bytes")
-        return cls(_name(body[APPEND_HEAD_SIZE:end]), size)
+        return cls(decode_file_name(body[APPEND_HEAD_SIZE:end]), size)
 
 
 def _appender_length(length: int) -> int:

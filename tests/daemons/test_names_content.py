@@ -340,6 +340,28 @@ async def test_plain_clients_change_named_objects(
     assert server.tree.engine.committed == before
 
 
+@pytest.mark.parametrize("missed", [False, True])
+async def test_a_plain_client_makes_an_appender_a_normal_file(tmp_path: Path, missed: bool) -> None:
+    async with names_server(tmp_path) as server, server.session() as session:
+        big = await make_big(server, session, b"big")
+        store, old = server.store, server.tree.objects.locate(big.file_id)
+        new = store.make_normal_name(old, BIG, 0, 1_700_000_000)
+        if missed:
+            store.observers.clear()
+        store.rename(old, new)
+        if not missed:
+            await _wait_for_object(session, big.ino, new.name)
+    async with names_server(tmp_path) as server, server.session() as session:
+        await _wait_for_object(session, big.ino, new.name)
+        assert (await session.call(names.GetAttr(big.ino))).size == BIG
+
+
+async def _wait_for_object(session: NamesSession, ino: int, file_id: str) -> None:
+    with trio.fail_after(10):
+        while (await session.call(names.GetAttr(ino))).file_id != file_id:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
 async def test_a_deletion_that_was_missed(tmp_path: Path) -> None:
     async with names_server(tmp_path) as server, server.session() as session:
         attr = await store(session, await make(session, b"a"), b"content")

@@ -438,3 +438,18 @@ def test_objects_changed_by_plain_clients() -> None:
     assert state.db.execute("SELECT count(*) FROM dirent").fetchone() == (0,)
     assert state.db.execute("SELECT ino, file_id FROM garbage").fetchall() == [(2, None)]
     apply(state, names_record.ObjectDeleted("M00/1"))
+
+
+def test_an_appender_that_a_plain_client_made_a_normal_file() -> None:
+    state = new_state()
+    apply(state, names.Create(ROOT, b"a", FILE, 0, 0, NOW))
+    apply(state, names_record.PutContent(2, "M00/1", 3, NOW, True, None, b""))
+    apply(state, names_record.ObjectRenamed("M00/1", "M00/2"))
+    attr = Reads(state.db, None).find_attr(2)  # type: ignore[arg-type]
+    assert attr is not None
+    assert (attr.file_id, attr.size, attr.version) == ("M00/2", 3, 2)
+    assert state.db.execute("SELECT in_place FROM inode WHERE ino = 2").fetchone() == (0,)
+    # What was about to be deleted is not ours any more.
+    apply(state, names_record.MakePending("M00/3"))
+    apply(state, names_record.ObjectRenamed("M00/3", "M00/4"))
+    assert state.db.execute("SELECT count(*) FROM pending").fetchone() == (0,)

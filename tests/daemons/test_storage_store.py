@@ -237,7 +237,7 @@ async def test_reserved_space_is_kept_free(tmp_path: Path) -> None:
 async def test_observers_hear_of_every_change(tmp_path: Path) -> None:
     store = await open_store(make_config(tmp_path))
     heard: list[tuple[str, str]] = []
-    store.observers.append(lambda op, location: heard.append((op, location.name)))
+    store.observers.append(lambda op, location, _other: heard.append((op, location.name)))
     location = put(store, b"begin", appender=True)
     name = location.name
     store.pwrite(location, 5, b"-more")

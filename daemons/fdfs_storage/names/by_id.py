@@ -3,7 +3,8 @@
 The store tells of each change after it was made. One that concerns an object of ours becomes a
 log record: an object that was deleted takes its names along; other changes give the inode the
 new size and time, gathered for a moment, since a client that appends often would otherwise write
-a record each time. Changes that the engine missed, because the storage died right behind them,
+a record each time. An appender that became a normal file stays the object of its inode, under its
+new file id. Changes that the engine missed, because the storage died right behind them,
 are found at the start: deletions in the end of the binlog, other sizes by looking at the files
 (`Housekeeping.reconcile`).
 """
@@ -46,13 +47,17 @@ class ByIdChanges:
         self._changed: set[str] = set()
         self._wake = trio.Event()
 
-    def observe(self, op: str, location: Location) -> None:
+    def observe(self, op: str, location: Location, other: Location | None) -> None:
         """A change in the store (see `fdfs_storage.store.Observer`)."""
         if self._objects.own:
             return
         # Replaying metadata of ours over that of the client would undo what it was told is done.
         self._engine.settle()
         if location.base.endswith(METADATA_SUFFIX):
+            return
+        if op == ops.RENAME and other is not None:
+            if self._engine.is_busy or self._reads.knows_object(other.name):
+                self._rename(other.name, location.name)
             return
         # What is being applied right now may be giving the object its name.
         if not (self._engine.is_busy or self._reads.knows_object(location.name)):
@@ -64,19 +69,25 @@ class ByIdChanges:
             self._wake.set()
 
     def _delete(self, file_id: str) -> None:
+        self._submit(file_id, names_record.ObjectDeleted(file_id))
+
+    def _rename(self, old: str, new: str) -> None:
+        self._submit(old, names_record.ObjectRenamed(old, new))
+
+    def _submit(self, file_id: str, op: Op) -> None:
         def make() -> Op:
             _require_known(self._engine.state.db, file_id)
-            return names_record.ObjectDeleted(file_id)
+            return op
 
         def reply(status: int, answer: bytes) -> None:
             if status and status != errno.ENOENT:
-                logger.error("%s was deleted by its id, but keeps its names: %d", file_id, status)
+                logger.error("%s was not noted of the object %s: %d", op, file_id, status)
 
         self._engine.submit(Work(make, reply))
 
     async def run(self) -> None:
         """Record changes of size and time until cancelled."""
-        self._find_missed_deletions()
+        self._find_missed()
         while True:
             await self._wake.wait()
             await trio.sleep(GATHER_S)
@@ -93,13 +104,20 @@ class ByIdChanges:
         info = self._objects.stat(file_id)
         return names_record.ObjectChanged(file_id, info.st_size, info.st_mtime_ns)
 
-    def _find_missed_deletions(self) -> None:
+    def _find_missed(self) -> None:
+        """Deletions and renames at the end of the binlog that no record has noted."""
         for record in self._objects.store.binlog.tail():
-            if record.op != ops.DELETE or record.name.endswith(METADATA_SUFFIX):
+            if record.name.endswith(METADATA_SUFFIX):
                 continue
-            if self._reads.has_inode(record.name) and not self._objects.exists(record.name):
+            if record.op == ops.DELETE and self._is_gone(record.name):
                 logger.info("%s was deleted by its id", record.name)
                 self._delete(record.name)
+            elif record.op == ops.RENAME and self._is_gone(record.other_name):
+                logger.info("%s was renamed to %s", record.other_name, record.name)
+                self._rename(record.other_name, record.name)
+
+    def _is_gone(self, file_id: str) -> bool:
+        return self._reads.has_inode(file_id) and not self._objects.exists(file_id)
 
 
 def _require_known(db: sqlite3.Connection, file_id: str) -> None:

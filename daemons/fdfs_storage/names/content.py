@@ -217,3 +217,20 @@ def object_changed(
         (op.size, op.mtime_ns, change.time_ns, op.file_id),
     )
     return Done()
+
+
+def object_renamed(
+    state: State, index: int, change: Change, op: names_record.ObjectRenamed
+) -> Done:
+    """A plain client made an appender of ours a normal file: the inode follows it.
+
+    As pending or garbage it is not ours any more: a client has a use for it.
+    """
+    state.db.execute("DELETE FROM pending WHERE file_id = ?", (op.old,))
+    state.db.execute("DELETE FROM garbage WHERE file_id = ?", (op.old,))
+    state.db.execute(
+        "UPDATE inode SET file_id = ?, in_place = 0, ctime_ns = ?, version = version + 1"
+        " WHERE file_id = ?",
+        (op.new, change.time_ns, op.old),
+    )
+    return Done()

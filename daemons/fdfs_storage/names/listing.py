@@ -69,7 +69,7 @@ class Listing:
 
     # --- changes ----------------------------------------------------------------------------
 
-    def observe(self, op: str, location: Location) -> None:
+    def observe(self, op: str, location: Location, other: Location | None) -> None:
         """A change in the store (see `fdfs_storage.store.Observer`)."""
         if not self._objects.own and not location.base.endswith(METADATA_SUFFIX):
             self.forget(location)

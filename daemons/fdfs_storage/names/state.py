@@ -45,6 +45,7 @@ HANDLERS: dict[type, Handler] = {
     names_record.Forget: content.forget,
     names_record.ObjectDeleted: content.object_deleted,
     names_record.ObjectChanged: content.object_changed,
+    names_record.ObjectRenamed: content.object_renamed,
 }
 
 

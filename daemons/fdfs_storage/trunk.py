@@ -1,0 +1,97 @@
+"""Files that a C server put into trunk files: read, described, deleted; never made.
+
+What is a file's place is in its name (`fdfsfuse.proto.trunk`). The 24 bytes in front of the
+content say whether the file is still there: they follow from its name, and any difference means
+that there is no such file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+
+from fdfs_storage.files import pwrite_all, status_of
+from fdfsfuse.errors import StatusError
+from fdfsfuse.proto.trunk import SLOT_HEADER_SIZE, TrunkSlot
+
+_PIECE = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPlace:
+    """A slot of a trunk file in *directory*."""
+
+    directory: str
+    slot: TrunkSlot
+
+    @property
+    def start(self) -> int:
+        """Where the content begins in the trunk file."""
+        return self.slot.offset + SLOT_HEADER_SIZE
+
+    def open(self) -> int:
+        """A descriptor of the trunk file, to be closed by the caller. Raises StatusError 2, 5."""
+        return self._open(os.O_RDONLY)
+
+    def _open(self, flags: int) -> int:
+        try:
+            fd = os.open(f"{self.directory}/{self.slot.file_name}", flags | os.O_CLOEXEC)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        try:
+            header = os.pread(fd, SLOT_HEADER_SIZE, self.slot.offset)
+        except OSError as exc:
+            os.close(fd)
+            raise StatusError(status_of(exc)) from exc
+        if header != self.slot.header:
+            os.close(fd)
+            raise StatusError(errno.ENOENT)
+        return fd
+
+    def exists(self) -> bool:
+        """True when the file is there."""
+        try:
+            os.close(self.open())
+        except StatusError:
+            return False
+        return True
+
+    def stat(self) -> os.stat_result:
+        """What `os.stat` would say of a file of its own. Raises StatusError 2."""
+        os.close(self.open())
+        slot = self.slot
+        times = (slot.mtime,) * 3
+        return os.stat_result((stat.S_IFREG | 0o644, 0, 0, 1, 0, 0, slot.size, *times))
+
+    def copy_into(self, target_fd: int) -> int:
+        """Copy the content to the start of *target_fd*; returns its size. Raises StatusError."""
+        fd = self.open()
+        try:
+            done = 0
+            while done < self.slot.size:
+                piece = os.pread(fd, min(_PIECE, self.slot.size - done), self.start + done)
+                if not piece:
+                    raise StatusError(errno.EIO, "a trunk file is shorter than its slots")
+                pwrite_all(target_fd, piece, done)
+                done += len(piece)
+            return done
+        finally:
+            os.close(fd)
+
+    def clear(self) -> None:
+        """Fill the slot with zeros, which is how such a file is deleted. Raises StatusError 2, 5.
+
+        The header goes first: a crash in between leaves no file either. No storage hands the slot
+        out again before a C server rebuilds its table of free slots.
+        """
+        fd = self._open(os.O_RDWR)
+        try:
+            done = 0
+            while done < self.slot.slot_size:
+                size = min(_PIECE, self.slot.slot_size - done)
+                pwrite_all(fd, bytes(size), self.slot.offset + done)
+                done += size
+        finally:
+            os.close(fd)
