@@ -124,6 +124,11 @@ class Counters:
     total_create_link_count: int
     success_create_link_count: int
     last_source_update: int
+    last_sync_update: int
+    total_sync_in_bytes: int
+    success_sync_in_bytes: int
+    total_sync_out_bytes: int
+    success_sync_out_bytes: int
     dist_path_index_high: int
     dist_path_index_low: int
     dist_write_file_count: int

@@ -35,7 +35,7 @@ import os
 import random
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,7 @@ import trio
 
 from fdfs_storage import directories, trunk
 from fdfs_storage.binlog import Binlog
+from fdfs_storage.changes import Changes
 from fdfs_storage.counters import Counters
 from fdfs_storage.files import (
     copy_into,
@@ -55,13 +56,14 @@ from fdfs_storage.files import (
     status_of as status_of,
 )
 from fdfs_storage.locks import PathLocks
+from fdfs_storage.metadata_files import MetadataFiles
 from fdfs_storage.naming import NAME_TRIES, Naming
 from fdfs_storage.new_file import NewFile
+from fdfs_storage.paths import Paths, metadata_location
 from fdfs_storage.space import PathSpace, Space, TotalSpace
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.fileid import (
-    METADATA_SUFFIX,
     Location,
     is_slave,
     parse_location,
@@ -74,16 +76,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Observer = Callable[[str, Location, Location | None], None]
-"""Called with (binlog op, location, other) after a change; metadata changes have a location that
-ends in ``-m``, *other* is the target of a link or the old name of a rename. Must not raise, and
-must be quick."""
-
 ANY_PATH = None
 _UNLINK_IN_THREAD_BYTES = 16 << 20
 _SAVE_COUNTERS_S = 10.0
-_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-_UNNAMED_FLAGS = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
 
 
 class Store:
@@ -92,7 +87,8 @@ class Store:
     Attributes:
         binlog: the change log; ``binlog.position`` is where the next change will be.
         counters: statistics; counted up by the request handlers.
-        observers: functions told of every change.
+        changes: the way into the binlog, and who is told of every change.
+        paths: where files are on the disk.
         locks: one lock per object for changes that last over an await; see `PathLocks`.
     """
 
@@ -109,14 +105,14 @@ class Store:
         self.binlog = Binlog.open(base_path)
         self._stat_path = base_path / "data" / "storage_stat.dat"
         self.counters = Counters.load(self._stat_path)
-        self.observers: list[Observer] = []
+        self.changes = Changes(self.binlog, self.counters)
         self.locks = PathLocks()
         self.path_count = len(store_paths)
         self.subdir_count = subdir_count
-        self._paths = [path.path for path in store_paths]
-        self._data = [f"{path.path}/data/" for path in store_paths]
-        self._unnamed = [directories.supports_unnamed_files(p.path) for p in store_paths]
-        self._space = Space(self._paths)
+        mounts = [path.path for path in store_paths]
+        self.paths = Paths(mounts)
+        self._metadata = MetadataFiles(self.paths, self.changes)
+        self._space = Space(mounts)
         self._naming = Naming(
             self.counters,
             self._space,
@@ -126,7 +122,6 @@ class Store:
             rotate_count=rotate_count,
             rng=rng,
         )
-        self._temporary_number = 0
         self._doomed: list[str] = []
         self._wake = trio.Event()
 
@@ -197,15 +192,11 @@ class Store:
 
     def path(self, location: Location) -> str:
         """Absolute path of the object's file."""
-        return self._data[location.path_index] + location.relative
-
-    def metadata_path(self, location: Location) -> str:
-        """Absolute path of the object's metadata file."""
-        return self._data[location.path_index] + location.relative + METADATA_SUFFIX
+        return self.paths.of(location)
 
     def data_directory(self, path_index: int) -> str:
         """``STORE_PATH/data``, the directory of the sub directories."""
-        return self._data[path_index][:-1]
+        return self.paths.data[path_index][:-1]
 
     def slot(self, location: Location) -> trunk.SlotPlace | None:
         """The place of an object that a C server put into a trunk file; None for all others."""
@@ -285,7 +276,7 @@ class Store:
 
         The file's mtime is *mtime* (Unix seconds) or now. Raises StatusError 28, 5, 17.
         """
-        new = self._open_unnamed(location.path_index, location.high, location.low)
+        new = self.paths.open_new(location.path_index, location.high, location.low)
         try:
             write_all(new.fd, data)
             if mtime is not None:
@@ -309,7 +300,7 @@ class Store:
         index = self._naming.choose_path(path_index, size)
         high, low = self._naming.next_directory()
         try:
-            return self._open_unnamed(index, high, low)
+            return self.paths.open_new(index, high, low)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
 
@@ -320,7 +311,7 @@ class Store:
             StatusError: 5 the disk failed.
         """
         try:
-            return self._open_unnamed(near.path_index, near.high, near.low)
+            return self.paths.open_new(near.path_index, near.high, near.low)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
 
@@ -372,7 +363,7 @@ class Store:
         Raises StatusError 2, 28, 5.
         """
         try:
-            new = self._open_unnamed(target.path_index, target.high, target.low)
+            new = self.paths.open_new(target.path_index, target.high, target.low)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         slot = self.slot(source)
@@ -388,35 +379,13 @@ class Store:
             new.close()
         return size
 
-    def _open_unnamed(self, index: int, high: int, low: int) -> NewFile:
-        """A new file without a name. Raises OSError."""
-        if not self._unnamed[index]:
-            temporary = self._temporary_path(index)
-            return NewFile(os.open(temporary, _CREATE_FLAGS, 0o644), index, high, low, temporary)
-        directory = f"{self._data[index]}{high:02X}/{low:02X}"
-        try:
-            fd = os.open(directory, _UNNAMED_FLAGS, 0o644)
-        except FileNotFoundError:
-            os.makedirs(directory, exist_ok=True)
-            fd = os.open(directory, _UNNAMED_FLAGS, 0o644)
-        return NewFile(fd, index, high, low)
-
-    def _temporary_path(self, index: int) -> str:
-        self._temporary_number += 1
-        number = self._temporary_number
-        return f"{self._data[index]}{directories.TEMPORARY_PREFIX}{os.getpid()}-{number}"
-
     def _publish(
         self, new: NewFile, location: Location, timestamp: int | None, op: str = ops.CREATE
     ) -> None:
         """Binlog line and name, in this order (see the top). Raises OSError."""
-        self._log(op, location, timestamp)
-        path = self.path(location)
-        if not new.temporary:
-            directories.link_unnamed(new.fd, path)
-        else:
-            os.link(new.temporary, path)
-        self._notify(op, location)
+        self.changes.log(op, location, timestamp)
+        self.paths.name(new, self.path(location))
+        self.changes.notify(op, location)
 
     # --- deleting ---------------------------------------------------------------------------
 
@@ -438,13 +407,13 @@ class Store:
                 self._delete_link_target(location)
             elif not stat.S_ISREG(info.st_mode) and not stat.S_ISLNK(info.st_mode):
                 raise StatusError(errno.EINVAL, "neither a file nor a link")
-            metadata = self.metadata_path(location)
-            has_metadata = os.access(metadata, os.F_OK)
-            self._log(ops.DELETE, location)
+            metadata = metadata_location(location)
+            has_metadata = os.access(self.paths.of(metadata), os.F_OK)
+            self.changes.log(ops.DELETE, location)
             self._unlink(path, info.st_size, location.path_index)
-            self._notify(ops.DELETE, location)
+            self.changes.notify(ops.DELETE, location)
             if has_metadata:
-                self._delete_metadata(location, metadata)
+                self._metadata.delete(metadata)
         except StatusError:
             raise
         except OSError as exc:
@@ -452,13 +421,13 @@ class Store:
 
     def _delete_slot(self, location: Location, slot: trunk.SlotPlace) -> None:
         slot.stat()
-        metadata = self.metadata_path(location)
+        metadata = metadata_location(location)
         try:
-            self._log(ops.DELETE, location)
+            self.changes.log(ops.DELETE, location)
             slot.clear()
-            self._notify(ops.DELETE, location)
-            if os.access(metadata, os.F_OK):
-                self._delete_metadata(location, metadata)
+            self.changes.notify(ops.DELETE, location)
+            if os.access(self.paths.of(metadata), os.F_OK):
+                self._metadata.delete(metadata)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
 
@@ -467,7 +436,7 @@ class Store:
         if size < _UNLINK_IN_THREAD_BYTES:
             os.unlink(path)
             return
-        temporary = self._temporary_path(path_index)
+        temporary = self.paths.temporary(path_index)
         os.rename(path, temporary)
         self._doomed.append(temporary)
         self._wake.set()
@@ -496,11 +465,11 @@ class Store:
         try:
             if os.path.lexists(self.path(location)):
                 raise StatusError(errno.EEXIST)
-            self._log(ops.LINK, location, None, f" {target.name}")
+            self.changes.log(ops.LINK, location, None, f" {target.name}")
             os.symlink(self.path(target), self.path(location))
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
-        self._notify(ops.LINK, location, target)
+        self.changes.notify(ops.LINK, location, target)
 
     def rename(self, old: Location, new: Location) -> None:
         """Give the object *old* the fresh name *new*; its metadata is lost, as in FastDFS.
@@ -509,15 +478,15 @@ class Store:
             StatusError: 2 there is no *old*, 5.
         """
         path = self.path(old)
-        metadata = self.metadata_path(old)
+        metadata = metadata_location(old)
         try:
             if not os.path.lexists(path):
                 raise StatusError(errno.ENOENT)
-            self._log(ops.RENAME, new, None, f" {old.name}")
+            self.changes.log(ops.RENAME, new, None, f" {old.name}")
             os.rename(path, self.path(new))
-            self._notify(ops.RENAME, new, old)
-            if os.access(metadata, os.F_OK):
-                self._delete_metadata(old, metadata)
+            self.changes.notify(ops.RENAME, new, old)
+            if os.access(self.paths.of(metadata), os.F_OK):
+                self._metadata.delete(metadata)
         except StatusError:
             raise
         except OSError as exc:
@@ -526,32 +495,15 @@ class Store:
     def _link_target(self, location: Location) -> Location | None:
         """The object that a link points to; None when it is no link, or points elsewhere."""
         try:
-            target = os.readlink(self.path(location))
-        except OSError:
+            return self.paths.located_at(os.readlink(self.path(location)))
+        except (OSError, ProtocolError):
             return None
-        for index, data in enumerate(self._data):
-            if target.startswith(data):
-                try:
-                    return self.locate(f"M{index:02X}/{target[len(data) :]}")
-                except ProtocolError:
-                    return None
-        return None
 
     # --- metadata ---------------------------------------------------------------------------
 
     def read_metadata(self, location: Location) -> bytes | None:
         """The metadata text, or None when there is none (or no object)."""
-        try:
-            fd = os.open(self.metadata_path(location), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-        try:
-            with os.fdopen(fd, "rb", buffering=0) as file:
-                return file.read()
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
+        return self._metadata.read(location)
 
     def write_metadata(self, location: Location, text: bytes) -> None:
         """Replace the metadata text; empty *text* removes it. The object itself is not looked at.
@@ -559,43 +511,7 @@ class Store:
         Raises:
             StatusError: 28, 5.
         """
-        path = self.metadata_path(location)
-        try:
-            exists = os.access(path, os.F_OK)
-            if not text:
-                if exists:
-                    self._delete_metadata(location, path)
-            elif exists:
-                self._replace_metadata(location, path, text)
-            else:
-                new = self._open_unnamed(location.path_index, location.high, location.low)
-                try:
-                    write_all(new.fd, text)
-                    self._publish(new, _metadata_location(location), None)
-                finally:
-                    new.close()
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-
-    def _replace_metadata(self, location: Location, path: str, text: bytes) -> None:
-        temporary = self._temporary_path(location.path_index)
-        fd = os.open(temporary, _CREATE_FLAGS, 0o644)
-        try:
-            try:
-                write_all(fd, text)
-            finally:
-                os.close(fd)
-            self._log(ops.UPDATE, _metadata_location(location))
-            os.rename(temporary, path)
-        except OSError:
-            unlink_quietly(temporary)
-            raise
-        self._notify(ops.UPDATE, _metadata_location(location))
-
-    def _delete_metadata(self, location: Location, path: str) -> None:
-        self._log(ops.DELETE, _metadata_location(location))
-        os.unlink(path)
-        self._notify(ops.DELETE, _metadata_location(location))
+        self._metadata.write(location, text)
 
     # --- changing appenders -----------------------------------------------------------------
 
@@ -632,10 +548,10 @@ class Store:
         """
         op = ops.APPEND if offset == old_size else ops.MODIFY
         try:
-            self._log(op, location, None, f" {offset} {length}")
+            self.changes.log(op, location, None, f" {offset} {length}")
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
-        self._notify(op, location)
+        self.changes.notify(op, location)
 
     def truncate(self, location: Location, size: int) -> None:
         """Set the object's size, with zero bytes where it grows; nothing if it has that size.
@@ -647,9 +563,9 @@ class Store:
         try:
             old_size = os.fstat(fd).st_size
             if old_size != size:
-                self._log(ops.TRUNCATE, location, None, f" {old_size} {size}")
+                self.changes.log(ops.TRUNCATE, location, None, f" {old_size} {size}")
                 os.ftruncate(fd, size)
-                self._notify(ops.TRUNCATE, location)
+                self.changes.notify(ops.TRUNCATE, location)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         finally:
@@ -677,18 +593,6 @@ class Store:
 
     # --- the log ----------------------------------------------------------------------------
 
-    def _log(
-        self, op: str, location: Location, timestamp: int | None = None, extra: str = ""
-    ) -> None:
-        if timestamp is None:
-            timestamp = int(time.time())
-        self.binlog.append(f"{timestamp} {op} {location.name}{extra}\n".encode("ascii"))
-        self.counters.last_source_update = timestamp
-
-    def _notify(self, op: str, location: Location, other: Location | None = None) -> None:
-        for observer in self.observers:
-            observer(op, location, other)
-
     def _finish_interrupted(self) -> None:
         """Carry out what is the last record of its object and was logged before a crash only."""
         last = {record.name: record for record in self.binlog.tail()}
@@ -710,8 +614,8 @@ class Store:
         if not os.path.lexists(self.path(new)):
             self.rename(old, new)
             logger.info("finished renaming %s to %s", old.name, new.name)
-        elif os.path.lexists(self.metadata_path(old)):
-            self._delete_metadata(old, self.metadata_path(old))
+        elif os.path.lexists(self.paths.of(metadata_location(old))):
+            self._metadata.delete(metadata_location(old))
 
     def _finish_deletion(self, location: Location) -> None:
         path = self.path(location)
@@ -728,9 +632,3 @@ class Store:
         if os.lstat(path).st_size == old_size:
             logger.info("finishing the truncation of %s", location.name)
             os.truncate(path, size)
-
-
-def _metadata_location(location: Location) -> Location:
-    return Location(
-        location.path_index, location.high, location.low, location.base + METADATA_SUFFIX
-    )

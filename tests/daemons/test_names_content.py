@@ -347,7 +347,7 @@ async def test_a_plain_client_makes_an_appender_a_normal_file(tmp_path: Path, mi
         store, old = server.store, server.tree.objects.locate(big.file_id)
         new = store.make_normal_name(old, BIG, 0, 1_700_000_000)
         if missed:
-            store.observers.clear()
+            store.changes.observers.clear()
         store.rename(old, new)
         if not missed:
             await _wait_for_object(session, big.ino, new.name)
@@ -365,7 +365,7 @@ async def _wait_for_object(session: NamesSession, ino: int, file_id: str) -> Non
 async def test_a_deletion_that_was_missed(tmp_path: Path) -> None:
     async with names_server(tmp_path) as server, server.session() as session:
         attr = await store(session, await make(session, b"a"), b"content")
-        server.store.observers.clear()
+        server.store.changes.observers.clear()
         server.store.delete(server.tree.objects.locate(attr.file_id))
     async with names_server(tmp_path) as server, server.session() as session:
         with trio.fail_after(10):

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from fdfs_storage.binlog import BinlogPosition
+from fdfs_storage.paths import metadata_location
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.derived import CreateLink, Regenerate
 from fdfsfuse.proto.fileid import FileKind, decode_name
@@ -193,7 +194,7 @@ async def test_what_the_log_says_is_carried_out_at_start(tmp_path: Path) -> None
     assert Path(store.path(new)).read_bytes() == b"content"
     assert store.read_metadata(old) is None
     # Killed between the rename and the end of the metadata.
-    Path(store.metadata_path(old)).write_bytes(b"a\x021")
+    Path(store.path(metadata_location(old))).write_bytes(b"a\x021")
     store.binlog.append(f"1 R {new.name} {old.name}\n".encode())
     store.close()
     store = await open_store(config)

@@ -146,7 +146,7 @@ async def test_leftover_temporaries_are_removed_at_start(tmp_path: Path) -> None
 @pytest.mark.parametrize("unnamed", [True, False])
 async def test_an_uncommitted_file_leaves_nothing(tmp_path: Path, unnamed: bool) -> None:
     store = await open_store(make_config(tmp_path))
-    store._unnamed = [unnamed, unnamed]  # False: a file system without O_TMPFILE
+    store.paths.unnamed = [unnamed, unnamed]  # False: a file system without O_TMPFILE
     new = store.open_new(0, 3)
     new.write(b"abc")
     new.close()
@@ -237,7 +237,7 @@ async def test_reserved_space_is_kept_free(tmp_path: Path) -> None:
 async def test_observers_hear_of_every_change(tmp_path: Path) -> None:
     store = await open_store(make_config(tmp_path))
     heard: list[tuple[str, str]] = []
-    store.observers.append(lambda op, location, _other: heard.append((op, location.name)))
+    store.changes.observers.append(lambda op, location, _other: heard.append((op, location.name)))
     location = put(store, b"begin", appender=True)
     name = location.name
     store.pwrite(location, 5, b"-more")

@@ -126,7 +126,7 @@ class Tree:
         self.by_id = ByIdChanges(self.engine, self.reads, self.objects)
         self.unflushed: set[SessionConnection] = set()
         self._nursery: trio.Nursery | None = None
-        store.observers += [self.listing.observe, self.by_id.observe]
+        store.changes.observers += [self.listing.observe, self.by_id.observe]
 
     def _connect(self, path: str) -> sqlite3.Connection:
         db = schema.connect(path)

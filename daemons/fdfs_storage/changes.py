@@ -1,0 +1,43 @@
+"""The record of changes: each one is in the binlog, and observers hear of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from fdfs_storage.binlog import Binlog
+from fdfs_storage.counters import Counters
+from fdfsfuse.proto.fileid import Location
+
+Observer = Callable[[str, Location, Location | None], None]
+"""Called with (binlog op, location, other) after a change; metadata changes have a location that
+ends in ``-m``, *other* is the target of a link or the old name of a rename. The op is in lower
+case when the change came from a peer. Must not raise, and must be quick."""
+
+
+class Changes:
+    """Binlog and observers of a store; ``counters`` keep the time of the last change."""
+
+    def __init__(self, binlog: Binlog, counters: Counters) -> None:
+        self.binlog = binlog
+        self.counters = counters
+        self.observers: list[Observer] = []
+
+    def log(
+        self, op: str, location: Location, timestamp: int | None = None, extra: str = ""
+    ) -> None:
+        """Write a line for a change of our own. Raises OSError."""
+        if timestamp is None:
+            timestamp = int(time.time())
+        self.binlog.append(f"{timestamp} {op} {location.name}{extra}\n".encode("ascii"))
+        self.counters.last_source_update = timestamp
+
+    def log_received(self, op: str, name: str, timestamp: int, extra: str = "") -> None:
+        """Write a line for a change that a peer sent: *op* is in lower case. Raises OSError."""
+        self.binlog.append(f"{timestamp} {op} {name}{extra}\n".encode("ascii"))
+        self.counters.last_sync_update = int(time.time())
+
+    def notify(self, op: str, location: Location, other: Location | None = None) -> None:
+        """Tell the observers."""
+        for observer in self.observers:
+            observer(op, location, other)

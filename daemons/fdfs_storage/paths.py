@@ -1,0 +1,88 @@
+"""Where object files are on the disk, and how new ones get there: `directories` with a memory.
+
+Layout: protocol/disk.md section 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from fdfs_storage import directories
+from fdfs_storage.new_file import NewFile
+from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location, parse_location
+
+_CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_UNNAMED_FLAGS = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+
+
+class Paths:
+    """The store paths of a storage."""
+
+    def __init__(self, store_paths: Sequence[str]) -> None:
+        self.count = len(store_paths)
+        self.data = [f"{path}/data/" for path in store_paths]
+        self.unnamed = [directories.supports_unnamed_files(path) for path in store_paths]
+        self._temporary_number = 0
+
+    def of(self, location: Location) -> str:
+        """Absolute path of the file."""
+        return self.data[location.path_index] + location.relative
+
+    def located_at(self, path: str) -> Location | None:
+        """The location of an absolute path, None when it is in no store path.
+
+        Raises:
+            ProtocolError: it is in one, but no file name of a storage.
+        """
+        for index, data in enumerate(self.data):
+            if path.startswith(data):
+                return parse_location(f"M{index:02X}/{path[len(data) :]}", self.count)
+        return None
+
+    def temporary(self, index: int) -> str:
+        """A free path for a temporary file on store path *index*."""
+        self._temporary_number += 1
+        number = self._temporary_number
+        return f"{self.data[index]}{directories.TEMPORARY_PREFIX}{os.getpid()}-{number}"
+
+    def open_new(self, index: int, high: int, low: int) -> NewFile:
+        """A new file without a name. Raises OSError."""
+        if not self.unnamed[index]:
+            temporary = self.temporary(index)
+            return NewFile(os.open(temporary, _CREATE_FLAGS, 0o644), index, high, low, temporary)
+        directory = f"{self.data[index]}{high:02X}/{low:02X}"
+        try:
+            fd = os.open(directory, _UNNAMED_FLAGS, 0o644)
+        except FileNotFoundError:
+            os.makedirs(directory, exist_ok=True)
+            fd = os.open(directory, _UNNAMED_FLAGS, 0o644)
+        return NewFile(fd, index, high, low)
+
+    def name(self, new: NewFile, path: str) -> None:
+        """Give *new* its name. Raises OSError; FileExistsError: *path* is never replaced."""
+        if new.temporary:
+            os.link(new.temporary, path)
+        else:
+            directories.link_unnamed(new.fd, path)
+
+    def replace(self, new: NewFile, path: str) -> None:
+        """Put *new* where *path* is: readers see the old file or the new one. Raises OSError."""
+        if new.temporary:
+            os.rename(new.temporary, path)
+            new.temporary = ""
+            return
+        temporary = self.temporary(new.path_index)
+        directories.link_unnamed(new.fd, temporary)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+            raise
+
+
+def metadata_location(location: Location) -> Location:
+    """Where the metadata file of an object is."""
+    return Location(
+        location.path_index, location.high, location.low, location.base + METADATA_SUFFIX
+    )
