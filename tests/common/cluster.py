@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from tests.common.network import Network
 from tests.common.plain import PlainClient, PlainError
 from tests.common.processes import STOP_TIMEOUT_S, Process, ProcessDied, program
 from tests.common.waiting import wait_until
@@ -137,6 +138,7 @@ class Cluster:
         groups: names of groups; a name that is given twice gets two storages.
         store_paths: store paths of each storage.
         trackers: how many trackers, peers of each other.
+        network: put a `Network` between all servers, which can be cut, stalled and slowed.
         tracker_conf, storage_conf: further keys of the configuration files.
     """
 
@@ -147,16 +149,19 @@ class Cluster:
         *,
         store_paths: int = 1,
         trackers: int = 1,
+        network: bool = False,
         tracker_conf: Mapping[str, Setting] | None = None,
         storage_conf: Mapping[str, Setting] | None = None,
     ) -> None:
         self.directory = directory
-        self._network = loopback_network()
+        self._prefix = loopback_network()
+        self._private_prefix = loopback_network()
+        self._network = Network() if network else None
         self._store_path_count = store_paths
         self._storage_conf = dict(storage_conf or {})
         self._storages_made = 0
         hosts = [2, *range(_FURTHER_TRACKERS, _FURTHER_TRACKERS + trackers - 1)]
-        addresses = [f"{self._network}.{host}" for host in hosts]
+        addresses = [f"{self._prefix}.{host}" for host in hosts]
         port = free_port(addresses)
         self.trackers: list[Daemon] = []
         for number, address in enumerate(addresses):
@@ -171,12 +176,13 @@ class Cluster:
                 }
             )
             self.trackers.append(tracker)
+            self._connect(tracker)
         self.storages: list[Storage] = []
         self.mounts: list[Mount] = []
         hosts = list(range(_FIRST_STORAGE, _FIRST_STORAGE + len(groups)))
         self._ports = {
             group: free_port(
-                [f"{self._network}.{h}" for h, g in zip(hosts, groups, strict=True) if g == group]
+                [f"{self._prefix}.{h}" for h, g in zip(hosts, groups, strict=True) if g == group]
             )
             for group in dict.fromkeys(groups)
         }
@@ -186,7 +192,7 @@ class Cluster:
     def _make_storage(self, group: str) -> Storage:
         number = self._storages_made
         self._storages_made += 1
-        address = f"{self._network}.{_FIRST_STORAGE + number}"
+        address = f"{self._prefix}.{_FIRST_STORAGE + number}"
         port = self._ports.get(group) or free_port([address])
         self._ports[group] = port
         storage = Storage(self.directory / f"storage{number}", group, number, address, port)
@@ -208,8 +214,16 @@ class Cluster:
                 **self._storage_conf,
             }
         )
+        self._connect(storage)
         self.storages.append(storage)
         return storage
+
+    def _connect(self, daemon: Daemon) -> None:
+        """With a network: let the daemon listen at a private address, behind its public one."""
+        if self._network is not None:
+            private = f"{self._private_prefix}.{daemon.address.rpartition('.')[2]}"
+            self._network.add(daemon.address, private, daemon.port)
+            daemon.configure({"bind_addr": private})
 
     def add_storage(
         self, group: str = "group1", conf: Mapping[str, Setting] | None = None
@@ -239,6 +253,12 @@ class Cluster:
                     raise
                 return exc.status == errno.EALREADY
         return True
+
+    @property
+    def network(self) -> Network:
+        """The network between the servers, of a cluster that was made with one."""
+        assert self._network is not None, "this cluster has no network; Cluster(..., network=True)"
+        return self._network
 
     @property
     def tracker(self) -> Daemon:
@@ -354,6 +374,7 @@ class Cluster:
                 daemon.stop()
             except ProcessDied as exc:
                 problems.append(str(exc))
+        self._stop_network()
         for process in [*self.daemons, *self.mounts]:
             problems += process.new_bad_lines()
         if problems:
@@ -365,6 +386,11 @@ class Cluster:
             mount.cleanup()
         for daemon in self.daemons:
             daemon.kill()
+        self._stop_network()
+
+    def _stop_network(self) -> None:
+        if self._network is not None:
+            self._network.stop()
 
 
 class Mount(Process):
