@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,11 +20,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from fdfsfuse.cli import mini_layout
-from fdfsfuse.cli.mini_layout import Plan
-from fdfsfuse.cli.supervise import Child, ChildProblem
+from fdfsfuse.cli.mini_layout import Plan, Server
+from fdfsfuse.cli.supervise import Child, ChildProblem, describe_exit
 from fdfsfuse.client.pool import Pool
 from fdfsfuse.client.tracker import TrackerClient
 from fdfsfuse.errors import ConfigError, ConnectionProblem, StatusError
+from fdfsfuse.proto.tracker import ServerStatus
 from fdfsfuse.server.daemon import sd_notify
 
 ACTIVE_TIMEOUT_S = 60.0
@@ -37,7 +38,13 @@ POLL_S = 0.05
 @click.option(
     "--volumes",
     type=click.IntRange(1, mini_layout.MAX_VOLUMES),
-    help="How many volumes, each with one storage.  [default: those of DIR, or 2]",
+    help="How many volumes.  [default: those of DIR, or 2]",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, mini_layout.MAX_REPLICAS),
+    help="How many storages each volume has; each keeps all its files.  "
+    "[default: those of DIR, or 1]",
 )
 @click.option("--mount", "mount_path", metavar="PATH", help="Mount here.  [default: DIR/mnt]")
 @click.option("--no-mount", is_flag=True, help="Start the servers only.")
@@ -53,6 +60,7 @@ POLL_S = 0.05
 def mini(
     directory: str,
     volumes: int | None,
+    replicas: int | None,
     mount_path: str | None,
     no_mount: bool,
     options: str | None,
@@ -66,6 +74,9 @@ def mini(
     is for trying out and for tests: who can reach the ports is trusted, so it listens on loopback
     only.
 
+    With --replicas 2 one storage of a volume may be stopped and started again while the others go
+    on; otherwise everything ends when one of the processes does.
+
     Exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 something failed, 2 wrong arguments.
     """
     if no_mount and (mount_path or options):
@@ -77,7 +88,9 @@ def mini(
     try:
         with claim(base):
             old = mini_layout.read_plan(base / "mini.json")
-            plan = mini_layout.make_plan(old, volumes=volumes, first=address, port=port)
+            plan = mini_layout.make_plan(
+                old, volumes=volumes, replicas=replicas, first=address, port=port
+            )
             busy = mini_layout.busy_address(plan)
             if busy is not None:
                 raise ConfigError(f"{busy} is in use by another program, and {base} needs it")
@@ -159,18 +172,25 @@ class Cluster:
     mountpoint: Path | None
     options: str | None
     tracker: Child = field(init=False)
-    storages: list[Child] = field(init=False)
+    storages: dict[Server, Child] = field(init=False)
     mount: Child | None = field(init=False, default=None)
     _failure: Exception | None = field(init=False, default=None)
+    _ready: bool = field(init=False, default=False)
+    _stopped: set[Child] = field(init=False, default_factory=set)
+    """Storages that somebody stopped; what their exit codes are is his business."""
 
     def __post_init__(self) -> None:
         logs = self.directory / "logs"
         conf = self.directory / "tracker.conf"
         self.tracker = Child("tracker", ["fdfs-trackerd", str(conf)], logs / "tracker.log")
-        self.storages = [
-            Child(name, ["fdfs-storaged", f"{self.directory / name}.conf"], logs / f"{name}.log")
-            for name in self.plan.volumes
-        ]
+        self.storages = {
+            server: Child(
+                server.name,
+                ["fdfs-storaged", str(self.conf_of(server))],
+                logs / f"{server.name}.log",
+            )
+            for server in self.plan.storages
+        }
         if self.mountpoint is not None:
             command = ["fdfs-mount", str(self.plan.tracker), str(self.mountpoint), "-f"]
             if self.options:
@@ -190,6 +210,7 @@ class Cluster:
                     nursery.start_soon(self._cancel_at_signal, signals, nursery.cancel_scope)
                     try:
                         await self._start(nursery)
+                        self._ready = True
                         self._report(as_json)
                         await trio.sleep_forever()
                     except (ChildProblem, OSError) as exc:
@@ -221,40 +242,74 @@ class Cluster:
                     child.signal(signal.SIGKILL)
 
     async def _start(self, nursery: trio.Nursery) -> None:
-        for stage in ([self.tracker], self.storages):
-            for child in stage:
-                child.launch(self.directory)
-                nursery.start_soon(self._watch, child, nursery.cancel_scope)
-            for child in stage:
-                await child.wait_ready()
-        await self._wait_active()
+        firsts = {self.plan.of_volume(volume)[0] for volume in self.plan.volumes}
+        # The first storage of a volume founds its tree, so it has to be there before the others.
+        founders = {server: child for server, child in self.storages.items() if server in firsts}
+        others = {server: child for server, child in self.storages.items() if server not in firsts}
+        await self._launch(nursery, [self.tracker])
+        for stage in (founders, others):
+            await self._launch(nursery, stage.values())
+            await self._wait_active(stage)
         if self.mount is not None:
             self.mount.launch(self.directory)
             nursery.start_soon(self._watch, self.mount, nursery.cancel_scope)
             await self._wait_mounted(self.mount)
 
+    async def _launch(self, nursery: trio.Nursery, children: Collection[Child]) -> None:
+        for child in children:
+            child.launch(self.directory)
+            nursery.start_soon(self._watch, child, nursery.cancel_scope)
+        for child in children:
+            await child.wait_ready()
+
     async def _watch(self, child: Child, scope: trio.CancelScope) -> None:
         await child.wait()
+        if self._ready and self._others_go_on(child):
+            self._stopped.add(child)
+            click.echo(self._stopped_text(child), err=True)
+            return
         self._failure = self._failure or child.died()
         scope.cancel()
 
-    async def _wait_active(self) -> None:
-        """Wait until the tracker hands out every storage."""
-        waiting: set[str] = set(self.plan.volumes)
+    def _others_go_on(self, child: Child) -> bool:
+        """Whether another storage of the same volume runs."""
+        for server, own in self.storages.items():
+            if own is child:
+                volume = self.plan.of_volume(server.volume)
+                return any(self.storages[other].running for other in volume)
+        return False
+
+    def _stopped_text(self, child: Child) -> str:
+        (server,) = (server for server, own in self.storages.items() if own is child)
+        return (
+            f"{child.name} has stopped ({describe_exit(child.exit_code)}); the other storages of "
+            f"{server.volume} go on. Start it again with: fdfs-storaged {self.conf_of(server)}"
+        )
+
+    def conf_of(self, server: Server) -> Path:
+        """The configuration file of a storage."""
+        return self.directory / f"{server.name}.conf"
+
+    async def _wait_active(self, storages: Collection[Server]) -> None:
+        """Wait until the tracker hands out these storages."""
+        waiting = {server.at.host: server for server in storages}
         with trio.move_on_after(ACTIVE_TIMEOUT_S):
             async with Pool() as pool:
                 client = TrackerClient([self.plan.tracker], pool)
                 while waiting:
-                    for name in sorted(waiting):
+                    for volume in {server.volume for server in waiting.values()}:
                         with contextlib.suppress(StatusError, ConnectionProblem):
-                            await client.query_store(name)
-                            waiting.discard(name)
+                            await client.query_store(volume)
+                            for stat in await client.list_storages(volume):
+                                if stat.status is ServerStatus.ACTIVE:
+                                    waiting.pop(stat.storage_id, None)
                     await trio.sleep(POLL_S)
         if waiting:
-            name = sorted(waiting)[0]
+            server = min(waiting.values(), key=lambda server: server.name)
             raise ChildProblem(
-                f"{name} takes no files after {ACTIVE_TIMEOUT_S:g} s; "
-                f"is the disk of {self.directory} full?"
+                f"{server.name} takes no files after {ACTIVE_TIMEOUT_S:g} s; "
+                f"is the disk of {self.directory} full? "
+                f"See {self.storages[server].log_path}"
             )
 
     async def _wait_mounted(self, mount: Child) -> None:
@@ -280,10 +335,15 @@ class Cluster:
 
         async def stop(child: Child) -> None:
             problem = await child.stop()
-            if problem is not None and child.name not in str(self._failure):
+            known = child in self._stopped or child.name in str(self._failure)
+            if problem is not None and not known:
                 problems.append(problem)
 
-        stages = [[self.mount] if self.mount is not None else [], self.storages, [self.tracker]]
+        stages: list[Collection[Child]] = [
+            [self.mount] if self.mount is not None else [],
+            self.storages.values(),
+            [self.tracker],
+        ]
         for stage in stages:
             async with trio.open_nursery() as nursery:
                 for child in stage:
@@ -293,7 +353,11 @@ class Cluster:
         return problems
 
     def _children(self) -> list[Child]:
-        return [self.tracker, *self.storages, *([self.mount] if self.mount is not None else [])]
+        return [
+            self.tracker,
+            *self.storages.values(),
+            *([self.mount] if self.mount is not None else []),
+        ]
 
     def _report(self, as_json: bool) -> None:
         if as_json:
@@ -310,8 +374,15 @@ class Cluster:
             "mount": str(self.mountpoint) if self.mountpoint is not None else None,
             "tracker": str(self.plan.tracker),
             "volumes": {
-                name: {"storage": str(at), "base_path": str(self.directory / name)}
-                for name, at in zip(self.plan.volumes, self.plan.storages, strict=True)
+                volume: {
+                    server.name: {
+                        "address": str(server.at),
+                        "base_path": str(self.directory / server.name),
+                        "conf": str(self.conf_of(server)),
+                    }
+                    for server in self.plan.of_volume(volume)
+                }
+                for volume in self.plan.volumes
             },
             "processes": {child.name: child.pid for child in self._children()},
             "logs": {child.name: str(child.log_path) for child in self._children()},
@@ -333,8 +404,8 @@ def print_summary(cluster: Cluster) -> None:
     console = Console(highlight=False, soft_wrap=True)
     rows = [("mount", str(cluster.mountpoint))] if cluster.mountpoint is not None else []
     rows.append(("tracker", str(cluster.plan.tracker)))
-    for name, at in zip(cluster.plan.volumes, cluster.plan.storages, strict=True):
-        rows.append((name, f"{at}, files in {cluster.directory / name}"))
+    for server in cluster.plan.storages:
+        rows.append((server.name, f"{server.at}, files in {cluster.directory / server.name}"))
     rows.append(("logs", str(cluster.directory / "logs")))
     console.print("[green]fdfs mini is running[/green]")
     width = max(len(name) for name, _ in rows)

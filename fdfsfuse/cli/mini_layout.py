@@ -5,9 +5,11 @@ The directory::
     mini.json            what must stay the same from run to run: volumes, addresses, ports
     lock                 held while a cluster runs from this directory
     tracker.conf         written anew at each start, in FastDFS's format
-    VOLUME.conf          storage.conf of each volume's storage, likewise
+    VOLUME.conf          storage.conf of each volume's first storage, likewise
+    VOLUME-2.conf        ... of its second one, and so on
     tracker/             the tracker's base_path
-    VOLUME/              the storage's base_path and only store path
+    VOLUME/              the first storage's base_path and only store path
+    VOLUME-2/            ... the second one's
     logs/NAME.log        what each process printed (the previous runs' too, up to a size)
     mnt/                 the mount point, unless another one was asked for
 
@@ -29,30 +31,53 @@ from fdfsfuse.errors import ConfigError
 #: storages refuse 127.0.0.1 as a tracker's address (it means another machine on each machine)
 FIRST_ADDRESS = "127.0.0.2"
 MAX_VOLUMES = 32
+MAX_REPLICAS = 8
 #: how many ports above the usual one are tried
 PORT_TRIES = 500
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """One storage: ``name`` is that of its directory, its log and its configuration file."""
+
+    name: str
+    volume: str
+    at: Address
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """One cluster: ``volumes[i]`` has one storage at ``storages[i]``."""
+    """One cluster; the storages of a volume are in the order in which they were added to it."""
 
     tracker: Address
-    volumes: tuple[str, ...]
-    storages: tuple[Address, ...]
+    storages: tuple[Server, ...]
+
+    @property
+    def volumes(self) -> tuple[str, ...]:
+        """The volumes, in the order in which they were added."""
+        return tuple(dict.fromkeys(server.volume for server in self.storages))
+
+    def of_volume(self, volume: str) -> tuple[Server, ...]:
+        """The storages of a volume."""
+        return tuple(server for server in self.storages if server.volume == volume)
 
     def to_json(self) -> str:
         return json.dumps(
             {
-                "version": 1,
+                "version": 2,
                 "tracker": [self.tracker.host, self.tracker.port],
                 "volumes": {
-                    name: [at.host, at.port]
-                    for name, at in zip(self.volumes, self.storages, strict=True)
+                    volume: [[server.at.host, server.at.port] for server in self.of_volume(volume)]
+                    for volume in self.volumes
                 },
             },
             indent=2,
         )
+
+
+def server_name(volume: str, number: int) -> str:
+    """The name of a volume's storage, *number* from 1 on: ``group1``, ``group1-2`` ..."""
+    return volume if number == 1 else f"{volume}-{number}"
 
 
 def read_plan(path: Path) -> Plan | None:
@@ -69,28 +94,41 @@ def read_plan(path: Path) -> Plan | None:
         raise ConfigError(f"{path}: cannot be read: {exc}") from exc
     try:
         data = json.loads(text)
-        if data["version"] != 1:
+        if data["version"] not in (1, 2):
             raise ConfigError(f"{path}: version {data['version']} was made by a newer fdfs mini")
         tracker = _address(*data["tracker"])
-        volumes = tuple(check_volume(name) for name in data["volumes"])
-        storages = tuple(_address(*at) for at in data["volumes"].values())
+        storages: list[Server] = []
+        for name, places in data["volumes"].items():
+            volume = check_volume(name)
+            # Version 1 had one storage in each volume, and no list around its address.
+            places = [places] if data["version"] == 1 else places
+            storages += [
+                Server(server_name(volume, number), volume, _address(*at))
+                for number, at in enumerate(places, 1)
+            ]
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise ConfigError(f"{path}: not written by fdfs mini: {exc}") from exc
-    if not volumes:
-        raise ConfigError(f"{path}: not written by fdfs mini: it names no volume")
-    return Plan(tracker, volumes, storages)
+    if not storages:
+        raise ConfigError(f"{path}: not written by fdfs mini: it names no storage")
+    return Plan(tracker, tuple(storages))
 
 
 def make_plan(
-    old: Plan | None, *, volumes: int | None, first: str | None, port: int | None
+    old: Plan | None,
+    *,
+    volumes: int | None,
+    replicas: int | None,
+    first: str | None,
+    port: int | None,
 ) -> Plan:
-    """Decide volumes, addresses and ports.
+    """Decide volumes, storages, addresses and ports.
 
-    What an earlier run decided stays; ``volumes`` may only grow.  Ports are looked for among the
-    free ones of the machine, for a new plan only.
+    What an earlier run decided stays; there may only be more of everything.  Ports are looked for
+    among the free ones of the machine, for a new plan only.
 
     Args:
         volumes: how many volumes, None for those of before, or 2
+        replicas: how many storages each volume has at least, None for those of before, or 1
         first: the tracker's address in 127.0.0.0/8; storages get the addresses after it
         port: the tracker's port; storages get the one after it. None: FastDFS's usual ones,
             or the next that are free
@@ -99,17 +137,7 @@ def make_plan(
         ConfigError: what is asked for does not fit what the directory holds
     """
     if old is None:
-        host = first or FIRST_ADDRESS
-        count = 2 if volumes is None else volumes
-        hosts = [_loopback(host, offset) for offset in range(count + 1)]
-        if port is None:
-            tracker_port = _free_port(TRACKER_PORT, hosts[:1])
-            storage_port = _free_port(STORAGE_PORT, hosts[1:])
-        else:
-            tracker_port, storage_port = port, port + 1
-        names = tuple(f"group{n}" for n in range(1, count + 1))
-        storages = tuple(Address(at, storage_port) for at in hosts[1:])
-        return Plan(Address(hosts[0], tracker_port), names, storages)
+        return _new_plan(volumes or 2, replicas or 1, first or FIRST_ADDRESS, port)
     if first is not None and first != old.tracker.host:
         raise ConfigError(
             f"the data here belong to {old.tracker.host}: file ids carry the addresses, "
@@ -117,16 +145,38 @@ def make_plan(
         )
     if port is not None and port != old.tracker.port:
         raise ConfigError(f"the data here belong to port {old.tracker.port}: use another DIR")
-    if volumes is None or volumes == len(old.volumes):
-        return old
-    if volumes < len(old.volumes):
+    if volumes is not None and volumes < len(old.volumes):
         raise ConfigError(f"there are {len(old.volumes)} volumes here, not {volumes}")
-    added = range(len(old.volumes) + 1, volumes + 1)
-    port = old.storages[0].port
+    most = max(len(old.of_volume(volume)) for volume in old.volumes)
+    if replicas is not None and replicas < most:
+        raise ConfigError(f"there are {most} storages in a volume here, not {replicas}")
+    names = [*old.volumes]
+    names += [f"group{n}" for n in range(len(names) + 1, (volumes or len(names)) + 1)]
+    wanted = [(volume, number) for volume in names for number in range(1, (replicas or most) + 1)]
+    storages = list(old.storages)
+    for volume, number in wanted:
+        name = server_name(volume, number)
+        if all(server.name != name for server in storages):
+            # Every address so far is one after another, from the tracker's on.
+            host = _loopback(old.tracker.host, len(storages) + 1)
+            storages.append(Server(name, volume, Address(host, old.storages[0].at.port)))
+    return Plan(old.tracker, tuple(sorted(storages, key=lambda server: names.index(server.volume))))
+
+
+def _new_plan(volumes: int, replicas: int, first: str, port: int | None) -> Plan:
+    hosts = [_loopback(first, offset) for offset in range(volumes * replicas + 1)]
+    if port is None:
+        tracker_port = _free_port(TRACKER_PORT, hosts[:1])
+        storage_port = _free_port(STORAGE_PORT, hosts[1:])
+    else:
+        tracker_port, storage_port = port, port + 1
+    wanted = [(f"group{n}", m) for n in range(1, volumes + 1) for m in range(1, replicas + 1)]
     return Plan(
-        old.tracker,
-        (*old.volumes, *(f"group{number}" for number in added)),
-        (*old.storages, *(Address(_loopback(old.tracker.host, n), port) for n in added)),
+        Address(hosts[0], tracker_port),
+        tuple(
+            Server(server_name(volume, number), volume, Address(host, storage_port))
+            for (volume, number), host in zip(wanted, hosts[1:], strict=True)
+        ),
     )
 
 
@@ -155,24 +205,24 @@ check_active_interval = 30
 """
 
 
-def storage_conf(plan: Plan, index: int, directory: Path) -> str:
-    name, at = plan.volumes[index], plan.storages[index]
+def storage_conf(plan: Plan, server: Server, directory: Path) -> str:
     return f"""\
 # Written by `fdfs mini` at each start; what you change here is overwritten.
 # A copy of it is a good start for a storage.conf of your own.
-group_name = {name}
-bind_addr = {at.host}
-port = {at.port}
+group_name = {server.volume}
+bind_addr = {server.at.host}
+port = {server.at.port}
 tracker_server = {plan.tracker}
 
-base_path = {directory / name}
+base_path = {directory / server.name}
 store_path_count = 1
-store_path0 = {directory / name}
+store_path0 = {directory / server.name}
 # 16 x 16 directories; FastDFS's default is 256 x 256, which a first start takes seconds to make.
 subdir_count_per_path = 16
 
-# Seconds between signs of life, and between reports of the disk's size.
-heart_beat_interval = 5
+# Seconds between signs of life, and between reports of the disk's size. By signs of life storages
+# also hear of each other; 30 is usual.
+heart_beat_interval = 1
 stat_report_interval = 30
 """
 
@@ -186,14 +236,15 @@ def write_confs(plan: Plan, directory: Path) -> None:
     (directory / "tracker").mkdir(exist_ok=True)
     (directory / "logs").mkdir(exist_ok=True)
     (directory / "tracker.conf").write_text(tracker_conf(plan, directory))
-    for index, name in enumerate(plan.volumes):
-        (directory / name).mkdir(exist_ok=True)
-        (directory / f"{name}.conf").write_text(storage_conf(plan, index, directory))
+    for server in plan.storages:
+        (directory / server.name).mkdir(exist_ok=True)
+        conf = directory / f"{server.name}.conf"
+        conf.write_text(storage_conf(plan, server, directory))
 
 
 def busy_address(plan: Plan) -> Address | None:
     """The first address of the plan that something else listens on, None when all are free."""
-    for at in (plan.tracker, *plan.storages):
+    for at in (plan.tracker, *(server.at for server in plan.storages)):
         if not _is_free(at):
             return at
     return None

@@ -47,6 +47,12 @@ class Child:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int:
+        """Of a process that has ended: its exit code, or minus the signal."""
+        assert self._process is not None
+        return self._process.wait()
+
     def launch(self, cwd: Path) -> None:
         """Start the process and return at once.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fdfsfuse.cli.mini_layout import (
     Plan,
+    Server,
     busy_address,
     make_plan,
     read_plan,
@@ -24,21 +26,46 @@ from tests.common.cluster import loopback_network
 
 PLAN = Plan(
     Address("127.0.0.2", 22122),
-    ("group1", "group2"),
-    (Address("127.0.0.3", 23000), Address("127.0.0.4", 23000)),
+    (
+        Server("group1", "group1", Address("127.0.0.3", 23000)),
+        Server("group2", "group2", Address("127.0.0.4", 23000)),
+    ),
 )
 
 
-def new_plan(volumes: int | None = None, port: int | None = None, first: str | None = None) -> Plan:
-    return make_plan(None, volumes=volumes, first=first, port=port)
+def plan(
+    old: Plan | None = None,
+    *,
+    volumes: int | None = None,
+    replicas: int | None = None,
+    port: int | None = None,
+    first: str | None = None,
+) -> Plan:
+    return make_plan(old, volumes=volumes, replicas=replicas, first=first, port=port)
+
+
+def hosts(plan: Plan) -> dict[str, str]:
+    return {server.name: server.at.host for server in plan.storages}
 
 
 def test_default_plan_has_two_volumes_on_usual_addresses() -> None:
-    plan = new_plan(port=22122)
-    assert plan.volumes == ("group1", "group2")
-    assert plan.tracker.host == "127.0.0.2"
-    assert [at.host for at in plan.storages] == ["127.0.0.3", "127.0.0.4"]
-    assert {at.port for at in plan.storages} == {22123}
+    new = plan(port=22122)
+    assert new.volumes == ("group1", "group2")
+    assert new.tracker.host == "127.0.0.2"
+    assert hosts(new) == {"group1": "127.0.0.3", "group2": "127.0.0.4"}
+    assert {server.at.port for server in new.storages} == {22123}
+
+
+def test_volumes_of_two_storages() -> None:
+    new = plan(port=22122, replicas=2)
+    assert new.volumes == ("group1", "group2")
+    assert hosts(new) == {
+        "group1": "127.0.0.3",
+        "group1-2": "127.0.0.4",
+        "group2": "127.0.0.5",
+        "group2-2": "127.0.0.6",
+    }
+    assert [server.name for server in new.of_volume("group2")] == ["group2", "group2-2"]
 
 
 def test_ports_in_use_are_passed_over() -> None:
@@ -48,12 +75,12 @@ def test_ports_in_use_are_passed_over() -> None:
         tracker.listen()
         storage.bind((f"{network}.4", 23000))
         storage.listen()
-        plan = new_plan(first=f"{network}.2")
-        assert plan.tracker.port == 22123
+        new = plan(first=f"{network}.2")
+        assert new.tracker.port == 22123
         # All storages have the same port, so that of the second one decides for both.
-        assert {at.port for at in plan.storages} == {23001}
-        assert busy_address(plan) is None
-        assert busy_address(new_plan(first=f"{network}.2", port=22122)) == plan.tracker._replace(
+        assert {server.at.port for server in new.storages} == {23001}
+        assert busy_address(new) is None
+        assert busy_address(plan(first=f"{network}.2", port=22122)) == new.tracker._replace(
             port=22122
         )
 
@@ -61,48 +88,73 @@ def test_ports_in_use_are_passed_over() -> None:
 @pytest.mark.parametrize("first", ["10.0.0.1", "127.255.255.254", "localhost", "::1"])
 def test_addresses_are_loopback(first: str) -> None:
     with pytest.raises(ConfigError, match=r"127\.0\.0\.0/8|no IPv4 address"):
-        new_plan(volumes=3, first=first)
+        plan(volumes=3, first=first)
 
 
-def test_plan_survives_its_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_plan_survives_its_file(tmp_path: Path, replicas: int) -> None:
     assert read_plan(tmp_path / "mini.json") is None
-    write_confs(PLAN, tmp_path)
+    new = plan(PLAN, replicas=replicas)
+    write_confs(new, tmp_path)
+    assert read_plan(tmp_path / "mini.json") == new
+
+
+def test_plan_of_version_1_is_read(tmp_path: Path) -> None:
+    old = {
+        "version": 1,
+        "tracker": ["127.0.0.2", 22122],
+        "volumes": {"group1": ["127.0.0.3", 23000], "group2": ["127.0.0.4", 23000]},
+    }
+    (tmp_path / "mini.json").write_text(json.dumps(old))
     assert read_plan(tmp_path / "mini.json") == PLAN
 
 
 def test_old_plan_stays_and_may_grow() -> None:
-    assert make_plan(PLAN, volumes=None, first=None, port=None) == PLAN
-    assert make_plan(PLAN, volumes=2, first="127.0.0.2", port=22122) == PLAN
-    grown = make_plan(PLAN, volumes=3, first=None, port=None)
+    assert plan(PLAN) == PLAN
+    assert plan(PLAN, volumes=2, replicas=1, first="127.0.0.2", port=22122) == PLAN
+    grown = plan(PLAN, volumes=3)
     assert grown.volumes == ("group1", "group2", "group3")
-    assert grown.storages == (*PLAN.storages, Address("127.0.0.5", 23000))
+    assert grown.storages[:2] == PLAN.storages
+    assert hosts(grown)["group3"] == "127.0.0.5"
+
+
+def test_old_plan_may_get_replicas() -> None:
+    grown = plan(plan(PLAN, replicas=2), volumes=3)
+    assert [server.name for server in grown.storages] == [
+        *("group1", "group1-2", "group2", "group2-2", "group3", "group3-2")
+    ]
+    # Who was there keeps its address, and nobody shares one.
+    assert hosts(grown).items() >= hosts(PLAN).items()
+    assert len(set(hosts(grown).values())) == 6
+    assert plan(grown) == grown
 
 
 @pytest.mark.parametrize(
-    ("volumes", "first", "port", "text"),
+    ("changes", "text"),
     [
-        (1, None, None, "there are 2 volumes here, not 1"),
-        (None, "127.0.0.9", None, "--address cannot be changed"),
-        (None, None, 22200, "belong to port 22122"),
+        ({"volumes": 1}, "there are 2 volumes here, not 1"),
+        ({"replicas": 1}, "there are 2 storages in a volume here, not 1"),
+        ({"first": "127.0.0.9"}, "--address cannot be changed"),
+        ({"port": 22200}, "belong to port 22122"),
     ],
 )
-def test_old_plan_cannot_be_bent(
-    volumes: int | None, first: str | None, port: int | None, text: str
-) -> None:
+def test_old_plan_cannot_be_bent(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        make_plan(PLAN, volumes=volumes, first=first, port=port)
+        plan(plan(PLAN, replicas=2), **changes)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 3},
         {"tracker": ["127.0.0.2", 0]},
         {"tracker": ["127.0.0.2", "22122"]},
         {"tracker": ["8.8.8.8", 22122]},
         {"volumes": {}},
-        {"volumes": {"../../etc": ["127.0.0.3", 23000]}},
-        {"volumes": {"tracker": ["127.0.0.3", 23000]}},
+        {"volumes": {"../../etc": [["127.0.0.3", 23000]]}},
+        {"volumes": {"tracker": [["127.0.0.3", 23000]]}},
+        {"volumes": {"group1": []}},
+        {"volumes": {"group1": ["127.0.0.3", 23000]}},
         {"volumes": ["group1"]},
     ],
 )
@@ -134,4 +186,4 @@ def test_configuration_files_are_what_the_daemons_read(tmp_path: Path) -> None:
     # A storage that reports less often than the tracker looks would be taken for dead.
     assert storage.heart_beat_interval_s < tracker.check_active_interval_s / 2
     assert tracker_conf(PLAN, tmp_path).endswith("\n")
-    assert storage_conf(PLAN, 0, tmp_path).endswith("\n")
+    assert storage_conf(PLAN, PLAN.storages[0], tmp_path).endswith("\n")
