@@ -234,8 +234,9 @@ def serve_alone(directory: str) -> int:
     async def main(daemon: Daemon) -> None:
         store = await Store.open(config)
         store.configure("127.0.0.1", ReservedSpace(1))
+        service = StorageService(store, GROUP)
         listeners = open_listeners(["127.0.0.1"])
-        server = TcpServer(StorageService(store, GROUP).serve)
+        server = TcpServer(service.serve, service.answer)
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
             print(listeners[0].getsockname()[1], flush=True)

@@ -117,6 +117,7 @@ class StorageApp:
         allow = await resolve_allow_hosts(config.allow_hosts)
         self._server = TcpServer(
             service.serve,
+            service.answer,
             max_connections=config.max_connections,
             allows=None if allow.everyone else allow.allows,
             network_timeout_s=config.network_timeout_s,

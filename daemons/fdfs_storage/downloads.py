@@ -9,11 +9,11 @@ import stat
 
 from fdfs_storage.files import status_of
 from fdfs_storage.store import Store
-from fdfs_storage.transfer import INLINE_MAX, read_range
+from fdfs_storage.transfer import INLINE_MAX, read_cached, read_range
 from fdfs_storage.trunk import SlotPlace
 from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
 from fdfsfuse.proto.fileid import Location
-from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_header
+from fdfsfuse.proto.header import RESPONSE, pack_header
 from fdfsfuse.proto.storage import Download
 from fdfsfuse.proto.trunk import is_trunk_name
 from fdfsfuse.server.connection import FramedConnection
@@ -40,33 +40,58 @@ class Downloads:
             ConnectionBroken: the connection cannot go on.
         """
         request = Download.decode(body)
-        if request.group != self._group:
-            raise ProtocolError(f"group {request.group!r} is not ours")
-        location = self._locate(request.name)
-        counters = self._store.counters
-        counters.total_download_count += 1
+        location = self._begin(request)
         if is_trunk_name(location) and (slot := self._store.slot(location)) is not None:
-            count = await _send_slot(connection, slot, request)
-            counters.total_download_bytes += count
-            counters.success_download_count += 1
-            counters.success_download_bytes += count
+            self._count_success(await _send_slot(connection, slot, request))
             return
-        try:
-            fd = os.open(self._store.path(location), _OPEN_FLAGS)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
+        fd = self._open(location)
         try:
             count = _count(os.fstat(fd), request)
-            counters.total_download_bytes += count
             if count <= INLINE_MAX:
-                await _send_small(connection, fd, request.offset, count)
+                await connection.send(await _read_small(fd, request.offset, count))
             else:
-                header = pack_header(count, RESPONSE)
-                await connection.send(header, socket.MSG_MORE)
+                await connection.send(pack_header(count, RESPONSE), socket.MSG_MORE)
                 await connection.send_file(fd, request.offset, count)
         finally:
             os.close(fd)
+        self._count_success(count)
+
+    def download_small(self, body: bytes, _flags: int) -> bytes | None:
+        """The response, if it is small and the page cache has it; None: that is for `download`."""
+        request = Download.decode(body)
+        location = self._begin(request)
+        content = None
+        if not is_trunk_name(location):
+            fd = self._open(location)
+            try:
+                count = _count(os.fstat(fd), request)
+                if count <= INLINE_MAX:
+                    content = read_cached(fd, request.offset, count)
+            finally:
+                os.close(fd)
+        if content is None or len(content) != count:
+            self._store.counters.total_download_count -= 1  # `download` will count it
+            return None
+        self._count_success(count)
+        return pack_header(count, RESPONSE) + content
+
+    def _begin(self, request: Download) -> Location:
+        if request.group != self._group:
+            raise ProtocolError(f"group {request.group!r} is not ours")
+        location = self._locate(request.name)
+        self._store.counters.total_download_count += 1
+        return location
+
+    def _open(self, location: Location) -> int:
+        try:
+            return os.open(self._store.path(location), _OPEN_FLAGS)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def _count_success(self, count: int) -> None:
+        counters = self._store.counters
         counters.success_download_count += 1
+        counters.total_download_bytes += count
         counters.success_download_bytes += count
 
     def _locate(self, name: str) -> Location:
@@ -102,13 +127,12 @@ def _count(status: os.stat_result, request: Download) -> int:
     return min(request.count or rest, rest)
 
 
-async def _send_small(connection: FramedConnection, fd: int, offset: int, count: int) -> None:
-    packet = bytearray(HEADER_SIZE + count)
+async def _read_small(fd: int, offset: int, count: int) -> bytes:
+    """A whole response."""
     try:
-        got = await read_range(fd, offset, memoryview(packet)[HEADER_SIZE:])
+        content = await read_range(fd, offset, count)
     except OSError as exc:
         raise StatusError(status_of(exc)) from exc
-    if got != count:
+    if len(content) != count:
         raise ConnectionBroken("a file became shorter while it was read")
-    packet[:HEADER_SIZE] = pack_header(count, RESPONSE)
-    await connection.send(packet)
+    return pack_header(count, RESPONSE) + content

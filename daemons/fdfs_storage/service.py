@@ -6,7 +6,8 @@ forgotten. Requests that arrive back to back are answered in order.
 
 Requests that are small by nature are functions from body to answer, without an await
 (`fdfs_storage.objects`, `fdfs_storage.derived`); those with content stream it
-(`fdfs_storage.uploads`, `fdfs_storage.downloads`). Commands from 128 up belong to the names engine.
+(`fdfs_storage.uploads`, `fdfs_storage.downloads`), unless it is small and there already. Commands
+from 128 up belong to the names engine.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, Header, pack_header, pack_response
 from fdfsfuse.proto.storage import StorageCommand
 from fdfsfuse.server.connection import FramedConnection
+from fdfsfuse.server.hub import EndConnection
 
 logger = logging.getLogger(__name__)
 
@@ -102,14 +104,44 @@ class StorageService:
             command.APPEND: uploads.append,
             command.MODIFY: uploads.modify,
         }
-        self._download = Downloads(store, group).download
+        downloads = Downloads(store, group)
+        self._download = downloads.download
+        self._at_once: dict[int, SmallHandler] = {
+            **self._small,
+            command.DOWNLOAD: downloads.download_small,
+            command.UPLOAD: uploads.upload_small,
+            command.UPLOAD_APPENDER: uploads.upload_small_appender,
+            command.APPEND: uploads.append_small,
+            command.MODIFY: uploads.modify_small,
+            command.ACTIVE_TEST: lambda body, _flags: None if body else _OK,
+        }
+
+    def answer(
+        self, connection: FramedConnection, command: int, flags: int, body: bytes
+    ) -> bytes | None:
+        """The response to a request that has arrived whole; None: `serve` is to see to it."""
+        handler = self._at_once.get(command)
+        if handler is None or len(body) >= self._length_limit:
+            return None
+        try:
+            return handler(body, flags)
+        except StatusError as exc:
+            if exc.errno == errno.EINVAL:
+                raise EndConnection(_REFUSED) from None
+            return pack_header(0, RESPONSE, exc.errno or errno.EIO)
+        except ProtocolError as exc:
+            logger.debug("refused a request of %s: %s", connection.peer_ip, exc)
+            raise EndConnection(_REFUSED) from None
+        except OSError as exc:
+            logger.error("a disk failed: %s", exc)
+            return pack_header(0, RESPONSE, status_of(exc))
 
     async def serve(self, connection: FramedConnection) -> None:
-        """Serve one connection until it ends."""
+        """Serve one connection until it ends, or has no request under way."""
         small, limit = self._small, self._length_limit
         while True:
             try:
-                header = await connection.recv_header()
+                header = await connection.recv_header(wait=False)
             except ProtocolError:
                 return  # a negative length gets no answer
             if header is None:

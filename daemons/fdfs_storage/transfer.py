@@ -59,22 +59,29 @@ async def receive_content(
         await trio.to_thread.run_sync(write, piece, offset + received.length)
 
 
-async def read_range(fd: int, offset: int, buffer: memoryview) -> int:
-    """Fill *buffer* from *fd* and return how many bytes there were.
+def read_cached(fd: int, offset: int, count: int) -> bytes | None:
+    """Up to *count* bytes if the page cache has them, else None or less. Raises OSError.
 
-    Read on the loop when the page cache has them, else in a thread.
+    Less is also what a file gives that ends before.
     """
+    buffer = bytearray(count)
     try:
-        count = os.preadv(fd, [buffer], offset, _PAGE_CACHE_ONLY)
-        if count == len(buffer):
-            return count
+        got = os.preadv(fd, [buffer], offset, _PAGE_CACHE_ONLY)
     except BlockingIOError:
-        pass
+        return None
     except OSError as exc:
         if exc.errno != errno.EOPNOTSUPP:
             raise
-        return os.preadv(fd, [buffer], offset)  # tmpfs: never waits, and so has no such flag
-    return await trio.to_thread.run_sync(os.preadv, fd, [buffer], offset)
+        return os.pread(fd, count, offset)  # tmpfs: never waits, and so has no such flag
+    return bytes(memoryview(buffer)[:got])
+
+
+async def read_range(fd: int, offset: int, count: int) -> bytes:
+    """Up to *count* bytes of *fd*, less where the file ends; in a thread if the disk has them."""
+    content = read_cached(fd, offset, count)
+    if content is not None and len(content) == count:
+        return content
+    return await trio.to_thread.run_sync(os.pread, fd, count, offset)
 
 
 def file_crc32(path: str) -> int:

@@ -51,24 +51,49 @@ class Uploads:
         return await self._upload(connection, length, appender=True)
 
     async def _upload(self, connection: FramedConnection, length: int, *, appender: bool) -> bytes:
-        store, counters = self._store, self._store.counters
         head = UploadHead.decode(
             await connection.recv_exactly(min(length, UPLOAD_HEAD_SIZE)), length
         )
-        size = head.size
+        new = self._begin(head)
+        try:
+            crc = await receive_whole(connection, new, head.size)
+            return self._commit(new, head, crc, appender)
+        finally:
+            new.close()
+
+    def upload_small(self, body: bytes, _flags: int) -> bytes:
+        """11 with all its content."""
+        return self._upload_small(body, appender=False)
+
+    def upload_small_appender(self, body: bytes, _flags: int) -> bytes:
+        """23 with all its content."""
+        return self._upload_small(body, appender=True)
+
+    def _upload_small(self, body: bytes, *, appender: bool) -> bytes:
+        head = UploadHead.decode(body[:UPLOAD_HEAD_SIZE], len(body))
+        content = memoryview(body)[UPLOAD_HEAD_SIZE:]
+        new = self._begin(head)
+        try:
+            new.write(content)
+            return self._commit(new, head, crc32(content), appender)
+        finally:
+            new.close()
+
+    def _begin(self, head: UploadHead) -> NewFile:
+        store, counters = self._store, self._store.counters
         path_index = None if head.path_index == ANY_STORE_PATH else head.path_index
         if path_index is not None and path_index >= store.path_count:
             raise ProtocolError(f"store path {path_index} of {store.path_count}")
-        new = store.open_new(path_index, size)
-        try:
-            counters.total_upload_count += 1
-            counters.total_upload_bytes += size
-            crc = await receive_whole(connection, new, size)
-            location = store.commit(new, size, crc, head.extension, appender=appender)
-        finally:
-            new.close()
+        new = store.open_new(path_index, head.size)
+        counters.total_upload_count += 1
+        counters.total_upload_bytes += head.size
+        return new
+
+    def _commit(self, new: NewFile, head: UploadHead, crc: int, appender: bool) -> bytes:
+        location = self._store.commit(new, head.size, crc, head.extension, appender=appender)
+        counters = self._store.counters
         counters.success_upload_count += 1
-        counters.success_upload_bytes += size
+        counters.success_upload_bytes += head.size
         return self._stored(location)
 
     def _stored(self, location: Location) -> bytes:
@@ -100,14 +125,29 @@ class Uploads:
         fixed = await connection.recv_exactly(min(length, APPEND_HEAD_SIZE))
         name = await connection.recv_exactly(AppendHead.name_length(fixed, length))
         head = AppendHead.decode(fixed + name, length)
+        location = self._begin_append(head)
+        await self._change(connection, location, None, head.length)
+        return self._appended(head)
+
+    def append_small(self, body: bytes, _flags: int) -> bytes | None:
+        """24 with all its data; None while another change of the file is under way."""
+        start = APPEND_HEAD_SIZE + AppendHead.name_length(body[:APPEND_HEAD_SIZE], len(body))
+        head = AppendHead.decode(body[:start], len(body))
+        if not self._store.locks.is_free(self._store.locate(head.name)):
+            return None
+        self._change_small(self._begin_append(head), None, body[start:])
+        return self._appended(head)
+
+    def _begin_append(self, head: AppendHead) -> Location:
         location = self._store.locate(head.name)
         check_appender(self._store, location)
-        counters = self._store.counters
-        counters.total_append_count += 1
-        counters.total_append_bytes += head.length
-        await self._change(connection, location, None, head.length)
-        counters.success_append_count += 1
-        counters.success_append_bytes += head.length
+        self._store.counters.total_append_count += 1
+        self._store.counters.total_append_bytes += head.length
+        return location
+
+    def _appended(self, head: AppendHead) -> bytes:
+        self._store.counters.success_append_count += 1
+        self._store.counters.success_append_bytes += head.length
         return _OK
 
     async def modify(self, connection: FramedConnection, length: int) -> bytes:
@@ -115,16 +155,31 @@ class Uploads:
         fixed = await connection.recv_exactly(min(length, MODIFY_HEAD_SIZE))
         name = await connection.recv_exactly(ModifyHead.name_length(fixed, length))
         head = ModifyHead.decode(fixed + name, length)
+        location = self._begin_modify(head)
+        await self._change(connection, location, head.offset, head.length)
+        return self._modified(head)
+
+    def modify_small(self, body: bytes, _flags: int) -> bytes | None:
+        """34 with all its data; None while another change of the file is under way."""
+        start = MODIFY_HEAD_SIZE + ModifyHead.name_length(body[:MODIFY_HEAD_SIZE], len(body))
+        head = ModifyHead.decode(body[:start], len(body))
+        if not self._store.locks.is_free(self._store.locate(head.name)):
+            return None
+        self._change_small(self._begin_modify(head), head.offset, body[start:])
+        return self._modified(head)
+
+    def _begin_modify(self, head: ModifyHead) -> Location:
         location = self._store.locate(head.name)
         size = check_appender(self._store, location)
         if head.offset > size or head.offset + head.length > _MAX_FILE_SIZE:
             raise ProtocolError(f"offset {head.offset} in a file of {size} bytes")
-        counters = self._store.counters
-        counters.total_modify_count += 1
-        counters.total_modify_bytes += head.length
-        await self._change(connection, location, head.offset, head.length)
-        counters.success_modify_count += 1
-        counters.success_modify_bytes += head.length
+        self._store.counters.total_modify_count += 1
+        self._store.counters.total_modify_bytes += head.length
+        return location
+
+    def _modified(self, head: ModifyHead) -> bytes:
+        self._store.counters.success_modify_count += 1
+        self._store.counters.success_modify_bytes += head.length
         return _OK
 
     async def _change(
@@ -144,6 +199,11 @@ class Uploads:
             return
         async with self._store.locks.hold(location):
             await self._change_streamed(connection, location, offset, length)
+
+    def _change_small(self, location: Location, offset: int | None, data: bytes) -> None:
+        if data:
+            self._store.check_space(location.path_index, len(data))
+            self._change_inline(location, offset, data)
 
     def _change_inline(self, location: Location, offset: int | None, data: bytes) -> None:
         size = self._store.stat(location).st_size

@@ -50,6 +50,7 @@ class FramedConnection:
         "_used",
         "idle",
         "last_pending",
+        "parked",
         "peer_ip",
         "reading_since",
         "requests",
@@ -64,6 +65,8 @@ class FramedConnection:
         self.requests = 0
         self.idle = False
         """True while the connection waits for a request and none has begun."""
+        self.parked = False
+        """True when `recv_header` left the waiting to the server."""
         self.reading_since = 0.0
         """trio time since when bytes are overdue; 0.0 while none are."""
         self.last_pending = 0
@@ -78,11 +81,13 @@ class FramedConnection:
 
     # --- receiving --------------------------------------------------------------------------
 
-    async def recv_header(self) -> Header | None:
+    async def recv_header(self, *, wait: bool = True) -> Header | None:
         """The next packet's header, or None when the peer closed between packets.
 
         Waits without limit, except for the first packet of a connection and for the rest of a
-        header that has begun: there the server's network timeout ends the connection.
+        header that has begun: there the server's network timeout ends the connection. With *wait*
+        False it is None as well when nothing of a header is there yet; the handler is to return
+        then, and is called again when there is.
 
         Raises:
             ConnectionBroken: the connection ended inside a header.
@@ -90,7 +95,7 @@ class FramedConnection:
         """
         pos = self._pos
         if len(self._data) - pos < HEADER_SIZE:
-            if not await self._fill_header():
+            if not await self._fill_header(wait):
                 return None
             pos = self._pos
         self._pos = pos + HEADER_SIZE
@@ -187,8 +192,8 @@ class FramedConnection:
         while count:
             count -= await self.recv_into(scratch[:count])
 
-    async def _fill_header(self) -> bool:
-        """Receive until a whole header is buffered; False when the peer closed before it began."""
+    async def _fill_header(self, wait: bool) -> bool:
+        """Receive until a whole header is buffered; False when none has begun."""
         rest = self._data[self._pos :]
         self._used += self._pos
         self._data, self._pos = rest, 0
@@ -202,6 +207,9 @@ class FramedConnection:
                 chunk = self.sock.recv(RECV_SIZE)
             except BlockingIOError:
                 self._eager = 0
+                if not rest and not wait:
+                    self.parked = True
+                    return False
                 if rest or not self.requests:
                     self.idle = not rest
                     await self._wait_for_bytes()
@@ -219,6 +227,11 @@ class FramedConnection:
             self._data = rest = rest + chunk if rest else chunk
         return True
 
+    def put_back(self, data: bytes) -> None:
+        """Make *data* the next bytes to be received; nothing else may be buffered."""
+        self._used += self._pos
+        self._data, self._pos = data, 0
+
     async def _wait_for_bytes(self) -> None:
         self.reading_since = trio.current_time()
         try:
@@ -227,6 +240,13 @@ class FramedConnection:
             self.reading_since = 0.0
 
     # --- sending ----------------------------------------------------------------------------
+
+    def send_nowait(self, data: bytes) -> int:
+        """Send as much of *data* as the kernel takes now. Raises OSError."""
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
 
     async def send(self, data: bytes | bytearray | memoryview, flags: int = 0) -> None:
         """Send all of *data*; returns when the kernel has it. *flags* as for send(2).

@@ -23,6 +23,7 @@ import trio
 from fdfsfuse.core.allow_hosts import AllowHosts
 from fdfsfuse.errors import ConnectionProblem, ProtocolError
 from fdfsfuse.server.connection import FramedConnection
+from fdfsfuse.server.hub import Answer, Hub
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +91,13 @@ def _listen(host: str, port: int, *, optional: bool) -> socket.socket | None:
 
 
 class TcpServer:
-    """Serves connections with *handler*, one task each.
+    """Serves connections: small requests with *answer*, the others with *handler*.
 
     Args:
-        handler: serves one connection; returning ends it. It need not close anything.
+        handler: serves one connection, in a task of its own, from its next request on. It need not
+            close anything: returning ends the connection, or, after `FramedConnection.recv_header`
+            with ``wait=False`` found no request, parks it.
+        answer: answers what needs no waiting; see `fdfsfuse.server.hub`.
         max_connections: more are refused.
         allows: tells whether a client's ip may connect.
         network_timeout_s: see the module's text.
@@ -103,6 +107,7 @@ class TcpServer:
     def __init__(
         self,
         handler: Handler,
+        answer: Answer | None = None,
         *,
         max_connections: int = 1024,
         allows: Callable[[str], bool] | None = None,
@@ -114,6 +119,7 @@ class TcpServer:
         """Highest number of connections at one time, for statistics."""
         self.max_connections = max_connections
         self._handler = handler
+        self._answer = answer
         self._allows = allows
         self._network_timeout_s = network_timeout_s
         self._stop_timeout_s = stop_timeout_s
@@ -133,10 +139,11 @@ class TcpServer:
         """
         try:
             async with trio.open_nursery() as workers:
+                hub = self._start_hub(workers)
                 async with trio.open_nursery() as acceptors:
                     acceptors.start_soon(self._watch)
                     for listener in listeners:
-                        acceptors.start_soon(self._accept, listener, workers)
+                        acceptors.start_soon(self._accept, listener, hub)
                     task_status.started(listeners[0].getsockname()[1] if listeners else 0)
                     await (trio.Event() if stopping is None else stopping).wait()
                     acceptors.cancel_scope.cancel()
@@ -148,6 +155,18 @@ class TcpServer:
             for listener in listeners:
                 listener.close()
 
+    def _start_hub(self, workers: trio.Nursery) -> Hub:
+        def hand_over(connection: FramedConnection, unsent: bytes, last: bool) -> None:
+            workers.start_soon(self._run, connection, hub, unsent, last)
+
+        hub = Hub(self._answer, hand_over, self._close)
+        workers.start_soon(hub.run)
+        return hub
+
+    def _close(self, connection: FramedConnection) -> None:
+        self.connections.discard(connection)
+        connection.close()
+
     async def _finish(self) -> None:
         with trio.move_on_after(self._stop_timeout_s):
             while self.connections:
@@ -158,7 +177,7 @@ class TcpServer:
         if self.connections:
             logger.warning("%d connections were cut off when stopping", len(self.connections))
 
-    async def _accept(self, listener: socket.socket, workers: trio.Nursery) -> None:
+    async def _accept(self, listener: socket.socket, hub: Hub) -> None:
         while True:
             try:
                 sock, address = listener.accept()
@@ -172,7 +191,7 @@ class TcpServer:
                 continue  # the client has gone already
             connection = self._admit(sock, address[0])
             if connection is not None:
-                workers.start_soon(self._run, connection)
+                hub.park(connection)
             await trio.lowlevel.checkpoint()
 
     def _admit(self, sock: socket.socket, ip: str) -> FramedConnection | None:
@@ -203,16 +222,26 @@ class TcpServer:
         self.connections.discard(oldest)
         return True
 
-    async def _run(self, connection: FramedConnection) -> None:
+    async def _run(self, connection: FramedConnection, hub: Hub, unsent: bytes, last: bool) -> None:
+        """Send *unsent*, then serve the connection, or end it if that was the *last* answer."""
+        keep = False
         try:
-            await self._handler(connection)
+            if unsent:
+                await connection.send(unsent)
+            if last:
+                await connection.linger()
+            else:
+                await self._handler(connection)
+                keep = connection.parked
         except (ConnectionProblem, ProtocolError) as exc:
             logger.debug("connection from %s ended: %s", connection.peer_ip, exc)
         except Exception:
             logger.exception("error while serving %s; its connection is closed", connection.peer_ip)
         finally:
-            self.connections.discard(connection)
-            connection.close()
+            if keep:
+                hub.park(connection)
+            else:
+                self._close(connection)
 
     async def _watch(self) -> None:
         """End the connections that keep us waiting. Once a second is enough: nothing is exact."""

@@ -79,7 +79,7 @@ async def names_server(base: Path, *, port: int = 0, **changes: Any) -> AsyncIte
     try:
         await names.found()
         service = StorageService(store, config.group_name, names=names)
-        server = TcpServer(service.serve)
+        server = TcpServer(service.serve, service.answer)
         listeners = open_listeners([HOST], port)
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)

@@ -178,7 +178,10 @@ async def run_storage(
     store = await open_store(config, source)
     service = StorageService(store, GROUP, ip_size=ip_size, source_ip=source_ip)
     server = TcpServer(
-        service.serve, network_timeout_s=network_timeout_s, max_connections=max_connections
+        service.serve,
+        service.answer,
+        network_timeout_s=network_timeout_s,
+        max_connections=max_connections,
     )
     try:
         async with trio.open_nursery() as nursery:

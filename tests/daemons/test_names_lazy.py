@@ -12,12 +12,19 @@ from pathlib import Path
 import pytest
 import trio
 
+from fdfs_storage.names import engine
 from fdfs_storage.names.log import segment_name
 from fdfsfuse.errors import DeadlineExceeded, StatusError
 from fdfsfuse.proto import names
 from tests.common.names_calls import NOW, ROOT, make, store
 from tests.common.names_server import names_server, open_tree
 from tests.daemons.test_names_crash import check, entries
+
+
+@pytest.fixture(autouse=True)
+def disk_counts_as_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, changes take the way that these tests are about."""
+    monkeypatch.setattr(engine, "_SLOW_SYNC_S", float("inf"))
 
 
 async def test_a_kill_loses_nothing_that_was_not_settled(tmp_path: Path) -> None:

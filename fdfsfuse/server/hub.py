@@ -1,0 +1,240 @@
+"""Answers the small requests of all connections from one place, without a task per connection.
+
+A trio task that waits for each request costs, per request, a pass of trio's loop: more than most
+answers. So a connection that is between requests is *parked* here: its socket is in an epoll
+object of ours. Whatever arrives whole and can be answered without waiting is answered on the
+spot. Everything else (a large or incomplete request, content that the disk has to fetch, a client
+that does not take its answer) is handed over, with what has been received, to a task of its own,
+which parks the connection again.
+
+How the hub waits:
+
+- *idle*: its task waits until the epoll object is readable, like any other trio task;
+- *busy*: from the first request until none came for some milliseconds, it serves from trio's
+  ``before_io_wait`` hook, that is, when trio is about to sleep. It sleeps there itself, until
+  a request arrives or something that trio waits for: trio's own epoll object tells. It never stays
+  past trio's next deadline or when an answer made a task runnable. Trio has computed its timeout
+  by then, so it has to be woken in these cases.
+
+The second way asks trio for something that is not public (`_inside_trio`); where a version of trio
+does not have it, the first way is the only one, and costs one pass per wake-up.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import select
+import struct
+import time
+from collections.abc import Callable, Sized
+
+import trio
+
+from fdfsfuse.proto.header import HEADER_SIZE
+from fdfsfuse.server.connection import FramedConnection
+
+logger = logging.getLogger(__name__)
+
+Answer = Callable[[FramedConnection, int, int, bytes], bytes | None]
+"""(connection, command, status field, body) -> the whole response; None: hand the connection over
+as if the request had not been looked at. Must not wait, and must not need a current task."""
+HandOver = Callable[[FramedConnection, bytes, bool], None]
+"""(connection, bytes to be sent first, end the connection then). What was received but not used is
+in the connection."""
+
+BUFFER_SIZE = 64 << 10
+"""A request that is larger is handed over."""
+_TURN = 64
+"""Connections served before others on the loop get their turn."""
+_PIPELINED = 16
+"""Requests of one connection that are answered in one turn."""
+_LINGER_MS = 5
+_HEADER = struct.Struct(">qBB")
+
+
+class EndConnection(Exception):
+    """Raised by an `Answer`: send ``response``, then close once that has arrived."""
+
+    def __init__(self, response: bytes) -> None:
+        self.response = response
+
+
+class Hub(trio.abc.Instrument):
+    """Keeps the parked connections of one server.
+
+    Args:
+        answer: None hands everything over.
+        hand_over: starts the task for a connection that is not parked any more.
+        ended: told when a parked connection was closed by its peer.
+    """
+
+    def __init__(
+        self,
+        answer: Answer | None,
+        hand_over: HandOver,
+        ended: Callable[[FramedConnection], None],
+    ) -> None:
+        self._answer = answer
+        self._hand_over = hand_over
+        self._ended = ended
+        self._parked: dict[int, FramedConnection] = {}
+        self._epoll = select.epoll()
+        self._buffer = memoryview(bytearray(BUFFER_SIZE))
+        self._busy = False
+        self._quiet = trio.Event()
+        self._either = select.epoll()
+        self._either.register(self._epoll.fileno(), select.EPOLLIN)
+        self._runnable: Sized = ()
+        self._token: trio.lowlevel.TrioToken
+
+    def park(self, connection: FramedConnection) -> None:
+        """Take a connection that no task uses."""
+        connection.parked = False
+        if self._epoll.closed:
+            self._ended(connection)
+            return
+        connection.idle = True
+        if not connection.requests:
+            connection.reading_since = (
+                trio.current_time()
+            )  # the first one is waited for only so long
+        fd = connection.sock.fileno()
+        self._parked[fd] = connection
+        self._epoll.register(fd, select.EPOLLIN)
+
+    async def run(self) -> None:
+        """Serve until cancelled; then all parked connections are closed."""
+        self._token = trio.lowlevel.current_trio_token()
+        inside = _inside_trio()
+        if inside is not None:
+            trio_fd, self._runnable = inside
+            self._either.register(trio_fd, select.EPOLLIN)
+            trio.lowlevel.add_instrument(self)
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                self._serve_ready()
+                if inside is not None:
+                    self._busy = True
+                    self._quiet = trio.Event()
+                    await self._quiet.wait()
+        finally:
+            self._busy = False
+            if inside is not None:
+                trio.lowlevel.remove_instrument(self)
+            for connection in list(self._parked.values()):
+                self._end(connection)
+            self._epoll.close()
+
+    def before_io_wait(self, timeout: float) -> None:
+        """Trio is about to sleep for *timeout* seconds: serve meanwhile."""
+        if not self._busy:
+            return
+        if timeout <= 0:
+            self._serve_ready()
+            return
+        deadline = time.monotonic() + timeout
+        linger_ms = min(_LINGER_MS, math.ceil(timeout * 1000))
+        while not self._runnable:
+            ready = self._either.poll(linger_ms / 1000)
+            if ready:
+                if len(ready) > 1 or ready[0][0] != self._epoll.fileno():
+                    return  # trio has something, and will find us again afterwards
+                self._serve_ready()
+            if time.monotonic() >= deadline:
+                break
+            if not ready:
+                self._busy = False
+                self._quiet.set()  # our task waits for the next request
+        self._token.run_sync_soon(_nothing)
+
+    def _serve_ready(self) -> None:
+        parked = self._parked
+        for fd, _ in self._epoll.poll(0, _TURN):
+            connection = parked.get(fd)
+            if connection is not None:
+                self._serve(connection)
+
+    def _serve(self, connection: FramedConnection) -> None:
+        try:
+            count = connection.sock.recv_into(self._buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        if not count:
+            self._end(connection)
+            return
+        answer = self._answer
+        pos = 0
+        try:
+            for _ in range(_PIPELINED if answer is not None else 0):
+                if count - pos < HEADER_SIZE:
+                    break
+                length, command, status = _HEADER.unpack_from(self._buffer, pos)
+                start = pos + HEADER_SIZE
+                if not 0 <= length <= count - start:
+                    break
+                assert answer is not None
+                response = answer(
+                    connection, command, status, bytes(self._buffer[start : start + length])
+                )
+                if response is None:
+                    break
+                pos = start + length
+                connection.requests += 1
+                connection.reading_since = 0.0
+                sent = connection.send_nowait(response)
+                if sent != len(response):
+                    self._release(connection, self._buffer[pos:count], response[sent:])
+                    return
+                if pos == count:
+                    return
+        except EndConnection as exc:
+            self._release(connection, self._buffer[:0], exc.response, last=True)
+        except OSError:
+            self._end(connection)
+        except Exception:
+            logger.exception("error while serving %s; its connection is closed", connection.peer_ip)
+            self._end(connection)
+        else:
+            self._release(connection, self._buffer[pos:count])
+
+    def _release(
+        self,
+        connection: FramedConnection,
+        received: memoryview,
+        unsent: bytes = b"",
+        *,
+        last: bool = False,
+    ) -> None:
+        self._forget(connection)
+        connection.put_back(bytes(received))
+        self._hand_over(connection, unsent, last)
+
+    def _end(self, connection: FramedConnection) -> None:
+        self._forget(connection)
+        self._ended(connection)
+
+    def _forget(self, connection: FramedConnection) -> None:
+        fd = connection.sock.fileno()
+        del self._parked[fd]
+        self._epoll.unregister(fd)
+        connection.idle = False
+        connection.reading_since = 0.0
+
+
+def _nothing() -> None:
+    """Wakes trio."""
+
+
+def _inside_trio() -> tuple[int, Sized] | None:
+    """(trio's epoll descriptor, its queue of runnable tasks), or None if this trio has neither."""
+    try:
+        from trio._core._run import GLOBAL_RUN_CONTEXT
+
+        runner = GLOBAL_RUN_CONTEXT.runner
+        return runner.io_manager._epoll.fileno(), runner.runq
+    except (ImportError, AttributeError):
+        return None
