@@ -87,6 +87,11 @@ class Tracker:
                 allows=None if allow_hosts.everyone else allow_hosts.allows,
                 network_timeout_s=self.config.network_timeout_s,
             )
+            self._handlers.connections = lambda: (
+                server.max_connections,
+                len(server.connections),
+                server.most_connections,
+            )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_storages)
                 nursery.start_soon(self._save_statistics)

@@ -24,7 +24,10 @@ async def serve(config: TrackerConfig, warnings: tuple[str, ...], daemon: Daemon
     for warning in warnings:
         logger.warning("%s", warning)
     if config.trunk.use_trunk_file:
-        logger.warning("use_trunk_file = true: this tracker appoints no trunk servers")
+        logger.warning(
+            "use_trunk_file = true: for storages of C only, whose trunk servers are appointed with "
+            "command 94; our own storages make no trunk files"
+        )
     try:
         tracker = Tracker(config)
     except OSError as exc:

@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fdfs_tracker import trunk
+from fdfsfuse import __version__
+from fdfsfuse.core import cluster_stats
 from fdfsfuse.core.cluster import Cluster, is_ip
 from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.core.groups import Group, Server, storage_stat
@@ -37,6 +40,13 @@ from fdfsfuse.proto.cluster import (
     decode_briefs,
     decode_port,
     encode_address,
+)
+from fdfsfuse.proto.cluster_stats import (
+    StorageFilter,
+    TrackerFilter,
+    TrackerStat,
+    VolumeFilter,
+    encode_tracker_stats,
 )
 from fdfsfuse.proto.header import GROUP_NAME_SIZE, pack_text
 from fdfsfuse.proto.parameters import Parameters
@@ -132,6 +142,9 @@ class Handlers:
         self._now_s = now_s
         self._monotonic = monotonic
         self._started = monotonic()
+        self._up_time = int(now_s())
+        self.connections: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
+        """Connections of this tracker: allowed, current, most at once. Set by the shell."""
         self._ip_size = config.response_ip_addr_size
         self._parameters = parameters_of(config).encode()
         self._leader_ip = ""
@@ -156,6 +169,9 @@ class Handlers:
             TrackerCommand.GET_STORAGE_ID: self._get_storage_id,
             TrackerCommand.GET_STORAGE_STATUS: self._get_storage_status,
             TrackerCommand.SET_TRUNK_SERVER: self._set_trunk_server,
+            TrackerCommand.TRACKER_STATS: self._tracker_stats,
+            TrackerCommand.STORAGE_STATS: self._storage_stats,
+            TrackerCommand.VOLUME_STATS: self._volume_stats,
             ClusterCommand.GET_MY_IP: self._get_my_ip,
             ClusterCommand.TRACKER_STATUS: self._tracker_status,
             ClusterCommand.GET_GROUP_NAME: self._get_group_name,
@@ -171,6 +187,9 @@ class Handlers:
             ClusterCommand.CHANGELOG: self._changelog,
             ClusterCommand.REPORT_STATUS: self._report_status,
             ClusterCommand.CHANGE_STATUS: self._change_status,
+            ClusterCommand.FETCH_TRUNK_FILE_ID: self._fetch_trunk_file_id,
+            ClusterCommand.REPORT_TRUNK_FILE_ID: self._report_trunk_file_id,
+            ClusterCommand.REPORT_TRUNK_FREE: self._report_trunk_free,
         }
 
     def answer(self, session: Session, command: int, body: bytes) -> bytes:
@@ -282,9 +301,30 @@ class Handlers:
         return self._parameters
 
     def _set_trunk_server(self, _session: Session, body: bytes) -> bytes:
-        ServerRequest.decode(body)
-        # Also with use_trunk_file: this tracker hands its settings out but appoints nobody.
-        raise StatusError(errno.EOPNOTSUPP, "trunk files are not managed by this tracker")
+        return trunk.set_trunk_server(self._cluster, body, leads=bool(self._leader_ip))
+
+    def _tracker_stats(self, _session: Session, body: bytes) -> bytes:
+        wanted = TrackerFilter.decode(body)
+        if not self._leader_ip:
+            raise StatusError(errno.EOPNOTSUPP, "this tracker is not the leader")
+        myself = TrackerStat(
+            encode_address(self._leader_ip, self._port),
+            is_leader=True,
+            is_active=True,
+            connections=self.connections(),
+            version=__version__,
+            up_time=self._up_time,
+            last_heart_beat_time=0,
+        )
+        return encode_tracker_stats(cluster_stats.tracker_stats([myself], wanted))
+
+    def _storage_stats(self, _session: Session, body: bytes) -> bytes:
+        wanted = StorageFilter.decode(body)
+        return cluster_stats.storage_stats(self._cluster.groups, self._config, wanted).encode()
+
+    def _volume_stats(self, _session: Session, body: bytes) -> bytes:
+        wanted = VolumeFilter.decode(body)
+        return cluster_stats.volume_stats(self._cluster.groups, self._config, wanted).encode()
 
     def _fetch_storage_ids(self, _session: Session, body: bytes) -> bytes:
         request = StorageIdsRequest.decode(body)
@@ -447,3 +487,15 @@ class Handlers:
         assert session.joined is not None
         self._cluster.change_status(*session.joined, decode_status(body[0]))
         return b""
+
+    def _fetch_trunk_file_id(self, session: Session, body: bytes) -> bytes:
+        assert session.joined is not None
+        return trunk.fetch_file_id(session.joined, body)
+
+    def _report_trunk_file_id(self, session: Session, body: bytes) -> bytes:
+        assert session.joined is not None
+        return trunk.report_file_id(self._cluster, session.joined, body)
+
+    def _report_trunk_free(self, session: Session, body: bytes) -> bytes:
+        assert session.joined is not None
+        return trunk.report_free_mb(session.joined, body)

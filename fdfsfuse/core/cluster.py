@@ -17,14 +17,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fdfsfuse.core import states
+from fdfsfuse.core import states, trunk_servers
 from fdfsfuse.core.config import IdType, StoreServer, TrackerConfig
 from fdfsfuse.core.groups import Group, Server, storage_id_of_ip
 from fdfsfuse.core.placement import Placement
 from fdfsfuse.core.states import Event
 from fdfsfuse.core.storage_ids import RW_BOTH, StorageIdEntry
 from fdfsfuse.errors import StatusError
-from fdfsfuse.proto.cluster import Brief, Changes, DiskReport, Join, SyncReport, SyncSource
+from fdfsfuse.proto.cluster import (
+    NO_SERVER,
+    Brief,
+    Changes,
+    DiskReport,
+    Join,
+    SyncReport,
+    SyncSource,
+)
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import MAX_GROUPS, MAX_SERVERS_PER_GROUP, ServerStatus
 
@@ -154,6 +162,8 @@ class Cluster:
         server.connection = connection
         server.heard_at = now
         server.seen_group_change = -1
+        # A storage that has just joined knows of no trunk server.
+        server.seen_trunk_change = -1 if group.trunk_server else group.trunk_changes
         if first_status is None:
             self._apply(group, server, Event.JOINED, f"joined from {peer_ip}")
         if server.status is ServerStatus.INIT:
@@ -347,7 +357,12 @@ class Cluster:
         if server.seen_group_change != group.changes:
             server.seen_group_change = group.changes
             members = tuple(s.brief() for s in group.sorted_servers())
-        return Changes(leader=leader, group=members)
+        trunk_server = None
+        if server.seen_trunk_change != group.trunk_changes:
+            server.seen_trunk_change = group.trunk_changes
+            trunk = group.servers.get(group.trunk_server)
+            trunk_server = NO_SERVER if trunk is None else trunk.brief()
+        return Changes(leader=leader, trunk_server=trunk_server, group=members)
 
     def disconnected(self, group: Group, server: Server, connection: object, why: str) -> None:
         """A connection that had joined ended; nothing happens if the storage has a newer one."""
@@ -417,6 +432,19 @@ class Cluster:
             raise StatusError(errno.EBUSY, f"{group_name} has {len(group.servers)} storages")
         del self.groups[group_name]
         self._changed(f"group {group_name} is deleted")
+
+    def appoint_trunk_server(self, group_name: str, storage_id: str) -> str:
+        """94: set the group's trunk server ('': only ask); returns its id."""
+        group = self.group(group_name)
+        if trunk_servers.appoint(group, storage_id):
+            self._changed(f"storage {storage_id} is the trunk server of {group_name}")
+        return group.trunk_server
+
+    def note_trunk_file_id(self, group: Group, number: int) -> None:
+        """73: the trunk server has begun another trunk file."""
+        if group.current_trunk_file_id < number:
+            group.current_trunk_file_id = number
+            self._changed()
 
     def read_changelog(self, server: Server) -> bytes:
         """77: whole lines that *server* has not been given yet, at most 8 KiB."""

@@ -76,6 +76,8 @@ class Server:
     connection: object | None = field(default=None, repr=False)
     seen_group_change: int = -1
     """Value of the group's change counter when the server was last told the members."""
+    seen_trunk_change: int = 0
+    """The same for the group's trunk server."""
 
     @property
     def ip(self) -> str:
@@ -125,7 +127,12 @@ class Group:
     changes: int = 0
     """Counts up when a member is added or changes its status."""
     trunk_server: str = ""
+    """Storage id of the one that gives out room in trunk files, '' when there is none."""
     last_trunk_server: str = ""
+    trunk_free_mb: int = 0
+    """Room inside trunk files, as the trunk server reported it."""
+    trunk_changes: int = 0
+    """Counts up when the trunk server changes."""
     current_trunk_file_id: int = 0
     sync_times: dict[str, dict[str, int]] = field(default_factory=dict)
     """sync_times[source id][destination id]: until when the destination has its changes."""
@@ -170,7 +177,7 @@ class Group:
             total_mb=total_mb,
             free_mb=free_mb,
             reserved_mb=reserved.reserved_mb(total_mb),
-            trunk_free_mb=0,
+            trunk_free_mb=self.trunk_free_mb if use_trunk_file else 0,
             storage_count=len(self.servers),
             storage_port=self.port,
             readable_count=len(self.readable),
@@ -180,6 +187,11 @@ class Group:
             subdir_count_per_path=self.subdir_count_per_path,
             trunk_file_id=self.current_trunk_file_id if use_trunk_file else -1,
         )
+
+
+def is_trunk_server(group: Group, server: Server) -> bool:
+    """True for the group's trunk server."""
+    return bool(group.trunk_server) and group.trunk_server == server.storage_id
 
 
 def storage_stat(group: Group, server: Server, reserved: ReservedSpace) -> StorageStat:
@@ -202,5 +214,5 @@ def storage_stat(group: Group, server: Server, reserved: ReservedSpace) -> Stora
         current_write_path=server.next_write_path,
         storage_port=server.port,
         statistics=server.statistics,
-        is_trunk_server=bool(group.trunk_server) and group.trunk_server == server.storage_id,
+        is_trunk_server=is_trunk_server(group, server),
     )

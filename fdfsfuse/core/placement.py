@@ -91,15 +91,21 @@ def has_file(server: Server, file: WantedFile, now_s: float, config: TrackerConf
 
 
 def group_has_space(group: Group, config: TrackerConfig) -> bool:
-    """The group check of section 2."""
-    return config.reserved_storage_space.group_has_space(*group.least_space())
+    """The group check of section 2; in trunk mode room inside trunk files counts as well."""
+    free_mb, total_mb = group.least_space()
+    has_space = config.reserved_storage_space.group_has_space
+    return has_space(free_mb, total_mb) or (
+        config.trunk.use_trunk_file and has_space(free_mb + group.trunk_free_mb, total_mb)
+    )
 
 
-def path_has_space(server: Server, index: int, config: TrackerConfig) -> bool:
-    """The store path check of section 2."""
+def path_has_space(group: Group, server: Server, index: int, config: TrackerConfig) -> bool:
+    """The store path check of section 2; in trunk mode the group's trunk files count as well."""
     total_mb, free_mb = server.space[index]
-    reserved = config.reserved_storage_space
-    return reserved.path_has_space(free_mb, total_mb, len(server.space))
+    has_space, count = config.reserved_storage_space.path_has_space, len(server.space)
+    return has_space(free_mb, total_mb, count) or (
+        config.trunk.use_trunk_file and has_space(free_mb + group.trunk_free_mb, total_mb, count)
+    )
 
 
 class Placement:
@@ -117,12 +123,12 @@ class Placement:
         """Where to upload (101; 104 with a group)."""
         group = self._store_group(group_name)
         server = self._next_writable(group)
-        return Store(group, [server], self._path_index(server))
+        return Store(group, [server], self._path_index(group, server))
 
     def store_all(self, group_name: str | None) -> Store:
         """Every writable storage of the group, and the path index of the first (106, 107)."""
         group = self._store_group(group_name)
-        return Store(group, list(group.writable), self._path_index(group.writable[0]))
+        return Store(group, list(group.writable), self._path_index(group, group.writable[0]))
 
     def _store_group(self, group_name: str | None) -> Group:
         if group_name is not None:
@@ -131,7 +137,7 @@ class Placement:
             return self._given_group(self._config.store_group)
         names = sorted(self._groups)
         if self._config.store_lookup is StoreLookup.LOAD_BALANCE:
-            return self._first_usable(names, self._most_free(names))
+            return self._load_balanced(names)
         group = self._first_usable(names, self.next_group)
         self.next_group = names.index(group.name) + 1
         return group
@@ -144,10 +150,18 @@ class Placement:
             raise StatusError(errno.ENOSPC, f"group {name}")
         return group
 
-    def _most_free(self, names: Sequence[str]) -> int:
-        """Index of the group with the most free space among those with a writable storage."""
-        candidates = [i for i, name in enumerate(names) if self._groups[name].writable]
-        return max(candidates, key=lambda i: self._groups[names[i]].least_space()[0], default=0)
+    def _load_balanced(self, names: Sequence[str]) -> Group:
+        """The group with the most free space among those with a writable storage.
+
+        When it is full: in trunk mode the one with most room inside trunk files, else the next.
+        """
+        writable = [i for i, name in enumerate(names) if self._groups[name].writable]
+        best = max(writable, key=lambda i: self._groups[names[i]].least_space()[0], default=0)
+        if self._config.trunk.use_trunk_file and writable:
+            space = self._groups[names[best]].least_space()
+            if not self._config.reserved_storage_space.group_has_space(*space):
+                best = max(writable, key=lambda i: self._groups[names[i]].trunk_free_mb)
+        return self._first_usable(names, best)
 
     def _first_usable(self, names: Sequence[str], start: int) -> Group:
         status = errno.ENOENT
@@ -169,7 +183,7 @@ class Placement:
         group.next_write_server = (index + 1) % len(group.writable)
         return group.writable[index]
 
-    def _path_index(self, server: Server) -> int:
+    def _path_index(self, group: Group, server: Server) -> int:
         """The store_path rule (section 3)."""
         count = len(server.space)
         if not count:
@@ -180,7 +194,7 @@ class Placement:
             start = server.next_write_path % count
         for offset in range(count):
             index = (start + offset) % count
-            if path_has_space(server, index, self._config):
+            if path_has_space(group, server, index, self._config):
                 server.next_write_path = (index + 1) % count
                 return index
         raise StatusError(errno.ENOSPC, f"the store paths of {server.storage_id}")

@@ -22,7 +22,9 @@ code command                        request               response
 108  DELETE_GROUP                   GroupRequest          empty
 ==== ============================== ===================== ============================
 
-69, 70, 71 and 75, which storages send as well, are in `fdfsfuse.proto.cluster`.
+94 has a ServerRequest as well, and a storage id with a NUL as its response. 69, 70, 71 and 75,
+which storages send too, are in `fdfsfuse.proto.cluster`, 96 to 98 in
+`fdfsfuse.proto.cluster_stats`.
 """
 
 from __future__ import annotations
@@ -68,6 +70,9 @@ class TrackerCommand(IntEnum):
     DELETE_STORAGE = 93
     SET_TRUNK_SERVER = 94
     GET_LEADER = 95
+    TRACKER_STATS = 96
+    STORAGE_STATS = 97
+    VOLUME_STATS = 98
     QUERY_STORE_ONE = 101
     QUERY_FETCH_ONE = 102
     QUERY_UPDATE = 103

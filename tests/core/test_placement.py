@@ -14,6 +14,7 @@ from fdfsfuse.core.config import (
     StorePathMode,
     StoreServer,
     TrackerConfig,
+    TrunkConfig,
 )
 from fdfsfuse.core.groups import Group, Server, network_type, storage_id_of_ip
 from fdfsfuse.core.placement import (
@@ -190,6 +191,33 @@ def test_load_balance_takes_the_next_group_when_the_best_is_full() -> None:
         reserved_storage_space=ReservedSpace.parse("10%"),
     )
     assert stores(place, 1)[0][0] == "group1"
+
+
+def trunk_groups(**settings: Any) -> Placement:
+    """Three groups that are full but for what is free inside trunk files."""
+    groups = [
+        make_group(f"group{number}", [make_server(ip, space=((1000, free),))])
+        for number, ip, free in ((1, A, 90), (2, B, 95), (3, C, 80))
+    ]
+    for group, trunk_free_mb in zip(groups, (30, 0, 40), strict=True):
+        group.trunk_free_mb = trunk_free_mb
+    return placement(*groups, trunk=TrunkConfig(use_trunk_file=True), **settings)
+
+
+def test_in_trunk_mode_room_inside_trunk_files_counts() -> None:
+    place = trunk_groups()
+    assert [group for group, _, _ in stores(place, 3)] == ["group1", "group3", "group1"]
+    assert status_of(place.store, "group2") == errno.ENOSPC
+
+
+def test_load_balance_in_trunk_mode_takes_the_group_with_most_room_inside_trunk_files() -> None:
+    assert stores(trunk_groups(store_lookup=StoreLookup.LOAD_BALANCE), 1)[0][0] == "group3"
+
+
+def test_room_inside_trunk_files_does_not_count_in_other_modes() -> None:
+    group = make_group("group1", [make_server(A, space=((1000, 90),))])
+    group.trunk_free_mb = 1000
+    assert status_of(placement(group).store, None) == errno.ENOSPC
 
 
 def test_a_given_group() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,6 @@ import trio
 from fdfs_tracker.state_files import PID_NAME, SERVERS_NAME
 from fdfsfuse.core.config import (
     AllowHosts,
-    IdType,
-    ReservedSpace,
     StorageIds,
     TrunkConfig,
 )
@@ -40,164 +36,18 @@ from fdfsfuse.proto.tracker import (
     GroupRequest,
     ServerRequest,
     ServerStatus,
-    StorageStat,
     StoreTarget,
-    StoreTargets,
     decode_group_stats,
     decode_storage_stats,
 )
-from tests.common.vectors import CLIENT, CLUSTER, Vector
+from tests.common.vectors import CLUSTER, Vector
 from tests.daemons.tracker_server import (
     CLIENT_IP,
     TRACKER_IP,
     Clock,
-    Peer,
-    TestTracker,
     running_tracker,
     wait_for,
 )
-
-# Which tracker a captured exchange came from (protocol/wire.md section 6) -------------------------
-
-IDS_TABLE = """\
-100001 group1 127.0.0.31:33000
-100002 group1 127.0.0.32:33000 rw=read
-100003 group1 127.0.0.33:33000 rw=write
-100004 group2 127.0.0.34:33000 rw=none
-"""
-NOT_OURS = {94, 96, 97, 98}
-"""Trunk servers and the statistics of clusters of trackers."""
-REPLAYED = [v for v in CLIENT if v.server == "tracker" and v.command not in NOT_OURS]
-
-
-def is_id_mode(vector: Vector) -> bool:
-    return (
-        any(
-            words in vector.name
-            for words in ("IPv6-size", "id mode", "without writable storage", "fetch_storage_ids")
-        )
-        and "ip mode" not in vector.name
-    )
-
-
-def is_empty(vector: Vector) -> bool:
-    return vector.name in {
-        "query_store no group, no groups known",
-        "list_all_groups none",
-        "get_leader none",
-    }
-
-
-@asynccontextmanager
-async def tracker_of(vector: Vector, directory: Path) -> AsyncIterator[TestTracker]:
-    """A tracker like the one that answered *vector*, with its storages."""
-    async with AsyncExitStack() as stack:
-        reserved = ReservedSpace.parse("99%" if "no free space" in vector.name else "1%")
-        trunk = TrunkConfig(slot_max_size=1 << 20)  # what the sample configuration has
-        if is_id_mode(vector):
-            tracker = await stack.enter_async_context(
-                running_tracker(
-                    directory,
-                    reserved_storage_space=reserved,
-                    trunk=trunk,
-                    response_ip_addr_size=46,
-                    storage_ids=StorageIds.parse(IDS_TABLE, "ids"),
-                    id_type_in_filename=IdType.ID,
-                )
-            )
-            storages = [("group1", 31), ("group1", 32), ("group1", 33), ("group2", 34)]
-            subdirs = 16
-        else:
-            tracker = await stack.enter_async_context(
-                running_tracker(directory, reserved_storage_space=reserved, trunk=trunk)
-            )
-            storages = [("group1", 11), ("group1", 12), ("group2", 13)]
-            subdirs = 4
-        if not is_empty(vector):
-            listed = {stat.ip: stat for stat in _listed_storages(vector)}
-            peers: dict[str, Peer] = {}
-            for group, host in storages:
-                ip = f"127.0.0.{host}"
-                if ip in listed:
-                    peers[ip] = await tracker.active_like(group, listed[ip])
-                else:
-                    peers[ip] = await tracker.active(
-                        ip,
-                        group=group,
-                        subdir_count_per_path=subdirs,
-                        space=_space_in(vector, group),
-                    )
-            for ip, stat in listed.items():
-                others = tracker.cluster.groups["group1"].servers
-                other_id = next(other for other in others if other != stat.storage_id)
-                await tracker.report_like(peers[ip], stat, other_id)
-        if "already deleted" in vector.name:
-            peer = await tracker.active(
-                "127.0.0.52", subdir_count_per_path=subdirs, space=_space_in(vector, "group1")
-            )
-            await peer.stream.aclose()
-            await wait_for(lambda: _status(tracker, "127.0.0.52") is ServerStatus.OFFLINE)
-            tracker.cluster.delete_storage("group1", "127.0.0.52", 1)
-        _turn_counters(vector, tracker)
-        yield tracker
-
-
-def _status(tracker: TestTracker, storage_id: str) -> ServerStatus:
-    return tracker.cluster.groups["group1"].servers[storage_id].status
-
-
-def _listed_storages(vector: Vector) -> list[StorageStat]:
-    return decode_storage_stats(vector.response_body) if vector.command == 92 else []
-
-
-def _space_in(vector: Vector, group: str) -> tuple[tuple[int, int], ...]:
-    """Store paths whose sum is what the captured answer says about *group*."""
-    total_mb, free_mb = 516038, 148000
-    if vector.command in (90, 91):
-        for stat in decode_group_stats(vector.response_body):
-            if stat.group == group:
-                total_mb, free_mb = stat.total_mb, stat.free_mb
-    half = (total_mb // 2, free_mb // 2)
-    return half, (total_mb - half[0], free_mb - half[1])
-
-
-def _turn_counters(vector: Vector, tracker: TestTracker) -> None:
-    """Set the round-robin counters to what they were when *vector* was captured."""
-    if vector.status != 0 or vector.command not in (101, 104, 106, 107):
-        return
-    target: StoreTarget | StoreTargets
-    if vector.command in (101, 104):
-        target = StoreTarget.decode(vector.response_body)
-        endpoint = target.endpoint
-    else:
-        target = StoreTargets.decode(vector.response_body)
-        endpoint = target.endpoints[0]
-    names = sorted(tracker.cluster.groups)
-    tracker.cluster.placement.next_group = names.index(target.group)
-    group = tracker.cluster.groups[target.group]
-    group.next_write_server = [server.ip for server in group.writable].index(endpoint.ip)
-    group.writable[group.next_write_server].next_write_path = target.path_index
-
-
-VARYING: dict[str, str] = {"get_leader": "the tracker's own address"}
-"""Exchanges whose answer cannot be the captured one, and why; all others are compared whole."""
-
-
-@pytest.mark.parametrize("vector", REPLAYED, ids=lambda v: v.name)
-async def test_captured_exchange(vector: Vector, tmp_path: Path) -> None:
-    async with tracker_of(vector, tmp_path) as tracker:
-        peer = await tracker.connect()
-        await peer.send(vector.request)
-        if "half-closes" in vector.name:
-            await peer.stream.send_eof()
-        response = await peer.receive_packet()
-        if vector.name in VARYING:
-            assert response == pack_response(f"{TRACKER_IP}:{tracker.port}".encode())
-        else:
-            assert response == vector.response
-        if "half-closes" not in vector.name:
-            assert await peer.closed() is vector.closed
-
 
 CLUSTER_ERRORS = {
     "join_bad_group_name",
@@ -270,14 +120,14 @@ async def test_second_storage_waits_for_its_copy(tmp_path: Path) -> None:
         assert SyncSource.decode(await second.ok(79)) == source
         await second.ok(88, source.encode())
         await second.ok(83)
-        assert _status(tracker, "127.0.0.22") is ServerStatus.WAIT_SYNC
+        assert tracker.status("127.0.0.22") is ServerStatus.WAIT_SYNC
         key = ServerKey("group1", "127.0.0.22").encode()
         assert SyncSource.decode(await first.ok(86, key)) == source
         for status in (ServerStatus.SYNCING, ServerStatus.OFFLINE):
             report = StatusReport("group1", Brief(status, 0, "127.0.0.22", "127.0.0.22"))
             await first.ok(76, report.encode())
         await second.ok(83)
-        assert _status(tracker, "127.0.0.22") is ServerStatus.ACTIVE
+        assert tracker.status("127.0.0.22") is ServerStatus.ACTIVE
 
 
 @pytest.mark.parametrize("command", [59, 72, 73, 74, 79, 83, 84, 85, 87, 88, 89])
@@ -304,7 +154,7 @@ async def test_a_closed_connection_makes_the_storage_offline_at_once(
         await client.ok(101)
         with caplog.at_level("INFO"):
             await storage.stream.aclose()
-            await wait_for(lambda: _status(tracker, "127.0.0.21") is ServerStatus.OFFLINE)
+            await wait_for(lambda: tracker.status("127.0.0.21") is ServerStatus.OFFLINE)
         assert await client.exchange(101) == (errno.ENOENT, b"")
         assert "127.0.0.21 of group1 is OFFLINE (was ACTIVE): its connection ended" in caplog.text
         peer, joined = await tracker.join("127.0.0.21", init_flag=False, status=7)
@@ -319,16 +169,16 @@ async def test_quit_makes_the_storage_offline(tmp_path: Path) -> None:
         storage = await tracker.active("127.0.0.21")
         await storage.send(pack_header(0, 82))
         assert await storage.receive_packet() == b""
-        await wait_for(lambda: _status(tracker, "127.0.0.21") is ServerStatus.OFFLINE)
+        await wait_for(lambda: tracker.status("127.0.0.21") is ServerStatus.OFFLINE)
 
 
 async def test_a_silent_storage_becomes_offline(tmp_path: Path) -> None:
     async with running_tracker(tmp_path, check_active_interval_s=0.05) as tracker:
         storage = await tracker.active("127.0.0.21")
         tracker.clock.monotonic += 1
-        await wait_for(lambda: _status(tracker, "127.0.0.21") is ServerStatus.OFFLINE)
+        await wait_for(lambda: tracker.status("127.0.0.21") is ServerStatus.OFFLINE)
         await storage.ok(83)
-        assert _status(tracker, "127.0.0.21") is ServerStatus.ACTIVE
+        assert tracker.status("127.0.0.21") is ServerStatus.ACTIVE
 
 
 async def test_a_newer_connection_of_a_storage_counts(tmp_path: Path) -> None:
@@ -339,7 +189,7 @@ async def test_a_newer_connection_of_a_storage_counts(tmp_path: Path) -> None:
         await new.ok(83)
         client = await tracker.connect()
         await client.ok(101)
-        assert _status(tracker, "127.0.0.21") is ServerStatus.ACTIVE
+        assert tracker.status("127.0.0.21") is ServerStatus.ACTIVE
 
 
 async def test_a_join_whose_tracker_list_lacks_this_tracker(
@@ -628,6 +478,31 @@ async def test_a_fresh_file_is_fetched_from_its_source(tmp_path: Path) -> None:
         clock.now_s += 86401
         old = {await client.ok(102, request) for _ in range(2)}
         assert len(old) == 2
+
+
+async def test_the_trunk_server_of_c_storages(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path, trunk=TrunkConfig(use_trunk_file=True)) as tracker:
+        first = await tracker.active("127.0.0.21")
+        second = await tracker.active("127.0.0.22")
+        await first.ok(83)
+        client = await tracker.connect()
+        key = ServerRequest("group1", "127.0.0.22").encode()
+        assert await client.ok(94, key) == b"127.0.0.22\0"
+        # Every member is told once; one that joins again, once more.
+        for peer in (first, second):
+            told = Changes.decode(await peer.ok(83)).trunk_server
+            assert told is not None
+            assert told.storage_id == "127.0.0.22"
+            assert Changes.decode(await peer.ok(83)).trunk_server is None
+        again, _ = await tracker.join("127.0.0.21")
+        assert Changes.decode(await again.ok(83)).trunk_server == told
+        assert await second.ok(73, struct.pack(">i", 5)) == b""
+        assert await second.ok(72) == struct.pack(">i", 5)
+        assert await second.ok(74, struct.pack(">q", 9)) == b""
+        assert (await again.exchange(74, struct.pack(">q", 9)))[0] == errno.EINVAL
+        assert (await second.exchange(74, b""))[0] == errno.EINVAL
+        (stat,) = decode_group_stats(await client.ok(91))
+        assert (stat.trunk_free_mb, stat.trunk_file_id) == (9, 5)
 
 
 async def test_status_by_address(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fdfs_tracker.app import Tracker
 from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.proto.cluster import Changes, DiskReport, Join, Joined, SyncReport, SyncSource
 from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_header, unpack_header
-from fdfsfuse.proto.tracker import StorageStat
+from fdfsfuse.proto.tracker import ServerStatus, StorageStat
 
 TRACKER_IP = "127.0.0.2"
 CLIENT_IP = "127.0.0.3"
@@ -117,6 +117,10 @@ class TestTracker:
             trackers=(f"{TRACKER_IP}:{self.port}",),
         )
         return replace(request, **changes)
+
+    def status(self, storage_id: str) -> ServerStatus:
+        """Status of a storage of group1."""
+        return self.cluster.groups["group1"].servers[storage_id].status
 
     async def join(self, ip: str, **changes: Any) -> tuple[Peer, Joined]:
         """Only JOIN."""
