@@ -290,7 +290,7 @@ class Operations(pyfuse3.Operations):
     # --- files -----------------------------------------------------------------------------------
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        return _file_info(await self._vfs.files.open(inode, flags))
+        return _file_info(await self._vfs.files.open(inode, flags, privileged=ctx.uid == 0))
 
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext

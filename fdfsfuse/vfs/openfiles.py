@@ -20,7 +20,7 @@ from fdfsfuse.proto import names
 from fdfsfuse.vfs.context import Context, Entry
 from fdfsfuse.vfs.files import FileState, Handle
 from fdfsfuse.vfs.readahead import Buffers
-from fdfsfuse.vfs.tree import Owner, Tree
+from fdfsfuse.vfs.tree import Changes, Owner, Tree
 from fdfsfuse.vfs.volume import Volume
 from fdfsfuse.vfs.volumes import Volumes
 
@@ -51,8 +51,11 @@ class OpenFiles:
 
     # --- opening ---------------------------------------------------------------------------------
 
-    async def open(self, number: int, flags: int) -> Opened:
-        """open(): fresh attributes and small content in one round trip."""
+    async def open(self, number: int, flags: int, *, privileged: bool = True) -> Opened:
+        """open(): fresh attributes and small content in one round trip.
+
+        *privileged* users keep set-id bits when they truncate; the kernel leaves that to us.
+        """
         volume, ino, file_id = self._tree.inode(number)
         writing = flags & os.O_ACCMODE != os.O_RDONLY
         if file_id:
@@ -61,7 +64,7 @@ class OpenFiles:
             entry = await self._tree.getattr(number)
             state = self._state(volume, number, entry.attr)
         else:
-            state = await self._open_inode(volume, number, ino, flags)
+            state = await self._open_inode(volume, number, ino, flags, privileged)
         attrs = self._context.attrs
         version = state.attr.version
         keep = state.dirty or attrs.pages_version(number) == version
@@ -69,7 +72,9 @@ class OpenFiles:
             attrs.pages_are(number, version)
         return Opened(self._handle(state), keep)
 
-    async def _open_inode(self, volume: Volume, number: int, ino: int, flags: int) -> FileState:
+    async def _open_inode(
+        self, volume: Volume, number: int, ino: int, flags: int, privileged: bool
+    ) -> FileState:
         state = self._context.states.get(number)
         if state is None or not state.dirty:
             known = self._context.attrs.get(number)
@@ -87,11 +92,23 @@ class OpenFiles:
             state.handles += 1
             try:
                 await state.truncate(0)
+                if not privileged:
+                    await self._clear_set_id(state)
             except BaseException:
                 await self._leave(state)
                 raise
             state.handles -= 1
         return state
+
+    async def _clear_set_id(self, state: FileState) -> None:
+        """What the kernel asks for after write() and truncate(), but not after O_TRUNC."""
+        mode = state.attr.mode
+        cleared = mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            cleared &= ~stat.S_ISGID
+        if cleared != mode:
+            request = Changes(mode=stat.S_IMODE(cleared)).request(state.ino)
+            self._context.entry(state.number, await state.set_attributes(request))
 
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, owner: Owner
@@ -106,7 +123,7 @@ class OpenFiles:
             entry = await self._tree.lookup(parent, name)
             if not stat.S_ISREG(entry.attr.mode):
                 raise
-            opened = await self.open(entry.number, flags)
+            opened = await self.open(entry.number, flags, privileged=owner.uid == 0)
             return opened, self._entry(entry)
         volume, _, _ = self._tree.inode(entry.number)
         state = self._state(volume, entry.number, entry.attr)

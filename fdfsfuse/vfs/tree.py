@@ -263,9 +263,10 @@ class Tree:
         return self._renamed(volume, answer, parent)
 
     def _renamed(self, volume: Volume, answer: names.Renamed, *parents: int) -> Entry:
+        changed = (answer.moved, answer.replaced or answer.moved)
         for parent in parents:
             # A directory that moves or is replaced changes link counts: ask when it was one.
-            if stat.S_ISDIR(answer.moved.mode):
+            if any(stat.S_ISDIR(attr.mode) for attr in changed):
                 self._context.attrs.drop(parent)
             else:
                 self._context.attrs.directory_changed(parent, answer.moved.ctime_ns, 0)

@@ -57,6 +57,16 @@ async def test_small_content(server: NamesServer, session: NamesSession) -> None
     assert f" C {attr.file_id}\n" in binlog
 
 
+async def test_content_takes_its_ctime_from_its_mtime(session: NamesSession) -> None:
+    """As the mount shows it before: nothing changes for programs when content is stored."""
+    ino = await make(session, b"a")
+    request = names.StoreContent(ino, b"x", NOW + 5)
+    assert (await session.call(request)).ctime_ns == NOW + 5
+    request = names.StoreContent(ino, b"y", NOW - 7)
+    attr = await session.call(request)
+    assert (attr.mtime_ns, attr.ctime_ns) == (NOW - 7, NOW + 5)
+
+
 async def test_empty_content_has_no_object(server: NamesServer, session: NamesSession) -> None:
     ino = await make(session, b"a")
     assert (await session.call(names.Open(ino, 10))).data == b""

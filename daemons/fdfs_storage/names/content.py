@@ -70,7 +70,7 @@ def put_content(state: State, index: int, change: Change, op: names_record.PutCo
             db.execute(
                 "INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (op.ino, USER + name, value)
             )
-    ctime_ns, version = change.time_ns, attr.version + 1
+    ctime_ns, version = _ctime_ns(attr, op.mtime_ns), attr.version + 1
     if op.same:
         ctime_ns, version = attr.ctime_ns, attr.version
     file_id = op.file_id or None
@@ -117,9 +117,17 @@ def resize(state: State, index: int, change: Change, op: names_record.Resize) ->
     state.db.execute(
         "UPDATE inode SET size = ?, mtime_ns = ?, ctime_ns = ?, version = version + 1"
         " WHERE ino = ?",
-        (op.size, op.mtime_ns, change.time_ns, op.ino),
+        (op.size, op.mtime_ns, _ctime_ns(attr, op.mtime_ns), op.ino),
     )
     return tree.get_attr(state.db, op.ino)
+
+
+def _ctime_ns(attr: Attr, mtime_ns: int) -> int:
+    """The ctime after a change of content, as mounts show it before the content is stored.
+
+    Storing it must not change what ``stat`` said to programs that compare it, as git does.
+    """
+    return max(attr.ctime_ns, mtime_ns)
 
 
 def start_session(state: State, index: int, change: Change, op: names_record.StartSession) -> Done:
