@@ -11,7 +11,7 @@ import errno
 import gzip
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ class Binlog:
 
     Attributes:
         position: where the next line will be written.
+        on_append: called after each append; must be quick and not raise.
     """
 
     def __init__(self, directory: Path, index: int, compress_index: int) -> None:
@@ -45,6 +46,7 @@ class Binlog:
         self._fd = -1
         self._previous_fd = -1
         self._offset = 0
+        self.on_append: Callable[[], None] = _nothing
         self._open()
 
     @classmethod
@@ -78,6 +80,7 @@ class Binlog:
             os.ftruncate(self._fd, self._offset)
             raise OSError(errno.ENOSPC, "no space for the binlog")
         self._offset += written
+        self.on_append()
         if self._offset >= FILE_SIZE_MAX:
             self._rotate()
 
@@ -137,14 +140,18 @@ class Binlog:
             os.ftruncate(self._fd, end)
             self._offset = end
 
-    def tail(self, size: int = _BLOCK) -> list[BinlogRecord]:
-        """The records in the last *size* bytes of the current file; malformed lines are skipped."""
+    def tail_lines(self, size: int) -> list[bytes]:
+        """The whole lines in the last *size* bytes of the current file."""
         start = max(0, self._offset - size)
         data = os.pread(self._fd, self._offset - start, start)
         if start:
             data = data[data.find(b"\n") + 1 :]
+        return data.splitlines(keepends=True)
+
+    def tail(self, size: int = _BLOCK) -> list[BinlogRecord]:
+        """The records in the last *size* bytes of the current file; malformed lines are skipped."""
         records = []
-        for line in data.splitlines(keepends=True):
+        for line in self.tail_lines(size):
             try:
                 records.append(decode_line(line))
             except ProtocolError:
@@ -166,6 +173,10 @@ class Binlog:
                     logger.warning("binlog.%03d offset %d skipped: %s", index, offset, exc)
                     continue
                 yield record, BinlogPosition(index, behind)
+
+
+def _nothing() -> None:
+    """Nobody waits for appends."""
 
 
 def binlog_path(directory: Path, index: int) -> Path:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from fdfs_storage.derived import Derived
@@ -37,6 +37,8 @@ SlowHandler = Callable[[bytes, int], Awaitable[bytes]]
 DownloadHandler = Callable[[FramedConnection, bytes], Awaitable[None]]
 StreamHandler = Callable[[FramedConnection, int], Awaitable[bytes]]
 """(connection, body length) -> the whole response. Reads as much of the body as it wants."""
+SyncHandler = Callable[[FramedConnection, Header], Awaitable[bytes]]
+"""As StreamHandler, for requests of other storages, whose header may say more than a length."""
 
 _OK = pack_response()
 _REFUSED = pack_response(status=errno.EINVAL)
@@ -65,6 +67,7 @@ class StorageService:
         source_ip: maps the source in a file name (ip or id) to an ip; '' when it is unknown.
         buff_size: a request that is not streamed must be smaller, header included.
         names: the names engine, if this storage has one.
+        sync: handlers for requests of the other storages of the group.
     """
 
     def __init__(
@@ -76,7 +79,9 @@ class StorageService:
         source_ip: Callable[[str], str] = str,
         buff_size: int = 256 << 10,
         names: NamesHandler | None = None,
+        sync: Mapping[int, SyncHandler] | None = None,
     ) -> None:
+        self._sync = sync or {}
         self._length_limit = buff_size - HEADER_SIZE
         self._names = names
         objects = Objects(store, group, ip_size, source_ip)
@@ -172,9 +177,12 @@ class StorageService:
     async def _serve_large(self, connection: FramedConnection, header: Header) -> bool:
         """Answer a request that is not small by nature; False closes the connection."""
         length, command, _ = header
+        sync = self._sync.get(command)
+        if sync is not None:
+            return await self._serve_stream(connection, length, sync(connection, header))
         stream = self._streams.get(command)
         if stream is not None:
-            return await self._serve_stream(connection, stream, length)
+            return await self._serve_stream(connection, length, stream(connection, length))
         if command != StorageCommand.DOWNLOAD:
             return await self._serve_other(connection, header)
         if length >= self._length_limit:
@@ -184,12 +192,12 @@ class StorageService:
         return True
 
     async def _serve_stream(
-        self, connection: FramedConnection, stream: StreamHandler, length: int
+        self, connection: FramedConnection, length: int, answer: Awaitable[bytes]
     ) -> bool:
         """A request with content: if it fails early, the rest of its body is read all the same."""
         before = connection.received()
         try:
-            response = await stream(connection, length)
+            response = await answer
         except StatusError as exc:
             if exc.errno == errno.EINVAL:
                 raise

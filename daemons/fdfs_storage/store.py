@@ -431,6 +431,22 @@ class Store:
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
 
+    def remove(self, location: Location) -> bool:
+        """Remove the object's file, link or slot and log nothing; False when there is none.
+
+        Raises OSError, StatusError.
+        """
+        slot = self.slot(location)
+        if slot is not None and slot.exists():
+            slot.clear()
+            return True
+        path = self.path(location)
+        try:
+            self._unlink(path, os.lstat(path).st_size, location.path_index)
+        except FileNotFoundError:
+            return False
+        return True
+
     def _unlink(self, path: str, size: int, path_index: int) -> None:
         """Unlink; large files lose their name here and their blocks in the background."""
         if size < _UNLINK_IN_THREAD_BYTES:

@@ -40,6 +40,7 @@ class FramedConnection:
         sock: the raw socket (non-blocking).
         peer_ip: the client's address as text, without a zone and never IPv4-mapped.
         requests: packet headers received so far.
+        storage_id: the storage that sends its changes here, as it said (9, 150); '' for clients.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class FramedConnection:
         "requests",
         "sending_since",
         "sock",
+        "storage_id",
     )
 
     def __init__(self, sock: socket.socket, peer_ip: str = "") -> None:
@@ -63,6 +65,7 @@ class FramedConnection:
         self.sock = sock
         self.peer_ip = peer_ip
         self.requests = 0
+        self.storage_id = ""
         self.idle = False
         """True while the connection waits for a request and none has begun."""
         self.parked = False

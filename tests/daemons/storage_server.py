@@ -9,6 +9,9 @@ from pathlib import Path
 
 import trio
 
+from fdfs_storage.replication.deleted import Deleted
+from fdfs_storage.replication.receiver import Receiver
+from fdfs_storage.replication.replicas import Replicas
 from fdfs_storage.service import StorageService
 from fdfs_storage.store import Store
 from fdfsfuse.core.config import ReservedSpace, StorageConfig, StorePath
@@ -143,8 +146,9 @@ class Client:
 class StorageServer:
     """A running storage."""
 
-    def __init__(self, store: Store, server: TcpServer, port: int) -> None:
+    def __init__(self, store: Store, receiver: Receiver, server: TcpServer, port: int) -> None:
         self.store = store
+        self.receiver = receiver
         self.server = server
         self.port = port
 
@@ -173,10 +177,17 @@ async def run_storage(
     source_ip: Callable[[str], str] = str,
     network_timeout_s: float = 30.0,
     max_connections: int = 64,
+    boot_id: str = "boot",
 ) -> AsyncIterator[StorageServer]:
     """Serve until the block is left."""
     store = await open_store(config, source)
-    service = StorageService(store, GROUP, ip_size=ip_size, source_ip=source_ip)
+    deleted = Deleted.load(store.binlog)
+    receiver = Receiver(
+        store, Replicas(store, deleted), GROUP, boot_id=boot_id, member_at=lambda ip: ""
+    )
+    service = StorageService(
+        store, GROUP, ip_size=ip_size, source_ip=source_ip, sync=receiver.handlers
+    )
     server = TcpServer(
         service.serve,
         service.answer,
@@ -187,7 +198,7 @@ async def run_storage(
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
             port = await nursery.start(server.serve, open_listeners(["127.0.0.1"]))
-            yield StorageServer(store, server, port)
+            yield StorageServer(store, receiver, server, port)
             nursery.cancel_scope.cancel()
     finally:
         store.close()

@@ -1,0 +1,364 @@
+"""Requests of other storages that bring their changes (protocol/cluster.md section 5).
+
+Each handler reads its request from the connection and returns the whole response. ProtocolError
+stands for status 22, StatusError for its status; the service reads what is left of a body then.
+What is to be done is decided by `fdfsfuse.core.replicas`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from fdfs_storage.files import status_of
+from fdfs_storage.replication.replicas import DAMAGED, Replicas
+from fdfs_storage.transfer import INLINE_MAX, Received, receive_content
+from fdfsfuse.core.replicas import (
+    Nature,
+    RangeVerdict,
+    Subject,
+    Verdict,
+    judge_append,
+    judge_modify,
+    judge_truncate,
+    judge_whole,
+    subject_of,
+)
+from fdfsfuse.errors import ProtocolError, StatusError
+from fdfsfuse.proto import sync
+from fdfsfuse.proto.header import FILE_NAME_MAX, Header, pack_response
+from fdfsfuse.proto.sync import (
+    FILE_HEAD_SIZE,
+    RANGE_HEAD_SIZE,
+    DeleteFile,
+    FileHead,
+    RangeHead,
+    SyncCommand,
+    TwoNames,
+    name_length,
+)
+from fdfsfuse.proto.trunk import find_slot
+
+if TYPE_CHECKING:
+    from fdfs_storage.service import SyncHandler
+    from fdfs_storage.store import Store
+    from fdfsfuse.proto.fileid import Location
+    from fdfsfuse.server.connection import FramedConnection
+
+_OK = pack_response()
+_KEPT = pack_response(status=errno.EEXIST)
+_MISSING = pack_response(status=errno.ENOENT)
+_SMALL_MAX = INLINE_MAX + RANGE_HEAD_SIZE + FILE_NAME_MAX
+_TWO_NAMES_MAX = 36 + 2 * FILE_NAME_MAX
+_RANGE_MAX = RANGE_HEAD_SIZE + FILE_NAME_MAX
+
+
+class Receiver:
+    """The handlers, over one store.
+
+    Args:
+        boot_id: names the time since this machine was started.
+        member_at: the id of the member with an ip, '' for none: for connections without a 9.
+
+    Attributes:
+        timestamps: storage id -> timestamp of the newest record received from it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        replicas: Replicas,
+        group: str,
+        *,
+        boot_id: str,
+        member_at: Callable[[str], str],
+    ) -> None:
+        self.timestamps: dict[str, int] = {}
+        self._store = store
+        self._replicas = replicas
+        self._group = group
+        self._boot_id = boot_id
+        self._member_at = member_at
+        self.handlers: dict[int, SyncHandler] = {
+            SyncCommand.REPORT_SERVER_ID: self.report_server_id,
+            SyncCommand.HELLO: self.hello,
+            SyncCommand.CREATE: self.create,
+            SyncCommand.UPDATE: self.update,
+            SyncCommand.DELETE: self.delete,
+            SyncCommand.LINK: self.link,
+            SyncCommand.RENAME: self.rename,
+            SyncCommand.APPEND: self.append,
+            SyncCommand.MODIFY: self.modify,
+            SyncCommand.TRUNCATE: self.truncate,
+        }
+
+    # --- who sends ----------------------------------------------------------------------------
+
+    async def report_server_id(self, connection: FramedConnection, header: Header) -> bytes:
+        """9: the id of the sender, to which the timestamps of its records belong."""
+        body = await _whole(connection, header.length, 16)
+        connection.storage_id = sync.decode_server_id(body)
+        return _OK
+
+    async def hello(self, connection: FramedConnection, header: Header) -> bytes:
+        """150: a 9 of our own kind of storage."""
+        body = await _whole(connection, header.length, sync.HELLO_MAX)
+        hello = sync.decode_struct(sync.Hello, body)
+        self._check_group(hello.group)
+        if not 0 < len(hello.storage_id) <= 15:
+            raise ProtocolError(f"{hello.storage_id!r} is no storage id")
+        connection.storage_id = hello.storage_id
+        return pack_response(
+            sync.encode_struct(sync.HelloAnswer(sync.VERSION, self._boot_id)),
+        )
+
+    def _check_group(self, group: str) -> None:
+        if group != self._group:
+            raise ProtocolError(f"group {group!r} is not ours")
+
+    def _heard(self, connection: FramedConnection, timestamp: int) -> None:
+        """A record was dealt with: the sender's changes are here up to its time."""
+        source = connection.storage_id
+        if not source:
+            source = connection.storage_id = self._member_at(connection.peer_ip)
+        if source and timestamp > self.timestamps.get(source, 0):
+            self.timestamps[source] = timestamp
+
+    # --- whole files --------------------------------------------------------------------------
+
+    async def create(self, connection: FramedConnection, header: Header) -> bytes:
+        """16: a file that may be here already."""
+        return await self._whole_file(connection, header, update=False)
+
+    async def update(self, connection: FramedConnection, header: Header) -> bytes:
+        """18: a file whose content is to be replaced."""
+        return await self._whole_file(connection, header, update=True)
+
+    async def _whole_file(
+        self, connection: FramedConnection, header: Header, *, update: bool
+    ) -> bytes:
+        length = header.length
+        op = "u" if update else "c"
+        if length <= _SMALL_MAX:
+            body = await connection.recv_exactly(length)
+            end = FILE_HEAD_SIZE + name_length(body[:FILE_HEAD_SIZE], FILE_HEAD_SIZE)
+            content = memoryview(body)[end:]
+            head = FileHead.decode(body[:end], len(content))
+        else:
+            fixed = await connection.recv_exactly(FILE_HEAD_SIZE)
+            name = await connection.recv_exactly(name_length(fixed, FILE_HEAD_SIZE))
+            content = None
+            head = FileHead.decode(fixed + name, length - len(fixed) - len(name))
+        self._check_group(head.group)
+        location = self._replicas.locate(head.name)
+        if find_slot(location) is not None:
+            raise StatusError(errno.EOPNOTSUPP, "no trunk files are made here")
+        if header.status == sync.SKIP_CONTENT and not update:
+            if content is None or content:
+                raise ProtocolError("content that was to be left out")
+            self._replicas.note(location, head.timestamp, op)
+            self._heard(connection, head.timestamp)
+            return _KEPT
+        if content is not None and len(content) != head.size:
+            raise ProtocolError(f"a file of {head.size} bytes comes with {len(content)}")
+        counters = self._store.counters
+        counters.total_sync_in_bytes += head.size
+        if content is not None and self._store.locks.is_free(location):
+            kept = self._store_small(location, head, content, op)
+        else:
+            async with self._store.locks.hold(location):
+                if content is not None:
+                    kept = self._store_small(location, head, content, op)
+                else:
+                    kept = await self._store_large(connection, location, head, op)
+        counters.success_sync_in_bytes += head.size
+        self._heard(connection, head.timestamp)
+        return _KEPT if kept else _OK
+
+    def _judge(self, location: Location, subject: Subject, head: FileHead, op: str) -> Verdict:
+        replicas = self._replicas
+        verdict = judge_whole(
+            subject,
+            head.size,
+            head.timestamp,
+            replicas.find(location),
+            replicas.deleted_at(location),
+            update=op == "u",
+        )
+        if verdict is Verdict.REFUSE:
+            raise StatusError(DAMAGED, f"{head.name} comes with {head.size} bytes")
+        return verdict
+
+    def _store_small(
+        self, location: Location, head: FileHead, content: memoryview, op: str
+    ) -> bool:
+        """Deal with a file in memory; True when it was dropped."""
+        replicas, subject = self._replicas, subject_of(head.name)
+        verdict = self._judge(location, subject, head, op)
+        if verdict is Verdict.COMPARE:
+            if subject.nature is Nature.FIXED:
+                same = replicas.fits_name(location, subject)
+            else:
+                same = replicas.is_same(location, content)
+            verdict = Verdict.KEEP if same else Verdict.STORE
+        if verdict is Verdict.KEEP:
+            replicas.note(location, head.timestamp, op)
+            return True
+        if len(content) != subject.size and subject.nature is Nature.FIXED:
+            raise StatusError(DAMAGED, f"{head.name} comes with {head.size} bytes")
+        replicas.put_small(location, subject, content, head.timestamp, op)
+        return False
+
+    async def _store_large(
+        self, connection: FramedConnection, location: Location, head: FileHead, op: str
+    ) -> bool:
+        """Deal with a file whose content follows on the connection; True when it was dropped."""
+        replicas, subject = self._replicas, subject_of(head.name)
+        if await self._is_needless(location, subject, head, op):
+            await connection.discard(head.size)
+            replicas.note(location, head.timestamp, op)
+            return True
+        if head.size != subject.size and subject.nature is Nature.FIXED:
+            raise StatusError(DAMAGED, f"{head.name} comes with {head.size} bytes")
+        received = Received()
+        new = replicas.open_new(location)
+        try:
+            await receive_content(connection, new.fd, 0, head.size, received)
+            if subject.nature is Nature.FIXED and received.crc32 != subject.crc32:
+                raise StatusError(DAMAGED, head.name)
+            # It may have been deleted while its content was on the way.
+            if self._judge(location, subject, head, op) is Verdict.KEEP:
+                replicas.note(location, head.timestamp, op)
+                return True
+            replicas.put(location, new, head.timestamp, op)
+        finally:
+            new.close()
+        return False
+
+    async def _is_needless(
+        self, location: Location, subject: Subject, head: FileHead, op: str
+    ) -> bool:
+        verdict = self._judge(location, subject, head, op)
+        if verdict is not Verdict.COMPARE or subject.nature is not Nature.FIXED:
+            return verdict is Verdict.KEEP
+        return await trio.to_thread.run_sync(self._replicas.fits_name, location, subject)
+
+    # --- parts --------------------------------------------------------------------------------
+
+    async def append(self, connection: FramedConnection, header: Header) -> bytes:
+        """25: bytes behind the end."""
+        return await self._part(connection, header, "a")
+
+    async def modify(self, connection: FramedConnection, header: Header) -> bytes:
+        """35: bytes at an offset up to the end."""
+        return await self._part(connection, header, "m")
+
+    async def _part(self, connection: FramedConnection, header: Header, op: str) -> bytes:
+        length = header.length
+        fixed = await connection.recv_exactly(min(length, RANGE_HEAD_SIZE))
+        size = name_length(fixed, RANGE_HEAD_SIZE)
+        if size > length - RANGE_HEAD_SIZE:
+            raise ProtocolError("the request ends inside of its file name")
+        head = RangeHead.decode(fixed + await connection.recv_exactly(size))
+        if head.second != length - RANGE_HEAD_SIZE - size:
+            raise ProtocolError(f"a change of {head.second} bytes in {length}")
+        if head.first + head.second >= 1 << 63:
+            raise ProtocolError(f"no file can have {head.first} + {head.second} bytes")
+        self._check_group(head.group)
+        location = self._replicas.locate(head.name)
+        self._store.counters.total_sync_in_bytes += head.second
+        content: memoryview | None = None
+        if head.second <= INLINE_MAX:
+            content = memoryview(await connection.recv_exactly(head.second))
+        async with self._store.locks.hold(location):
+            found = self._replicas.size(location)
+            if op == "a":
+                verdict = judge_append(head.first, head.second, found)
+            else:
+                verdict = judge_modify(head.first, found)
+            if verdict is RangeVerdict.WRITE:
+                if content is None:
+                    await self._write_large(connection, location, head, op)
+                else:
+                    self._replicas.write(location, head.first, content, head.timestamp, op)
+            elif content is None:
+                await connection.discard(head.second)
+        self._heard(connection, head.timestamp)
+        if verdict is RangeVerdict.MISSING:
+            return _MISSING
+        self._store.counters.success_sync_in_bytes += head.second
+        return _KEPT if verdict is RangeVerdict.DONE else _OK
+
+    async def _write_large(
+        self, connection: FramedConnection, location: Location, head: RangeHead, op: str
+    ) -> None:
+        fd = self._store.open_object(location, write=True)
+        try:
+            try:
+                await receive_content(connection, fd, head.first, head.second, Received())
+            except BaseException:
+                if op == "a":  # half of it would look like bytes that are done
+                    os.ftruncate(fd, head.first)
+                raise
+            numbers = head.first, head.second
+            self._replicas.wrote(location, fd, numbers, head.timestamp, op)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        finally:
+            os.close(fd)
+
+    async def truncate(self, connection: FramedConnection, header: Header) -> bytes:
+        """37: another size."""
+        head = RangeHead.decode(await _whole(connection, header.length, _RANGE_MAX))
+        self._check_group(head.group)
+        location = self._replicas.locate(head.name)
+        async with self._store.locks.hold(location):
+            verdict = judge_truncate(head.first, self._replicas.size(location))
+            if verdict is RangeVerdict.WRITE:
+                self._replicas.truncate(location, head.first, head.second, head.timestamp)
+        self._heard(connection, head.timestamp)
+        return _OK if verdict is RangeVerdict.WRITE else _KEPT
+
+    # --- names --------------------------------------------------------------------------------
+
+    async def delete(self, connection: FramedConnection, header: Header) -> bytes:
+        """17."""
+        request = DeleteFile.decode(await _whole(connection, header.length, _TWO_NAMES_MAX))
+        self._check_group(request.group)
+        location = self._replicas.locate(request.name)
+        self._heard(connection, request.timestamp)
+        self._replicas.delete(location, request.timestamp)
+        return _OK
+
+    async def link(self, connection: FramedConnection, header: Header) -> bytes:
+        """19: a symbolic link."""
+        request = TwoNames.decode(await _whole(connection, header.length, _TWO_NAMES_MAX))
+        self._check_group(request.group)
+        location, target = self._locate_both(request)
+        self._replicas.link(location, target, request.timestamp)
+        self._heard(connection, request.timestamp)
+        return _OK
+
+    async def rename(self, connection: FramedConnection, header: Header) -> bytes:
+        """40: an appender became a normal file. The answer has no body, unlike the reference's."""
+        request = TwoNames.decode(await _whole(connection, header.length, _TWO_NAMES_MAX))
+        self._check_group(request.group)
+        new, old = self._locate_both(request)
+        async with self._store.locks.hold(old):
+            self._replicas.rename(new, old, request.timestamp)
+        self._heard(connection, request.timestamp)
+        return _OK
+
+    def _locate_both(self, request: TwoNames) -> tuple[Location, Location]:
+        return self._replicas.locate(request.name), self._replicas.locate(request.other)
+
+
+async def _whole(connection: FramedConnection, length: int, limit: int) -> bytes:
+    """A body that is small by nature. Raises ProtocolError when it is longer than *limit*."""
+    if length > limit:
+        raise ProtocolError(f"a body of {length} bytes, where {limit} are allowed")
+    return await connection.recv_exactly(length)

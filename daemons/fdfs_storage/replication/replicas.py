@@ -1,0 +1,209 @@
+"""Replicas on the disk: what a peer sends, put into files, with its binlog line in lower case.
+
+A whole file is received under no name (or a temporary one) and named when it is complete, so a
+crash leaves the old file or the new one. The binlog line comes before the name, as with uploads;
+a crash in between is no loss, as the peer was not answered and sends the record again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from fdfs_storage.files import pwrite_all, status_of
+from fdfs_storage.new_file import NewFile
+from fdfs_storage.transfer import crc32, file_crc32
+from fdfsfuse.core.replicas import Found, Nature, Subject
+from fdfsfuse.errors import ProtocolError, StatusError
+
+if TYPE_CHECKING:
+    from fdfs_storage.replication.deleted import Deleted
+    from fdfs_storage.store import Store
+    from fdfsfuse.proto.fileid import Location
+
+DAMAGED = errno.EBADMSG
+"""Status: the content does not fit size and CRC-32 in its name."""
+
+
+class Replicas:
+    """Files of peers in a store."""
+
+    def __init__(self, store: Store, deleted: Deleted) -> None:
+        self._store = store
+        self._paths = store.paths
+        self._changes = store.changes
+        self._deleted = deleted
+
+    # --- whole files --------------------------------------------------------------------------
+
+    def find(self, location: Location) -> Found | None:
+        """The regular file of that name, if there is one."""
+        try:
+            info = os.lstat(self._paths.of(location))
+        except OSError:
+            return None
+        if not stat.S_ISREG(info.st_mode):
+            return None
+        return Found(info.st_size, int(info.st_mtime))
+
+    def deleted_at(self, location: Location) -> int | None:
+        """When the name was deleted here last, if that is known."""
+        return self._deleted.at(location.name)
+
+    def fits_name(self, location: Location, subject: Subject) -> bool:
+        """True when the file's CRC-32 is that of its name. Reads it: in a thread if large."""
+        try:
+            return file_crc32(self._paths.of(location)) == subject.crc32
+        except OSError:
+            return False
+
+    def is_same(self, location: Location, content: memoryview) -> bool:
+        """True when the file has exactly this content."""
+        try:
+            with open(self._paths.of(location), "rb", buffering=0) as file:
+                return file.read(len(content) + 1) == content
+        except OSError:
+            return False
+
+    def open_new(self, location: Location) -> NewFile:
+        """Begin a whole file for `put`. Raises OSError."""
+        return self._paths.open_new(location.path_index, location.high, location.low)
+
+    def put(self, location: Location, new: NewFile, timestamp: int, op: str) -> None:
+        """Name what was written into *new*, in place of what has the name now. Raises OSError."""
+        path = self._paths.of(location)
+        os.utime(new.fd, (timestamp, timestamp))
+        self._changes.log_received(op, location.name, timestamp)
+        try:
+            self._paths.name(new, path)
+        except FileExistsError:
+            self._paths.replace(new, path)
+        self._changes.notify(op, location)
+
+    def put_small(
+        self, location: Location, subject: Subject, content: memoryview, timestamp: int, op: str
+    ) -> None:
+        """A whole file that is in memory. Raises StatusError DAMAGED, 28, 5."""
+        if subject.nature is Nature.FIXED and crc32(content) != subject.crc32:
+            raise StatusError(DAMAGED)
+        try:
+            new = self.open_new(location)
+            try:
+                new.write(content)
+                self.put(location, new, timestamp, op)
+            finally:
+                new.close()
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def note(self, location: Location, timestamp: int, op: str) -> None:
+        """Log a record that changes nothing here."""
+        self._changes.log_received(op, location.name, timestamp)
+
+    # --- parts --------------------------------------------------------------------------------
+
+    def size(self, location: Location) -> int | None:
+        """Bytes of the file, None without one. Raises StatusError 17: not a regular file."""
+        try:
+            info = os.lstat(self._paths.of(location))
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        if not stat.S_ISREG(info.st_mode):
+            raise StatusError(errno.EEXIST)
+        return info.st_size
+
+    def write(
+        self, location: Location, offset: int, content: memoryview, timestamp: int, op: str
+    ) -> None:
+        """A part that is in memory. Raises StatusError 2, 28, 5."""
+        fd = self._store.open_object(location, write=True)
+        try:
+            pwrite_all(fd, content, offset)
+            self.wrote(location, fd, (offset, len(content)), timestamp, op)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        finally:
+            os.close(fd)
+
+    def wrote(
+        self, location: Location, fd: int, numbers: tuple[int, int], timestamp: int, op: str
+    ) -> None:
+        """Log a change that was made to the file *fd*. Raises OSError."""
+        os.utime(fd, (timestamp, timestamp))
+        extra = f" {numbers[0]} {numbers[1]}"
+        self._changes.log_received(op, location.name, timestamp, extra)
+        self._changes.notify(op, location)
+
+    def truncate(self, location: Location, old: int, new: int, timestamp: int) -> None:
+        """Set the file's size. Raises StatusError 2, 28, 5."""
+        fd = self._store.open_object(location, write=True)
+        try:
+            os.ftruncate(fd, new)
+            self.wrote(location, fd, (old, new), timestamp, "t")
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        finally:
+            os.close(fd)
+
+    # --- names --------------------------------------------------------------------------------
+
+    def delete(self, location: Location, timestamp: int) -> None:
+        """Delete the file or link.
+
+        Also the deletion of a file that is not here is logged: its creation may be on the way.
+
+        Raises:
+            StatusError: 2 it is not here, 5.
+        """
+        known = self._deleted.at(location.name) is not None
+        self._deleted.add(location.name, timestamp)
+        try:
+            missing = not self._store.remove(location)
+            if not (missing and known):
+                self._changes.log_received("d", location.name, timestamp)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        if missing:
+            raise StatusError(errno.ENOENT)
+        self._changes.notify("d", location)
+
+    def link(self, location: Location, target: Location, timestamp: int) -> None:
+        """A symbolic link; nothing when its name is taken or its target missing."""
+        path, target_path = self._paths.of(location), self._paths.of(target)
+        deleted = self._deleted.at(location.name) is not None
+        try:
+            self._changes.log_received("l", location.name, timestamp, f" {target.name}")
+            if os.path.lexists(path) or not os.path.exists(target_path) or deleted:
+                return
+            os.symlink(target_path, path)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        self._changes.notify("l", location, target)
+
+    def rename(self, new: Location, old: Location, timestamp: int) -> None:
+        """Raises StatusError: 17 the new name is taken or deleted, 2 there is no *old*, 5."""
+        path, old_path = self._paths.of(new), self._paths.of(old)
+        try:
+            if os.path.lexists(path) or self._deleted.at(new.name) is not None:
+                raise StatusError(errno.EEXIST)
+            if not os.path.lexists(old_path):
+                raise StatusError(errno.ENOENT)
+            self._changes.log_received("r", new.name, timestamp, f" {old.name}")
+            os.rename(old_path, path)
+        except StatusError:
+            raise
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        self._deleted.add(old.name, timestamp)
+        self._changes.notify("r", new, old)
+
+    def locate(self, name: str) -> Location:
+        """Check a file name. Raises ProtocolError."""
+        location = self._store.locate(name)
+        if location.name != name:
+            raise ProtocolError(f"{name!r} is not how a storage writes a file name")
+        return location

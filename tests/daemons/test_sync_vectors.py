@@ -1,0 +1,148 @@
+"""Replays what C storages sent each other to a storage of ours, and compares the answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from fdfs_storage.binlog import BinlogPosition
+from fdfsfuse.proto.header import HEADER_SIZE
+from tests.common.vectors import CLUSTER, named
+from tests.daemons.storage_server import Client, StorageServer, make_config, run_storage
+
+HELLO = "M00/00/00/fwAAFWsC6S-AbOvlAAAADcRYHyQ154.txt"
+LOG = "M00/00/00/fwAAFWsC6X2EaZluAAAAANiug8g022.log"
+RENAMED = "M00/00/00/fwAAFWsC6Y-ACkOjAAAACtSE22k022.log"
+
+
+class Peer:
+    """Sends vectors to a storage whose files the test prepares."""
+
+    def __init__(self, server: StorageServer, client: Client) -> None:
+        self.server = server
+        self.client = client
+
+    def path(self, name: str) -> Path:
+        return Path(self.server.store.path(self.server.store.locate(name)))
+
+    def lines(self) -> list[str]:
+        """The binlog without timestamps."""
+        read = self.server.store.binlog.read(BinlogPosition(0, 0))
+        return [record.encode().decode().partition(" ")[2].strip() for record, _ in read]
+
+    async def send(self, name: str, *, status: int | None = None) -> bytes:
+        """Send a request; its answer must be the reference's (or have *status*)."""
+        vector = named(name, CLUSTER)
+        await self.client.send(vector.request)
+        got, body = await self.client.receive()
+        assert got == (vector.status if status is None else status), name
+        return body
+
+
+@asynccontextmanager
+async def peer(tmp_path: Path) -> AsyncIterator[Peer]:
+    with trio.fail_after(60):
+        async with (
+            run_storage(make_config(tmp_path, paths=1)) as server,
+            server.connect() as client,
+        ):
+            yield Peer(server, client)
+
+
+async def test_files(tmp_path: Path) -> None:
+    async with peer(tmp_path) as c:
+        await c.send("report_server_id")
+        await c.send("active_test")
+        await c.send("sync_create")
+        created = "M00/00/00/fwAAFWsC6S-AGBPPAAAAFLuzHAg180.bin"
+        assert c.path(created).read_bytes() == b"second file contents"
+        assert int(c.path(created).stat().st_mtime) == 0x6B02E92F
+        assert c.server.receiver.timestamps == {"127.0.0.22": 0x6B02E92F}
+        await c.send("sync_create_metadata")
+        await c.send("sync_create_storage_id")
+        await c.send("sync_create_trunk_file", status=95)  # none are made here
+        await c.send("sync_create_skip")
+        c.path(HELLO).write_bytes(b"hello fastdfs")
+        await c.send("sync_create_exists")
+        c.path(HELLO).write_bytes(b"hello fastdfX")  # damaged: not worth keeping
+        await c.send("sync_create_exists", status=0)
+        assert c.path(HELLO).read_bytes() == b"hello fastdfs"
+        assert c.lines().count(f"c {HELLO}") == 2
+        vector = named("query_file_info_by_source", CLUSTER)
+        asked = vector.request_body[16:].decode()
+        c.path(asked).write_bytes(bytes(20))
+        body = await c.send("query_file_info_by_source")
+        assert body[:8] == vector.response_body[:8]
+
+
+async def test_metadata_and_deletions(tmp_path: Path) -> None:
+    async with peer(tmp_path) as c:
+        await c.send("sync_update_metadata")
+        assert (
+            c.path(LOG + "-m").read_bytes()
+            == named("sync_update_metadata", CLUSTER).request.partition(b"log-m")[2]
+        )
+        await c.send("sync_delete")
+        assert not c.path(LOG + "-m").exists()
+        await c.send("sync_delete_missing")
+        assert c.lines() == [f"u {LOG}-m", f"d {LOG}-m"]
+
+
+async def test_changes_of_appenders(tmp_path: Path) -> None:
+    async with peer(tmp_path) as c:
+        c.path(LOG).write_bytes(b"first part| ")
+        await c.send("sync_append")
+        await c.send("sync_modify")
+        assert c.path(LOG).read_bytes() == b"APPENDERrt| second part|"
+        await c.send("sync_truncate")
+        assert c.path(LOG).read_bytes() == b"APPENDERrt"
+        await c.send("sync_append", status=2)
+        assert c.lines() == [f"a {LOG} 12 12", f"m {LOG} 0 8", f"t {LOG} 24 10"]
+        other = named("sync_modify_gap", CLUSTER).request_body[44:88].decode()
+        c.path(other).write_bytes(bytes(21))
+        await c.send("sync_append_done_already")
+        await c.send("sync_append_gap")
+        await c.send("sync_modify_gap")
+        await c.send("sync_truncate_other_size")
+        assert len(c.lines()) == 3
+
+
+async def test_links_and_renames(tmp_path: Path) -> None:
+    async with peer(tmp_path) as c:
+        body = named("sync_link", CLUSTER).request_body
+        link, target = body[36:82].decode(), body[82:].decode()
+        await c.send("sync_link")
+        assert not os.path.lexists(c.path(link))
+        c.path(target).write_bytes(b"picture")
+        await c.send("sync_link")
+        assert c.path(link).resolve() == c.path(target).resolve()
+        c.path(LOG).write_bytes(b"0123456789")
+        assert await c.send("sync_rename") == b""  # the reference echoes the request
+        assert c.path(RENAMED).read_bytes() == b"0123456789"
+        assert not c.path(LOG).exists()
+        await c.send("sync_rename_dest_exists")
+        c.path(RENAMED).unlink()
+        await c.send("sync_rename_source_missing")
+        assert c.lines() == [f"l {link} {target}"] * 2 + [f"r {RENAMED} {LOG}"]
+
+
+async def test_bad_requests_are_refused(tmp_path: Path) -> None:
+    names = {v.name for v in CLUSTER if v.name.startswith("sync_")}
+    async with run_storage(make_config(tmp_path, paths=1)) as server:
+        for name in names:
+            request = named(name, CLUSTER).request.replace(b"group1", b"group2")
+            async with server.connect() as client:
+                await client.send(request)
+                assert (await client.receive())[0] == 22, name
+                assert await client.closed()
+        for command in (9, 16, 17, 18, 19, 25, 35, 37, 40, 150):
+            for body in (b"", bytes(20), b"\xff" * 60):
+                async with server.connect() as client:
+                    await client.send(len(body).to_bytes(8, "big") + bytes((command, 0)) + body)
+                    assert (await client.receive())[0] == 22
+        assert HEADER_SIZE == 10
+        assert server.files() == []
