@@ -22,6 +22,7 @@ def open_session(
     holds: Callable[[], Collection[int]] = tuple,
     on_session_lost: Callable[[], Awaitable[None]] | None = None,
     on_push: Callable[[names.Push], None] | None = None,
+    on_lease_lost: Callable[[], None] | None = None,
 ) -> AbstractAsyncContextManager[NamesSession]:
     """A names session that lasts as long as the ``async with`` block.
 
@@ -33,9 +34,13 @@ def open_session(
         client: tells people who this is: ``host:/mnt:pid``.
         holds: the inodes that are open now; sent first whenever the session has been taken up.
         on_session_lost: awaited when the session has ended, before any further answer is given.
-        on_push: called for each push of the server; must not block.
+        on_push: called for each push of the server; must not block. Without it recalls are
+            confirmed at once: for users who keep nothing that they were told.
+        on_lease_lost: called when the lease had run out, before the next answer is given; must not
+            block.
     """
-    return _SessionManager(NamesSession(find, client, holds, on_session_lost, on_push))
+    session = NamesSession(find, client, holds, on_session_lost, on_push, on_lease_lost)
+    return _SessionManager(session)
 
 
 class _SessionManager(AbstractAsyncContextManager[NamesSession]):

@@ -7,6 +7,10 @@ answer once more, with the same ids and in the same order, so that nothing is do
 What the user sees of it:
 
 * `NamesSession.call` waits, whatever happens, until there is an answer or its deadline passes.
+* What an answer told may be relied upon until the storage recalls it (a `names.Recall` given to
+  ``on_push``, to be confirmed by `NamesSession.recalled`) or the lease has run out. When it has,
+  ``on_lease_lost`` is called before any further answer is given: nothing that was told before may
+  be used again, even though the lease may be renewed.
 * When the session itself has ended (its lease ran out), ``on_session_lost`` is awaited, then a
   new session is opened. Requests that read are asked again there. A request that changes, and
   may have been carried out, fails with EIO and is never tried a second time.
@@ -100,6 +104,7 @@ class NamesSession(NamesCalls):
         holds: Callable[[], Collection[int]],
         on_session_lost: Callable[[], Awaitable[None]] | None,
         on_push: Callable[[names.Push], None] | None,
+        on_lease_lost: Callable[[], None] | None,
     ) -> None:
         self.view: names.View | None = None
         self.address: Address | None = None
@@ -111,6 +116,7 @@ class NamesSession(NamesCalls):
         self._holds = holds
         self._on_session_lost = on_session_lost
         self._on_push = on_push
+        self._on_lease_lost = on_lease_lost
         self._candidates: Sequence[Candidate] = ()
         self._session = 0
         self._token = b""
@@ -185,6 +191,12 @@ class NamesSession(NamesCalls):
             self._calls.discard(call)
             raise
 
+    def recalled(self, number: int, kept: Sequence[int]) -> None:
+        """Confirm a recall. Without a connection nothing happens: the storage repeats it then."""
+        if self._socket is not None:
+            body = names.encode(names.Recalled(number, list(kept)))
+            self._write_frame(0, self._calls.first() if self._calls else 0, body)
+
     def _others_wait(self) -> bool:
         return bool(self._calls)
 
@@ -215,10 +227,10 @@ class NamesSession(NamesCalls):
         """Write the frame of a call behind all others; never waits."""
         call.sends += 1
         call.sent_at = boottime()
-        body = call.body
-        head = pack_header(_FRAME.size + len(body), names.REQUEST) + _FRAME.pack(
-            number, self._calls.first()
-        )
+        self._write_frame(number, self._calls.first(), call.body)
+
+    def _write_frame(self, number: int, done_below: int, body: bytes) -> None:
+        head = pack_header(_FRAME.size + len(body), names.REQUEST) + _FRAME.pack(number, done_below)
         sock = self._socket
         assert sock is not None
         if self._backlog:
@@ -305,7 +317,7 @@ class NamesSession(NamesCalls):
         self._calls.remove(number)
         self._answered = True
         self._last_received = boottime()
-        self.lease_until = max(self.lease_until, call.sent_at + self.lease_s)
+        self._renew_lease(call.sent_at)
         if not call.wanted:
             return
         if status:
@@ -317,6 +329,17 @@ class NamesSession(NamesCalls):
             call.finish(outcome.Error(exc))
         else:
             call.finish(outcome.Value(answer))
+
+    def _renew_lease(self, sent_at: float) -> None:
+        """Something that was sent at *sent_at* was answered."""
+        if boottime() > self.lease_until:
+            # The storage may have done without us for a while.
+            self._lose_lease()
+        self.lease_until = max(self.lease_until, sent_at + self.lease_s)
+
+    def _lose_lease(self) -> None:
+        if self.lease_until and self._on_lease_lost is not None:
+            self._on_lease_lost()
 
     def _forget_refused(self, refused: int) -> None:
         """The server refused a call because the session has ended.
@@ -331,6 +354,8 @@ class NamesSession(NamesCalls):
     def _push(self, push: names.Push) -> None:
         if self._on_push is not None:
             self._on_push(push)
+        elif isinstance(push, names.Recall):
+            self.recalled(push.number, ())
         if isinstance(push, names.NotPrimaryAnyMore):
             raise ConnectionBroken("it is not the names primary any more")
 
@@ -405,7 +430,7 @@ class NamesSession(NamesCalls):
     def _opened(self, opened: names.SessionOpened, found: Found) -> None:
         self._session = opened.session
         self.lease_s = opened.lease_s
-        self.lease_until = self._last_received + opened.lease_s
+        self._renew_lease(self._last_received)
         self.view = opened.view
         self.address = found.primary.address
 
@@ -449,6 +474,7 @@ class NamesSession(NamesCalls):
         """The session is gone: unanswered changes fail, the rest is asked in a new session."""
         logger.warning("names session %d of %s has ended", self._session, self._client)
         self._session = 0
+        self._lose_lease()
         self.lease_until = 0.0
         if self._on_session_lost is not None:
             await self._on_session_lost()

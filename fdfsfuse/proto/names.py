@@ -17,6 +17,7 @@ directions: the usual 10-byte header and a body.
 from  command        status  body
 ===== ============== ======= ====================================================================
 mount REQUEST  130   0       id u64, done_below u64 (big-endian), a request struct
+mount REQUEST  130   0       id u64 = 0, done_below u64, `Recalled`; not answered
 store ANSWER   131   errno   id u64, the answer struct (only when the status is 0; else empty)
 store PUSH     132   0       id u64 = 0, a push struct
 ===== ============== ======= ====================================================================
@@ -42,7 +43,8 @@ import msgspec
 
 from fdfsfuse.errors import ProtocolError
 
-VERSION = 1
+VERSION = 2
+"""2: sessions hold what they were told, and are recalled. 1: they never rely on anything."""
 
 QUERY_VIEW = 128
 OPEN_SESSION = 129
@@ -94,6 +96,7 @@ class OpenSession(_Message, frozen=True):
 
     ``session`` 0 opens a new one. ``token`` (16 random bytes chosen by the mount) must be the same
     when a session is taken up. ``client`` describes the mount to people: ``host:/mnt:pid``.
+    ``version`` 1: the client keeps nothing that it was told, so nothing is recalled from it.
     """
 
     version: int
@@ -287,6 +290,17 @@ class Holds(_Message, tag=11, frozen=True):
 
     added: list[int]
     removed: list[int]
+
+
+class Recalled(_Message, tag=12, frozen=True):
+    """The session has dropped what ``Recall`` ``number`` named. Sent with id 0, not answered.
+
+    ``kept`` are directories of the recall of which names other than those recalled may still be
+    in use: they stay held.
+    """
+
+    number: int
+    kept: list[int]
 
 
 # --- requests that change; each becomes one log record ------------------------------------------
@@ -492,6 +506,27 @@ class NotPrimaryAnyMore(_Message, tag=1, frozen=True):
     """This storage gave up the tree; open requests will not be answered here."""
 
 
+class Recall(_Message, tag=2, frozen=True):
+    """Somebody else has changed something: drop it, then answer with ``Recalled`` ``number``.
+
+    The change is acknowledged when all sessions that held it have answered, or cannot hold it any
+    more. What is named here is not held from then on. A connection that was taken up gets its
+    unanswered recalls first of all.
+
+    ``attrs``: inodes whose attributes (or xattrs) changed. ``content``: those of them whose
+    content changed. ``names``: (directory, name) of entries that came, went or point elsewhere; the
+    directory is in ``attrs``. ``unused``: inodes that the storage would like to be rid of.
+    ``everything``: the storage does not know what the session holds (it was restarted).
+    """
+
+    number: int
+    attrs: list[int]
+    content: list[int]
+    names: list[tuple[int, bytes]]
+    unused: list[int]
+    everything: bool = False
+
+
 # --- plain exchanges on data connections ----------------------------------------------------------
 
 
@@ -528,6 +563,7 @@ ReadRequest = (
     | Paths
     | KeepAlive
     | Holds
+    | Recalled
 )
 ChangeRequest = (
     Create
@@ -547,7 +583,7 @@ ChangeRequest = (
     | CloseSession
 )
 Request = ReadRequest | ChangeRequest
-Push = NotPrimaryAnyMore
+Push = NotPrimaryAnyMore | Recall
 
 CHANGES: tuple[type, ...] = get_args(ChangeRequest)
 

@@ -31,6 +31,8 @@ def query_view(address: Address) -> names.View:
 class BlockingSession:
     """Opens a session, or with *session* and *token* takes one up again.
 
+    It keeps nothing that it was told, and says so (version 1), so that nothing waits for it.
+
     Raises:
         PlainError: the storage refused. OSError, EOFError: the connection broke.
     """
@@ -47,7 +49,7 @@ class BlockingSession:
         self.token = token or os.urandom(16)
         self.sock = socket.create_connection(address, timeout_s)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        request = names.OpenSession(names.VERSION, session, self.token, "test:/mnt:1")
+        request = names.OpenSession(1, session, self.token, "test:/mnt:1")
         try:
             body = exchange(self.sock, names.OPEN_SESSION, names.encode(request))
         except BaseException:

@@ -45,7 +45,7 @@ def apply(state: State, op: Op, *, session: int = 0, id: int = 0, done_below: in
     state.begin()
     try:
         change = Change(session, id, done_below, NOW, op)
-        answer = state.apply(Position(1, state.position.index + 1), change)
+        answer, _ = state.apply(Position(1, state.position.index + 1), change)
     except StatusError:
         state.rollback()
         raise

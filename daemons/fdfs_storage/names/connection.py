@@ -22,7 +22,7 @@ from fdfs_storage.names.reads import Reads, WouldBlock, read_content
 from fdfs_storage.names.sessions import Session
 from fdfsfuse.errors import ConnectionProblem, ProtocolError, StatusError
 from fdfsfuse.proto import names, names_record
-from fdfsfuse.proto.header import HEADER_SIZE, pack_header
+from fdfsfuse.proto.header import HEADER_SIZE, pack_header, pack_response
 
 if TYPE_CHECKING:
     from fdfs_storage.names.service import Tree
@@ -67,6 +67,13 @@ class SessionConnection:
             names.Holds: self._holds,
         }
 
+    def _greet(self, opened: names.SessionOpened) -> None:
+        """Behind the answer to OPEN_SESSION goes what the session has to confirm."""
+        self._out.append(pack_response(names.encode(opened)))
+        for recall in self._tree.callbacks.connected(self.session):
+            self.push(recall)
+        self.flush()
+
     @property
     def waiting(self) -> int:
         """Requests that have no answer yet."""
@@ -74,8 +81,8 @@ class SessionConnection:
 
     # --- reading ----------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Serve until the mount goes away.
+    async def run(self, opened: names.SessionOpened) -> None:
+        """Answer OPEN_SESSION and serve until the mount goes away.
 
         Raises:
             ConnectionBroken, ProtocolError: the connection is of no more use.
@@ -84,6 +91,7 @@ class SessionConnection:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write_loop)
+                self._greet(opened)
                 try:
                     await self._read_loop(nursery)
                 except (ConnectionProblem, ProtocolError) as exc:
@@ -114,12 +122,21 @@ class SessionConnection:
             body = await connection.recv_exactly(length)
             session.seen = clock()
             number, done_below = names.FRAME_IDS.unpack_from(body)
+            if number == 0:
+                self._recalled(body)
+                continue
             if not 1 <= number <= _ID_MAX or done_below > _ID_MAX:
                 raise ProtocolError(f"request id {number}, {done_below}")
             request = names.decode_request(memoryview(body)[names.FRAME_IDS.size :])
             self._dispatch(nursery, number, done_below, request, length)
             if self._is_full():
                 await self._wait_for_room()
+
+    def _recalled(self, body: bytes) -> None:
+        message = names.decode_request(memoryview(body)[names.FRAME_IDS.size :])
+        if not isinstance(message, names.Recalled):
+            raise ProtocolError(f"a {type(message).__name__} without an id")
+        self._tree.callbacks.recalled(self.session, message)
 
     def _is_full(self) -> bool:
         return (
@@ -152,13 +169,19 @@ class SessionConnection:
             checks.check(request)
             read = self._reads.get(type(request))
             if read is not None:
-                self.answer(number, 0, names.encode(read(request)))
+                answer = read(request)
+                if self.session.caches:
+                    self._tree.callbacks.hold(self.session, _told(request, answer))
+                self.answer(number, 0, names.encode(answer))
             elif isinstance(request, names.ListObjects):
                 self._queued += 1
                 nursery.start_soon(self._list_objects, number, request)
             else:
                 self._change(number, done_below, request, size)
         except StatusError as exc:
+            if isinstance(request, names.Lookup) and exc.errno == errno.ENOENT:
+                # That there is no such name is something to hold, too.
+                self._tree.callbacks.hold(self.session, (request.parent,))
             self.answer(number, exc.errno or errno.EIO)
         except WouldBlock:
             self._queued += 1
@@ -175,6 +198,9 @@ class SessionConnection:
         def reply(status: int, answer: bytes) -> None:
             self._queued -= 1
             self._queued_bytes -= size
+            if isinstance(request, names.MakeWritable) and not status:
+                # Perhaps nothing had to be changed, so nothing was committed.
+                tree.callbacks.hold(session, (request.ino,))
             self.answer(number, status, answer)
             tree.unflushed.add(self)
 
@@ -215,6 +241,11 @@ class SessionConnection:
                     data = await trio.to_thread.run_sync(read_content, path, attr.size)
                 except OSError:
                     data = None
+                # As they are now: answers must not be older than those given meanwhile.
+                before, attr = attr, self._tree.reads.get_attr(names.GetAttr(request.ino))
+                if (attr.file_id, attr.version) != (before.file_id, before.version):
+                    data = None
+            self._tree.callbacks.hold(self.session, (attr.ino,))
             answer = names.encode(names.Opened(attr, data))
         except StatusError as exc:
             status = exc.errno or errno.EIO
@@ -302,3 +333,16 @@ class SessionConnection:
         self._closed = True
         self._connection.shutdown()
         self._room.set()  # there will be none: a reader that waits for it has to end
+
+
+def _told(request: Any, answer: Any) -> list[int]:
+    """The inodes that a session is told of by an answer to a request that reads."""
+    if isinstance(answer, names.Attr):
+        if isinstance(request, names.Lookup):
+            return [request.parent, answer.ino]
+        return [answer.ino] if answer.ino else []
+    if isinstance(answer, names.Listing):
+        return [request.ino, *(entry.attr.ino for entry in answer.entries)]
+    if isinstance(answer, names.Opened | names.Xattrs):
+        return [request.ino] if request.ino else []
+    return []

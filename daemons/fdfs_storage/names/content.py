@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fdfs_storage.names import tree
 from fdfs_storage.names.checks import fail
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 USER: Final = b"user."
 XATTRS_MAX: Final = 512 << 10
 """Most bytes that the xattrs of an inode may have in the table, so that they fit one answer."""
+
+
+class ById(NamedTuple):
+    """What a change by a plain client came to: the inode (0: none), and the names it lost."""
+
+    ino: int
+    links: list[tuple[int, bytes]]
 
 
 def metadata_name(name: bytes, value: bytes) -> bytes | None:
@@ -193,16 +200,17 @@ def forget(state: State, index: int, change: Change, op: names_record.Forget) ->
 
 def object_deleted(
     state: State, index: int, change: Change, op: names_record.ObjectDeleted
-) -> Done:
+) -> ById:
     """A plain client deleted an object of ours: the inode loses its names."""
     db, now = state.db, change.time_ns
     db.execute("DELETE FROM pending WHERE file_id = ?", (op.file_id,))
     db.execute("DELETE FROM garbage WHERE file_id = ?", (op.file_id,))
     row = db.execute("SELECT ino, nlink FROM inode WHERE file_id = ?", (op.file_id,)).fetchone()
     if row is None:
-        return Done()
+        return ById(0, [])
     ino, nlink = row
-    for (parent,) in db.execute("SELECT parent FROM dirent WHERE ino = ?", (ino,)).fetchall():
+    links = db.execute("SELECT parent, name FROM dirent WHERE ino = ?", (ino,)).fetchall()
+    for parent, _ in links:
         db.execute("UPDATE inode SET mtime_ns = ?, ctime_ns = ? WHERE ino = ?", (now, now, parent))
     db.execute("DELETE FROM dirent WHERE ino = ?", (ino,))
     db.execute(
@@ -212,33 +220,39 @@ def object_deleted(
     )
     if nlink:
         state.add_garbage(ino, None)
-    return Done()
+    return ById(ino, links)
 
 
 def object_changed(
     state: State, index: int, change: Change, op: names_record.ObjectChanged
-) -> Done:
+) -> ById:
     """A plain client changed the object of an inode."""
+    row = state.db.execute("SELECT ino FROM inode WHERE file_id = ?", (op.file_id,)).fetchone()
+    if row is None:
+        return ById(0, [])
     state.db.execute(
         "UPDATE inode SET size = ?, mtime_ns = ?, ctime_ns = ?, version = version + 1"
-        " WHERE file_id = ?",
-        (op.size, op.mtime_ns, change.time_ns, op.file_id),
+        " WHERE ino = ?",
+        (op.size, op.mtime_ns, change.time_ns, row[0]),
     )
-    return Done()
+    return ById(row[0], [])
 
 
 def object_renamed(
     state: State, index: int, change: Change, op: names_record.ObjectRenamed
-) -> Done:
+) -> ById:
     """A plain client made an appender of ours a normal file: the inode follows it.
 
     As pending or garbage it is not ours any more: a client has a use for it.
     """
     state.db.execute("DELETE FROM pending WHERE file_id = ?", (op.old,))
     state.db.execute("DELETE FROM garbage WHERE file_id = ?", (op.old,))
+    row = state.db.execute("SELECT ino FROM inode WHERE file_id = ?", (op.old,)).fetchone()
+    if row is None:
+        return ById(0, [])
     state.db.execute(
         "UPDATE inode SET file_id = ?, in_place = 0, ctime_ns = ?, version = version + 1"
-        " WHERE file_id = ?",
-        (op.new, change.time_ns, op.old),
+        " WHERE ino = ?",
+        (op.new, change.time_ns, row[0]),
     )
-    return Done()
+    return ById(row[0], [])

@@ -23,9 +23,9 @@ import logging
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from typing import Any, Final, NamedTuple, Protocol
 
 import trio
 
@@ -91,13 +91,31 @@ class Work:
         self.repeatable = repeatable
 
 
+class Applied(NamedTuple):
+    """A change that was applied at *position*, and what it was answered."""
+
+    position: Position
+    change: Change
+    work: Work
+    outcome: Any
+
+
+class Answer(Protocol):
+    """A place for the answer of a change that is to be given later."""
+
+    answer: tuple[int, bytes]
+
+
 class Engine:
     """Runs the batches. One task runs `run`; changes come from any task of the loop.
 
     Attributes:
         broken: the engine has stopped for good; changes are refused with NOT_PRIMARY.
         committed: index of the last record in the committed state.
-        on_commit: called with the changes of a batch and their positions after it was committed.
+        on_commit: called with the changes of a batch right after it was committed; gives those
+            whose answers somebody else will give.
+        on_repeat: called for a change that was carried out before, with its reply; True when its
+            answer is still to be given.
         on_answered: called after the answers of a batch were given.
     """
 
@@ -107,7 +125,8 @@ class Engine:
         self.replica = replica
         self.objects = objects
         self.broken = False
-        self.on_commit: Callable[[Sequence[tuple[Position, Change]]], None] = lambda changes: None
+        self.on_commit: Callable[[Sequence[Applied]], Mapping[Work, Answer]] = lambda changes: {}
+        self.on_repeat: Callable[[int, int, Reply], bool] = lambda session, id, reply: False
         self.on_answered: Callable[[], None] = lambda: None
         self.committed = state.position.index
         self._pause = trio.Lock()
@@ -313,7 +332,8 @@ class Engine:
         """
         state = self.state
         answers: list[tuple[Work, int, bytes]] = []
-        applied: list[tuple[Position, Change]] = []
+        applied: list[Applied] = []
+        later: Mapping[Work, Answer] = {}
         culprit: Work | None = None
         try:
             state.begin()
@@ -344,13 +364,19 @@ class Engine:
         else:
             self.committed = state.position.index
             if applied:
-                self.on_commit(applied)
+                later = self.on_commit(applied)
         finally:
             self.objects.end_batch()
         for work, status, answer in answers:
-            work.reply(status, answer)
+            waits = later.get(work)
+            if waits is not None:
+                waits.answer = (status, answer)
+            elif work.repeatable and self.on_repeat(work.session, work.id, work.reply):
+                continue
+            else:
+                work.reply(status, answer)
 
-    def _apply(self, work: Work, applied: list[tuple[Position, Change]]) -> tuple[Work, int, bytes]:
+    def _apply(self, work: Work, applied: list[Applied]) -> tuple[Work, int, bytes]:
         """Apply one change of the batch, or find its stored outcome, or why it is refused."""
         state = self.state
         if work.repeatable:
@@ -363,17 +389,17 @@ class Engine:
             make = work.make
             op = make() if callable(make) else make
             change = Change(work.session, work.id, work.done_below, time.time_ns(), op)
-            answer = state.apply(position, change)
+            answer, outcome = state.apply(position, change)
         except StatusError as exc:
             return work, exc.errno or errno.EIO, b""
-        applied.append((position, change))
+        applied.append(Applied(position, change, work, outcome))
         if isinstance(op, names_record.PutXattr | names_record.PutContent):
             metadata = op.metadata
             if op.file_id and metadata is not None:
                 self.objects.plan_metadata(op.file_id, metadata)
         return work, 0, answer
 
-    def _keep(self, applied: list[tuple[Position, Change]], lazily: bool) -> Steps:
+    def _keep(self, applied: list[Applied], lazily: bool) -> Steps:
         """Log, object work, commit; or undo all of it and raise."""
         state, replica, log = self.state, self.replica, self.log
         if not applied:
@@ -382,11 +408,12 @@ class Engine:
         mark, last = log.mark(), replica.last
         made: list[str] = []
         try:
-            append = replica.propose([names_record.encode_change(c) for _, c in applied])[0]
+            changes = [names_record.encode_change(item.change) for item in applied]
+            append = replica.propose(changes)[0]
             assert isinstance(append, Append)
             yield append.records
-            for _, change in applied:
-                file_id = effects.perform(self.objects, change)
+            for item in applied:
+                file_id = effects.perform(self.objects, item.change)
                 if file_id:
                     made.append(file_id)
             state.commit(lazily=lazily)

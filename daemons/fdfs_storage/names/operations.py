@@ -52,7 +52,8 @@ class Operations:
             if work.repeatable:
                 stored = self._reads.result(work.session, work.id)
                 if stored is not None:
-                    work.reply(0, stored)
+                    if not self._engine.on_repeat(work.session, work.id, work.reply):
+                        work.reply(0, stored)
                     return
             if isinstance(request, names.NameObject):
                 status, answer = await self._name_object(work, request)

@@ -7,7 +7,7 @@ import logging
 import sqlite3
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,8 +16,9 @@ import trio
 
 from fdfs_storage.names import founding, housekeeping, power_loss, schema, view_file
 from fdfs_storage.names.by_id import ByIdChanges
+from fdfs_storage.names.callbacks import Callbacks
 from fdfs_storage.names.connection import SessionConnection
-from fdfs_storage.names.engine import Engine, EngineBroken, Work
+from fdfs_storage.names.engine import Answer, Applied, Engine, EngineBroken, Work
 from fdfs_storage.names.listing import Listing
 from fdfs_storage.names.log import Log
 from fdfs_storage.names.objects import Objects
@@ -27,12 +28,11 @@ from fdfs_storage.names.reads import Reads
 from fdfs_storage.names.sessions import Session, Sessions
 from fdfs_storage.names.state import State, StateDamaged
 from fdfs_storage.names.writes import ObjectWriter
-from fdfsfuse.core.names_log import Position, Replica
+from fdfsfuse.core.names_log import Replica
 from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.fileid import parse_location
 from fdfsfuse.proto.header import Header, pack_response
-from fdfsfuse.proto.names_record import Change
 
 if TYPE_CHECKING:
     from fdfs_storage.store import Store
@@ -48,6 +48,7 @@ _OPEN_SESSION_MAX: Final = 4096
 _TOKEN_SIZE: Final = 16
 _CLIENT_MAX: Final = 1024
 _SESSIONS_MAX: Final = 10_000
+_VERSION_CACHES: Final = 2
 _RESTART_S: Final = 1.0
 
 
@@ -105,6 +106,8 @@ class Tree:
         self.engine.on_answered = self._flush
         self.reads = Reads(self._connect(path), self.objects, state)
         self.sessions = Sessions(limits.lease_s)
+        self.callbacks = Callbacks(self.sessions, self._flush)
+        self.engine.on_repeat = self.callbacks.repeat
         self._load_sessions()
         self.preparer = Preparer(state, self.objects)
         self.operations = Operations(self.engine, self.preparer, self.objects, self.reads)
@@ -168,7 +171,7 @@ class Tree:
             if ended:
                 self.sessions.note_ended(number)
             else:
-                self.sessions.add(number, token, client, high)
+                self.callbacks.found(self.sessions.add(number, token, client, high))
 
     # --- running ----------------------------------------------------------------------------
 
@@ -182,6 +185,7 @@ class Tree:
                 self.housekeeping.maintain_files,
                 self.by_id.run,
                 self.listing.run,
+                self.callbacks.run,
             ):
                 nursery.start_soon(_keep_running, service)
             try:
@@ -214,18 +218,23 @@ class Tree:
             work.reply(errno.EIO, b"")
         self._flush()
 
-    def _committed(self, changes: Sequence[tuple[Position, Change]]) -> None:
-        """Bring what is kept in memory in line with a committed batch."""
-        for position, change in changes:
+    def _committed(self, applied: Sequence[Applied]) -> Mapping[Work, Answer]:
+        """Bring what is kept in memory in line with a committed batch.
+
+        Returns the changes whose answers wait for recalls.
+        """
+        for position, change, _, _ in applied:
             op = change.op
             if isinstance(op, names_record.StartSession):
                 self.sessions.add(position.index, op.token, op.client)
             elif isinstance(op, names_record.EndSession):
                 self.sessions.end(op.session)
+                self.callbacks.ended(op.session)
             elif isinstance(op, names_record.ForgetSessions):
                 self.sessions.forget(op.sessions)
             elif isinstance(op, names_record.AdoptObject):
                 self.listing.forget(parse_location(op.file_id, self.objects.store.path_count))
+        return self.callbacks.committed(applied)
 
     def _flush(self) -> None:
         """Send what the engine's answers have left in the connections."""
@@ -249,6 +258,7 @@ class Tree:
             if session.connection is not None:
                 session.connection.shutdown()
             session.seen = self.sessions.clock()
+            session.caches = request.version >= _VERSION_CACHES
             return session
         if len(self.sessions) >= _SESSIONS_MAX:
             raise StatusError(errno.EUSERS, "sessions")
@@ -256,6 +266,7 @@ class Tree:
         await self.engine.change(names_record.StartSession(token, client))
         for session in self.sessions:
             if session.token == token and session.client == client:
+                session.caches = request.version >= _VERSION_CACHES
                 return session
         raise StatusError(names.SESSION_ENDED)
 
@@ -411,8 +422,7 @@ class Names:
             tree.stored_view.to_wire(),
         )
         try:
-            await connection.send(pack_response(names.encode(opened)))
-            await served.run()
+            await served.run(opened)
         finally:
             if session.connection is served:
                 session.connection = None

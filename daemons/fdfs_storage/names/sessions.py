@@ -35,6 +35,7 @@ class Session:
         ending: its end is on the way to the log; its requests are refused from here on.
         high: largest request id that may have been carried out; only ids up to it can be repeats.
         holds: inodes it has open.
+        caches: it relies on what it was told until that is recalled (`fdfsfuse.core.holds`).
         connection: where it is connected now.
     """
 
@@ -45,6 +46,7 @@ class Session:
     ending: bool = False
     high: int = 0
     holds: set[int] = field(default_factory=set)
+    caches: bool = False
     connection: SessionConnection | None = None
 
 
@@ -100,6 +102,11 @@ class Sessions:
         """Sessions whose lease has run out and that are not ending yet."""
         limit = self.clock() - self.lease_s
         return [s for s in self._live.values() if s.seen < limit and not s.ending]
+
+    def excuse(self, seconds: float) -> None:
+        """Nothing could be heard for so long: all leases end later by that."""
+        for session in self._live.values():
+            session.seen += seconds
 
     def end(self, number: int) -> None:
         """The session's end is committed."""

@@ -147,8 +147,8 @@ class State:
 
     # --- applying ---------------------------------------------------------------------------
 
-    def apply(self, position: Position, change: Change) -> bytes:
-        """Carry out the record at *position* and return the encoded answer.
+    def apply(self, position: Position, change: Change) -> tuple[bytes, Any]:
+        """Carry out the record at *position*: (the encoded answer, what was encoded).
 
         Raises:
             StatusError: the state does not allow it; nothing has changed, the position neither.
@@ -167,7 +167,7 @@ class State:
                 self.db.execute(
                     "DELETE FROM result WHERE session = ? AND id < ?", (session, change.done_below)
                 )
-        return answer
+        return answer, outcome
 
     def result(self, session: int, number: int) -> bytes | None:
         """What the request was answered, if it has been carried out."""

@@ -1,0 +1,239 @@
+"""Calling back what sessions hold, before a change by somebody else is acknowledged.
+
+A committed change goes through `Callbacks.committed` before its answer is given. When other
+sessions hold what it touched, each gets one `names.Recall` for the whole batch, and the answer
+waits until they have confirmed; see `fdfsfuse.core.holds` for when else it goes on. Reading never
+waits, not even for what is being recalled: it shows the committed state.
+
+After a restart it is unknown what the sessions hold. Each gets a recall of everything as soon as
+it has connected again, and changes by others wait for it, or for a lease from the start.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from fdfs_storage.names.touched import Touched, touched
+from fdfsfuse.core.holds import Holds, Recalls, Waiting
+from fdfsfuse.proto import names
+
+if TYPE_CHECKING:
+    from fdfs_storage.names.engine import Applied, Reply, Work
+    from fdfs_storage.names.sessions import Session, Sessions
+
+logger = logging.getLogger(__name__)
+
+HOLDS_MAX: Final = 400_000
+"""Inodes that may be held, by all sessions together: about 40 MB."""
+_GIVE_UP: Final = 1024
+"""How many are recalled at a time when there are more."""
+
+
+class Deferred(Waiting):
+    """An answer that is given when all recalls for it are over."""
+
+    __slots__ = ("answer", "key", "replies")
+
+    def __init__(self, key: tuple[int, int], reply: Reply) -> None:
+        super().__init__()
+        self.key = key
+        self.replies = [reply]
+        self.answer: tuple[int, bytes] = (0, b"")
+
+
+class _Message:
+    """What one session has to be told of a batch, and whose answers wait for it."""
+
+    __slots__ = ("attrs", "changes", "content", "names")
+
+    def __init__(self) -> None:
+        self.attrs: dict[int, None] = {}
+        self.content: dict[int, None] = {}
+        self.names: dict[tuple[int, bytes], None] = {}
+        self.changes: dict[Deferred, None] = {}
+
+    def make(self, number: int) -> names.Recall:
+        return names.Recall(number, list(self.attrs), list(self.content), list(self.names), [])
+
+
+def _unused(inos: list[int], number: int) -> names.Recall:
+    return names.Recall(number, [], [], [], inos)
+
+
+class Callbacks:
+    """See the module. *flush* sends what answers have left in the connections."""
+
+    def __init__(
+        self, sessions: Sessions, flush: Callable[[], None], holds_max: int = HOLDS_MAX
+    ) -> None:
+        self._sessions = sessions
+        self._flush = flush
+        self._holds = Holds(holds_max)
+        self._recalls: Recalls[names.Recall] = Recalls(sessions.lease_s)
+        self._deferred: dict[tuple[int, int], Deferred] = {}
+        self._wake = trio.Event()
+
+    # --- holding ----------------------------------------------------------------------------
+
+    def hold(self, session: Session, inos: Iterable[int]) -> None:
+        """The session is being told of these inodes."""
+        if not session.caches:
+            return
+        number, add = session.number, self._holds.add
+        for ino in inos:
+            add(ino, number)
+            if self._recalls:
+                self._recalls.held_again(number, ino)
+        if len(self._holds) > self._holds.limit:
+            self._give_up_oldest()
+
+    def _give_up_oldest(self) -> None:
+        unused: dict[int, list[int]] = {}
+        for ino in self._holds.oldest(_GIVE_UP):
+            for number in self._holds.holders(ino):
+                session = self._sessions.get(number)
+                if session is None:
+                    self._holds.release(ino, number)
+                else:
+                    unused.setdefault(number, []).append(ino)
+        for number, inos in unused.items():
+            self._send(number, partial(_unused, inos), inos, ())
+
+    # --- changes ----------------------------------------------------------------------------
+
+    def committed(self, applied: Sequence[Applied]) -> dict[Work, Deferred]:
+        """A batch was committed: the answers that have to wait.
+
+        To be called before anything else happens on the loop.
+        """
+        messages: dict[int, _Message] = {}
+        deferred: dict[Work, Deferred] = {}
+        for item in applied:
+            found = touched(item.change.op, item.outcome)
+            if found is None:
+                continue
+            change = Deferred((item.work.session, item.work.id), item.work.reply)
+            self._collect(found, change, messages)
+            session = self._sessions.get(item.work.session)
+            if session is not None:
+                self.hold(session, found.attrs)
+            deferred[item.work] = change
+        for number, message in messages.items():
+            # The storage's own changes (by clients of objects) wait for nobody.
+            waiting = [change for change in message.changes if change.key[0]]
+            self._send(number, message.make, message.attrs, waiting)
+        waits = {work: change for work, change in deferred.items() if change.recalls}
+        for change in waits.values():
+            self._deferred[change.key] = change
+        return waits
+
+    def _collect(self, found: Touched, change: Deferred, messages: dict[int, _Message]) -> None:
+        own = change.key[0]
+        if own:
+            self._recalls.attach_to_everything(own, change)
+        for ino in found.attrs:
+            for number in self._holds.others(ino, own):
+                if self._sessions.get(number) is None:
+                    self._holds.release(ino, number)
+                    continue
+                message = messages.get(number)
+                if message is None:
+                    message = messages[number] = _Message()
+                message.changes[change] = None
+                message.attrs[ino] = None
+                if ino in found.content:
+                    message.content[ino] = None
+                for name in found.names:
+                    if name[0] == ino:
+                        message.names[name] = None
+
+    def _send(
+        self,
+        number: int,
+        make: Callable[[int], names.Recall],
+        release: Iterable[int],
+        changes: Iterable[Waiting],
+    ) -> None:
+        session = self._sessions.get(number)
+        assert session is not None
+        clock = self._sessions.clock()
+        recall = self._recalls.add(number, clock, make, release=release, changes=changes)
+        self._wake.set()
+        if session.connection is not None:
+            session.connection.push(recall.message)
+
+    def repeat(self, session: int, number: int, reply: Reply) -> bool:
+        """A change is asked for again: *reply*, too, gets the answer that waits. False: none."""
+        change = self._deferred.get((session, number))
+        if change is None:
+            return False
+        change.replies.append(reply)
+        return True
+
+    def _finish(self, done: Iterable[Waiting]) -> None:
+        replied = False
+        for change in done:
+            assert isinstance(change, Deferred)
+            if self._deferred.pop(change.key, None) is change:
+                for reply in change.replies:
+                    reply(*change.answer)
+                replied = True
+        if replied:
+            self._flush()
+
+    # --- sessions ---------------------------------------------------------------------------
+
+    def found(self, session: Session) -> None:
+        """A session was found in the state at the start."""
+        self._recalls.add(
+            session.number,
+            session.seen,
+            lambda number: names.Recall(number, [], [], [], [], everything=True),
+            everything=True,
+        )
+        self._wake.set()
+
+    def connected(self, session: Session) -> list[names.Recall]:
+        """The session was taken up: the recalls that it has to get before all answers."""
+        if session.caches:
+            return self._recalls.of(session.number)
+        self._finish(self._recalls.drop(session.number))
+        return []
+
+    def recalled(self, session: Session, message: names.Recalled) -> None:
+        """The session has confirmed a recall."""
+        released, done = self._recalls.confirm(session.number, message.number)
+        for ino in released.difference(message.kept):
+            self._holds.release(ino, session.number)
+        self._finish(done)
+
+    def ended(self, number: int) -> None:
+        """The session has ended."""
+        self._holds.forget(number)
+        self._finish(self._recalls.drop(number))
+
+    # --- time -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """End the waiting for sessions that do not answer, until cancelled."""
+        while True:
+            if not self._recalls:
+                self._wake = trio.Event()
+                await self._wake.wait()
+            delay = self._recalls.next_end(self._seen) - self._sessions.clock()
+            if delay > 0:
+                await trio.sleep(delay)
+            released, done = self._recalls.expire(self._sessions.clock(), self._seen)
+            for number, inos in released:
+                for ino in inos:
+                    self._holds.release(ino, number)
+            self._finish(done)
+
+    def _seen(self, number: int) -> float:
+        session: Any = self._sessions.get(number)
+        return session.seen if session is not None else float("-inf")

@@ -1,0 +1,218 @@
+"""What the primary remembers of sessions that keep what they were told.
+
+`Holds` knows which sessions hold an inode: its attributes and xattrs, its content, and, of a
+directory, its names. `Recalls` knows what was called back and not confirmed yet, and which
+changes wait for that. Both decide only; `fdfs_storage.names.callbacks` sends and answers.
+
+A hold that is not needed costs one recall, a missing one would let a mount show what is no longer
+so. Hence, where it is simpler, too much is held: sessions that have ended stay in `Holds` until
+somebody meets them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+_M = TypeVar("_M")
+
+
+class Holds:
+    """Sessions by inode, in the order in which the inodes were first held.
+
+    *limit*: how many inodes; `oldest` tells which to give up beyond it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._holders: dict[int, tuple[int, ...]] = {}
+        # One tuple for each session, shared by all that it alone holds, saves half of the memory.
+        self._alone: dict[int, tuple[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def add(self, ino: int, session: int) -> None:
+        """The session has been told of the inode."""
+        holders = self._holders.get(ino)
+        if holders is None:
+            alone = self._alone.get(session)
+            if alone is None:
+                alone = self._alone[session] = (session,)
+            self._holders[ino] = alone
+        elif session not in holders:
+            self._holders[ino] = (*holders, session)
+
+    def others(self, ino: int, session: int) -> tuple[int, ...]:
+        """Who holds the inode besides *session*."""
+        holders = self._holders.get(ino)
+        if holders is None or (len(holders) == 1 and holders[0] == session):
+            return ()
+        return tuple(holder for holder in holders if holder != session)
+
+    def holders(self, ino: int) -> tuple[int, ...]:
+        """Who holds the inode."""
+        return self._holders.get(ino, ())
+
+    def release(self, ino: int, session: int) -> None:
+        """The session does not hold the inode any more."""
+        holders = self._holders.get(ino, ())
+        if session in holders:
+            rest = tuple(holder for holder in holders if holder != session)
+            if not rest:
+                del self._holders[ino]
+            else:
+                self._holders[ino] = rest
+
+    def forget(self, session: int) -> None:
+        """The session has ended; what it held is forgotten as it is met."""
+        self._alone.pop(session, None)
+
+    def oldest(self, count: int) -> list[int]:
+        """The inodes that are held longest; they count as the youngest from now on."""
+        found = [ino for ino, _ in zip(self._holders, range(count), strict=False)]
+        for ino in found:
+            self._holders[ino] = self._holders.pop(ino)
+        return found
+
+
+class Waiting:
+    """A change whose acknowledgement waits until ``recalls`` of them are confirmed."""
+
+    __slots__ = ("recalls",)
+
+    def __init__(self) -> None:
+        self.recalls = 0
+
+
+@dataclass(slots=True, eq=False)
+class Recall(Generic[_M]):
+    """One message that a session has to confirm.
+
+    Attributes:
+        sent: when; in seconds of the clock that leases run on.
+        release: inodes that the session holds no more once it has confirmed.
+        everything: it stands for all that the session may hold.
+        message: what the session is told.
+    """
+
+    number: int
+    session: int
+    sent: float
+    release: set[int]
+    everything: bool
+    message: _M
+    changes: list[Waiting] = field(default_factory=list)
+
+
+class Recalls(Generic[_M]):
+    """Recalls without an answer.
+
+    One is over when the session has confirmed it, when the session has ended, or after a lease:
+    by then what the session was told before has run out. A session that was not heard of has
+    no lease longer than that either.
+    """
+
+    def __init__(self, lease_s: float) -> None:
+        self._lease_s = lease_s
+        self._number = 0
+        self._open: dict[int, dict[int, Recall[_M]]] = {}
+        self._everything: list[Recall[_M]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    def add(
+        self,
+        session: int,
+        now: float,
+        make: Callable[[int], _M],
+        *,
+        release: Iterable[int] = (),
+        changes: Iterable[Waiting] = (),
+        everything: bool = False,
+    ) -> Recall[_M]:
+        """A new recall; *make* gives the message for its number."""
+        self._number += 1
+        number = self._number
+        recall = Recall(number, session, now, set(release), everything, make(number))
+        self._open.setdefault(session, {})[number] = recall
+        if everything:
+            self._everything.append(recall)
+        for change in changes:
+            self._attach(recall, change)
+        return recall
+
+    def attach_to_everything(self, session: int, change: Waiting) -> None:
+        """A change by *session* waits for those of whom it is unknown what they hold."""
+        for recall in self._everything:
+            if recall.session != session:
+                self._attach(recall, change)
+
+    def _attach(self, recall: Recall[_M], change: Waiting) -> None:
+        recall.changes.append(change)
+        change.recalls += 1
+
+    def of(self, session: int) -> list[_M]:
+        """The messages that the session has not confirmed, oldest first."""
+        return [recall.message for recall in self._open.get(session, {}).values()]
+
+    def held_again(self, session: int, ino: int) -> None:
+        """The session was told of the inode after it was recalled: confirming keeps it held."""
+        for recall in self._open.get(session, {}).values():
+            recall.release.discard(ino)
+
+    def confirm(self, session: int, number: int) -> tuple[set[int], list[Waiting]]:
+        """The session has confirmed: (what it does not hold any more, changes that may go on)."""
+        recall = self._open.get(session, {}).get(number)
+        if recall is None:
+            return set(), []
+        return recall.release, self._close(recall)
+
+    def drop(self, session: int) -> list[Waiting]:
+        """The session has ended: the changes that may go on."""
+        done: list[Waiting] = []
+        for recall in list(self._open.get(session, {}).values()):
+            done += self._close(recall)
+        return done
+
+    def expire(
+        self, now: float, seen: Callable[[int], float]
+    ) -> tuple[list[tuple[int, set[int]]], list[Waiting]]:
+        """Time has passed: (session and what it does not hold any more, changes that may go on).
+
+        *seen* tells when a session was heard of last.
+        """
+        released: list[tuple[int, set[int]]] = []
+        done: list[Waiting] = []
+        for recalls in list(self._open.values()):
+            for recall in list(recalls.values()):
+                if self._ends(recall, seen) <= now:
+                    released.append((recall.session, recall.release))
+                    done += self._close(recall)
+        return released, done
+
+    def next_end(self, seen: Callable[[int], float]) -> float:
+        """When `expire` is due if nothing more is heard; there must be a recall."""
+        ends = (self._ends(r, seen) for recalls in self._open.values() for r in recalls.values())
+        return min(ends)
+
+    def _ends(self, recall: Recall[_M], seen: Callable[[int], float]) -> float:
+        if recall.everything:
+            return recall.sent + self._lease_s
+        return min(recall.sent, seen(recall.session)) + self._lease_s
+
+    def _close(self, recall: Recall[_M]) -> list[Waiting]:
+        recalls = self._open[recall.session]
+        del recalls[recall.number]
+        if not recalls:
+            del self._open[recall.session]
+        if recall.everything:
+            self._everything.remove(recall)
+        done: list[Waiting] = []
+        for change in recall.changes:
+            change.recalls -= 1
+            if not change.recalls:
+                done.append(change)
+        return done
