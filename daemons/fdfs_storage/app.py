@@ -2,8 +2,8 @@
 
 Order at start, and why: the port is bound first, so that a mistake there shows at once and
 trackers can be told the port; then the trackers are asked for what the whole cluster agrees on;
-store and names are opened; connections are accepted; the cluster is joined last, because joining
-brings clients. Stopping goes the other way round.
+what a new disk lacks is fetched; store and names are opened; connections are accepted; the cluster
+is joined last, because joining brings clients. Stopping goes the other way round.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import trio
 
@@ -19,6 +20,7 @@ from fdfs_storage.identity import Identity
 from fdfs_storage.membership import Membership
 from fdfs_storage.names import Names
 from fdfs_storage.place import Place, learn
+from fdfs_storage.recovery import DiskRecovery
 from fdfs_storage.service import StorageService
 from fdfs_storage.store import Store
 from fdfsfuse.core.conf_file import ReservedSpace
@@ -30,6 +32,7 @@ from fdfsfuse.server.tcp import TcpServer, is_ip, open_listeners, resolve_allow_
 logger = logging.getLogger(__name__)
 
 _STOP_REQUESTS_S = 5.0
+_T = TypeVar("_T")
 
 
 class StorageApp:
@@ -65,7 +68,12 @@ class StorageApp:
             place = self._place or await _unless(daemon.stopping, self._learn)
             if place is None:
                 return
-            await self._open(place)
+            identity = Identity.load(self.config.base_path, int(time.time()))
+            if self._place is None:
+                recovery = DiskRecovery(self.config, identity, place, self.port, daemon.status)
+                if not await _unless(daemon.stopping, recovery.run):
+                    return  # told to stop before the files were back
+            await self._open(place, identity)
             try:
                 await self._serve(daemon, place, listeners)
             finally:
@@ -77,14 +85,14 @@ class StorageApp:
     async def _learn(self) -> Place:
         return await learn(self.config, self.port)
 
-    async def _open(self, place: Place) -> None:
+    async def _open(self, place: Place, identity: Identity) -> None:
         """Open what is on disk."""
         config = self.config
-        identity = Identity.load(config.base_path, int(time.time()))
+        paths = [path.path for path in config.store_paths]
         if config.check_store_path_mark:
-            paths = [path.path for path in config.store_paths]
             identity.check_marks(paths, place.my_ip, self.port, int(time.time()))
         store = self._store = await Store.open(config)
+        identity.note_disks(paths)
         store.configure(
             place.source_in_names,
             ReservedSpace.parse(place.parameters.reserved_storage_space),
@@ -153,9 +161,9 @@ class StorageApp:
         return counters.statistics()
 
 
-async def _unless(stop: trio.Event, ask: Callable[[], Awaitable[Place]]) -> Place | None:
+async def _unless(stop: trio.Event, ask: Callable[[], Awaitable[_T]]) -> _T | None:
     """The result of *ask*, or None when *stop* is set before."""
-    result: Place | None = None
+    result: _T | None = None
     async with trio.open_nursery() as nursery:
 
         async def watch() -> None:

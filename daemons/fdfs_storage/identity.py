@@ -23,6 +23,8 @@ FLAG_NAME = ".data_init_flag"
 MARK_NAME = ".fastdfs_vars"
 _MARK = struct.Struct("<46sHB3xI")
 _MARK_KEY = "store_path_mark"
+_OWN_DISK_KEY = "store_path_own_disk"
+"""A key that only we use; a C server drops it, and then nothing is known of the disk."""
 _MAX_FILE_BYTES = 1 << 20
 
 
@@ -176,10 +178,7 @@ class Identity:
             if found is not None:
                 continue
             if known is not None and self.sync_old_done and not _has_data(mark_path.parent):
-                raise ConfigError(
-                    f"{store_path}: store path {index} has lost its files: is the disk mounted? "
-                    f"If it is empty on purpose, remove {_MARK_KEY}{index} from {self.path}"
-                )
+                raise ConfigError(self.lost_text(index, store_path))
             if known is not None:
                 logger.warning("%s: the mark was missing and is written again", mark_path)
             mark = make_mark(ip, port, index, now_s)
@@ -189,6 +188,51 @@ class Identity:
             self.save()
             mark_path.parent.mkdir(parents=True, exist_ok=True)
             write_file_durably(mark_path, f"{_MARK_KEY}={mark}\n".encode("ascii"))
+
+    def lost_paths(self, store_paths: Sequence[str], *, marked_only: bool) -> list[int]:
+        """Store paths that had files and have none: new disks, which another member can fill.
+
+        With *marked_only* only those count that we have marked, else all of a storage that has
+        been a member before.
+
+        Raises:
+            ConfigError: a disk is not mounted.
+        """
+        lost: list[int] = []
+        if not self.sync_old_done:
+            return lost
+        for index, store_path in enumerate(store_paths):
+            if _has_data(Path(store_path, "data")) or (marked_only and index not in self.marks):
+                continue
+            if self.others.get(f"{_OWN_DISK_KEY}{index}") == "1" and not _has_own_disk(store_path):
+                # Not to be taken for a new disk: the system's disk would be filled.
+                raise ConfigError(
+                    f"{store_path}: store path {index} was a disk of its own, which is not "
+                    f"mounted. If it shall be here, remove {_OWN_DISK_KEY}{index} from {self.path}"
+                )
+            lost.append(index)
+        return lost
+
+    def lost_text(self, index: int, store_path: str) -> str:
+        """What to say of a store path that lost its files, which nobody else has."""
+        return (
+            f"{store_path}: store path {index} has lost its files: is the disk mounted? "
+            f"If it is empty on purpose, remove {_MARK_KEY}{index} from {self.path}"
+        )
+
+    def note_disks(self, store_paths: Sequence[str]) -> None:
+        """Remember which store paths are on disks of their own; saved when that changed."""
+        noted = {
+            f"{_OWN_DISK_KEY}{index}": str(int(_has_own_disk(path)))
+            for index, path in enumerate(store_paths)
+        }
+        if not noted.items() <= self.others.items():
+            self.others.update(noted)
+            self.save()
+
+
+def _has_own_disk(path: str) -> bool:
+    return os.stat(path).st_dev != os.stat("/").st_dev
 
 
 def _read_mark(path: Path) -> str | None:

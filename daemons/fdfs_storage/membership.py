@@ -24,7 +24,7 @@ import trio
 
 from fdfs_storage.identity import Identity
 from fdfs_storage.place import Place
-from fdfs_storage.tracker_link import ask_once
+from fdfs_storage.tracker_link import ask_all, ask_once, highest_status
 from fdfs_storage.tracker_task import TrackerTask
 from fdfsfuse.client.link import PROBLEMS
 from fdfsfuse.core import members as group_list
@@ -38,7 +38,6 @@ from fdfsfuse.proto.cluster import (
     ClusterCommand,
     Join,
     ServerKey,
-    ServerQuery,
     StatusReport,
     SyncSource,
     TrackerStatus,
@@ -178,7 +177,7 @@ class Membership:
             StatusError, ConnectionProblem, ProtocolError: none took it.
         """
         body = StatusReport(self.config.group_name, brief).encode()
-        await self._tell_all(ClusterCommand.REPORT_STATUS, body)
+        await ask_all(self.config, ClusterCommand.REPORT_STATUS, body)
         entry = self._known.get(brief.storage_id)
         if entry is not None:
             merged = states.merge_report(entry.status, brief.status)
@@ -188,34 +187,6 @@ class Membership:
                     brief.storage_id: Brief(merged, entry.port, entry.storage_id, entry.ip),
                 }
             )
-
-    async def _tell_all(
-        self, command: ClusterCommand, body: bytes, tolerated: frozenset[int] = frozenset()
-    ) -> dict[ServerAddress, bytes]:
-        """Ask all trackers at the same time; the answers of those that gave one.
-
-        Raises one of `PROBLEMS` when none did; a status in *tolerated* counts as an empty answer.
-        """
-        answers: dict[ServerAddress, bytes] = {}
-        problems: list[FdfsError] = []
-
-        async def tell(server: ServerAddress) -> None:
-            try:
-                answers[server] = await ask_once(server, self.config, command, body)
-            except StatusError as exc:
-                if exc.errno in tolerated:
-                    answers[server] = b""
-                else:
-                    problems.append(exc)
-            except PROBLEMS as exc:
-                problems.append(exc)
-
-        async with trio.open_nursery() as nursery:
-            for server in self.config.tracker_servers:
-                nursery.start_soon(tell, server)
-        if not answers:
-            raise problems[0]
-        return answers
 
     # --- running ------------------------------------------------------------------------------
 
@@ -254,7 +225,7 @@ class Membership:
         complained = False
         while True:
             try:
-                await self._tell_all(command, body, tolerated)
+                await ask_all(self.config, command, body, tolerated)
                 return
             except PROBLEMS as exc:
                 if not complained:
@@ -266,7 +237,9 @@ class Membership:
         """77 to every tracker: which members were deleted or changed their ip (section 3.7)."""
         body = ServerKey(self.config.group_name, self.own_id).encode()
         try:
-            answers = await self._tell_all(ClusterCommand.CHANGELOG, body, frozenset({2}))
+            answers = await ask_all(
+                self.config, ClusterCommand.CHANGELOG, body, frozenset({errno.ENOENT})
+            )
         except PROBLEMS as exc:
             logger.warning("no tracker gave its changelog: %s", exc)
             return
@@ -422,21 +395,15 @@ class Membership:
             if task.server == self.leader and self.status in states.AVAILABLE:
                 await trio.to_thread.run_sync(self.identity.replace_source, "")
             return
-        status = await self._highest_status()
+        status = await highest_status(self.config, self.my_ip, self.port)
         answer = await task.request(ClusterCommand.SYNC_DEST_QUERY)
         source = decode_optional_source(answer)
-        if status < ServerStatus.OFFLINE:
+        if status is None or status < ServerStatus.OFFLINE:
             logger.warning("the source of the initial copy was removed: another one is asked for")
             await trio.to_thread.run_sync(self.identity.reopen_source, source)
         else:
             await trio.to_thread.run_sync(self.identity.decide_source, source)
         self._refused_source.clear()
-
-    async def _highest_status(self) -> ServerStatus:
-        """71: our status at the tracker where it is highest. Raises one of `PROBLEMS`."""
-        query = ServerQuery(self.config.group_name, self.my_ip, self.port)
-        answers = await self._tell_all(ClusterCommand.GET_STORAGE_STATUS, query.encode())
-        return max(Brief.decode(answer).status for answer in answers.values())
 
 
 def _ignore(_line: ChangelogLine) -> None:

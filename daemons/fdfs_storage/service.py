@@ -21,10 +21,12 @@ from fdfs_storage.derived import Derived
 from fdfs_storage.downloads import Downloads
 from fdfs_storage.files import status_of
 from fdfs_storage.objects import Objects
+from fdfs_storage.path_binlog import PathBinlog
 from fdfs_storage.store import Store
 from fdfs_storage.uploads import Uploads
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, Header, pack_header, pack_response
+from fdfsfuse.proto.recovery import FETCH_PATH_BINLOG, REQUEST_SIZE
 from fdfsfuse.proto.storage import StorageCommand
 from fdfsfuse.server.connection import FramedConnection
 from fdfsfuse.server.hub import EndConnection
@@ -87,6 +89,7 @@ class StorageService:
         objects = Objects(store, group, ip_size, source_ip)
         uploads = Uploads(store, group)
         derived = Derived(store, group)
+        self._path_binlog = PathBinlog(store, group)
         command = StorageCommand
         self._small: dict[int, SmallHandler] = {
             command.DELETE: objects.delete,
@@ -216,6 +219,10 @@ class StorageService:
             await connection.send(_OK)
             return True
         if header.command == StorageCommand.QUIT:
+            return False
+        if header.command == FETCH_PATH_BINLOG and header.length == REQUEST_SIZE:
+            body = await connection.recv_exactly(header.length)
+            await self._path_binlog.send(connection, body)
             return False
         if self._names is not None and self._names.handles(header.command):
             await self._names.serve(connection, header)

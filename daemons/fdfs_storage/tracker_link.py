@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import random
 
-from fdfsfuse.client.link import Link, connect_link
+import trio
+
+from fdfsfuse.client.link import PROBLEMS, Link, connect_link
 from fdfsfuse.core.config import ServerAddress, StorageConfig
+from fdfsfuse.errors import FdfsError, StatusError
+from fdfsfuse.proto.cluster import Brief, ClusterCommand, ServerQuery
+from fdfsfuse.proto.tracker import ServerStatus
 
 _FIRST_RETRY_S = 0.1
 
@@ -45,3 +51,45 @@ async def ask_once(
         return await link.request(command, body)
     finally:
         link.close()
+
+
+async def ask_all(
+    config: StorageConfig, command: int, body: bytes, tolerated: frozenset[int] = frozenset()
+) -> dict[ServerAddress, bytes]:
+    """Ask all trackers at the same time; the answers of those that gave one.
+
+    A status in *tolerated* counts as an empty answer. Raises one of
+    `fdfsfuse.client.link.PROBLEMS` when no tracker answered.
+    """
+    answers: dict[ServerAddress, bytes] = {}
+    problems: list[FdfsError] = []
+
+    async def ask(server: ServerAddress) -> None:
+        try:
+            answers[server] = await ask_once(server, config, command, body)
+        except StatusError as exc:
+            if exc.errno in tolerated:
+                answers[server] = b""
+            else:
+                problems.append(exc)
+        except PROBLEMS as exc:
+            problems.append(exc)
+
+    async with trio.open_nursery() as nursery:
+        for server in config.tracker_servers:
+            nursery.start_soon(ask, server)
+    if not answers:
+        raise problems[0]
+    return answers
+
+
+async def highest_status(config: StorageConfig, my_ip: str, port: int) -> ServerStatus | None:
+    """71: the status of this storage at the tracker where it is highest.
+
+    None when no tracker knows it. Raises one of `fdfsfuse.client.link.PROBLEMS`.
+    """
+    query = ServerQuery(config.group_name, my_ip, port).encode()
+    answers = await ask_all(
+        config, ClusterCommand.GET_STORAGE_STATUS, query, frozenset({errno.ENOENT})
+    )
+    return max((Brief.decode(answer).status for answer in answers.values() if answer), default=None)

@@ -176,3 +176,34 @@ def test_any_file_is_an_identity_or_a_config_error(content: bytes) -> None:
         except ConfigError:
             return
         assert Identity.load(Path(directory) / "base", NOW).join_time is not None
+
+
+def test_store_paths_that_lost_their_files(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"path{index}") for index in range(3)]
+    identity = Identity.load(tmp_path, NOW)
+    for path in paths[:2]:
+        (tmp_path / path / "data" / "00").mkdir(parents=True)
+    identity.check_marks(paths[:2], "127.0.0.3", 23000, NOW)
+    (tmp_path / "path1" / "data" / "00").rmdir()
+    assert identity.lost_paths(paths, marked_only=True) == []  # it was no member yet
+    identity.decide_source(None)
+    assert identity.lost_paths(paths, marked_only=True) == [1]
+    assert identity.lost_paths(paths, marked_only=False) == [1, 2]
+
+
+def test_disk_that_is_not_mounted_is_no_new_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "path0"
+    (path / "data" / "00").mkdir(parents=True)
+    identity = Identity.load(tmp_path, NOW)
+    identity.check_marks([str(path)], "127.0.0.3", 23000, NOW)
+    identity.decide_source(None)
+    monkeypatch.setattr("fdfs_storage.identity._has_own_disk", lambda _path: True)
+    identity.note_disks([str(path)])
+    (path / "data" / "00").rmdir()
+    again = Identity.load(tmp_path, NOW)
+    assert again.lost_paths([str(path)], marked_only=True) == [0]  # a new disk was mounted
+    monkeypatch.setattr("fdfs_storage.identity._has_own_disk", lambda _path: False)
+    with pytest.raises(ConfigError, match="not mounted"):
+        again.lost_paths([str(path)], marked_only=True)
