@@ -26,6 +26,7 @@ COMMANDS = {
     "status": ("fdfsfuse.cli.status", "Show volumes, servers, their states and why."),
     "mini": ("fdfsfuse.cli.mini", "Run a small cluster and its mount on this machine."),
     "install-units": ("fdfsfuse.cli.install_units", "Install the units that systemd runs us by."),
+    "install-helpers": ("fdfsfuse.cli.install_helpers", "Let mount(8) and fstab mount volumes."),
     "completion": ("fdfsfuse.cli.completion", "Print a script that completes fdfs in your shell."),
 }
 """Name -> (module, help). The module's attribute has the command's name, as Python can write it

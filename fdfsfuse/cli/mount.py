@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -21,8 +22,7 @@ import click
 import trio
 
 from fdfsfuse import __version__
-from fdfsfuse.cli.mount_options import MountOptions, parse_options
-from fdfsfuse.client.address import parse_address
+from fdfsfuse.cli.mount_options import MountOptions, parse_options, parse_source
 from fdfsfuse.errors import ConfigError, FdfsError, UsageError
 from fdfsfuse.fuse.mountpoint import MountFailed, check_fuse, check_mountpoint, self_test
 from fdfsfuse.fuse.runner import Mount, serve
@@ -39,27 +39,30 @@ log = logging.getLogger(__name__)
     context_settings={"help_option_names": ["-h", "--help"]},
     options_metavar="[-f] [-d] [-o OPTIONS]",
 )
-@click.argument("trackers", metavar="TRACKER[,TRACKER...]")
+@click.argument("source", metavar="TRACKER[,TRACKER...][/VOLUME[/DIR]]")
 @click.argument("mountpoint", metavar="MOUNTPOINT", type=click.Path(path_type=Path))
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, log to stderr.")
 @click.option("-d", "--debug", is_flag=True, help="As -f, and log each request.")
 @click.option("-o", "options", metavar="OPTIONS", multiple=True, help="Mount options, see below.")
 @click.option("-n", "-s", "-v", "ignored", is_flag=True, hidden=True)
-@click.option("-t", "type_", hidden=True)
+@click.option("-t", "-N", "also_ignored", hidden=True)
+@click.option("--helper", is_flag=True, hidden=True)
 @click.version_option(__version__, "-V", "--version", prog_name=NAME)
 def main(
-    trackers: str,
+    source: str,
     mountpoint: Path,
     foreground: bool,
     debug: bool,
     options: tuple[str, ...],
     ignored: bool,
-    type_: str | None,
+    also_ignored: str | None,
+    helper: bool,
 ) -> NoReturn:
     """Mount the volumes of a FastDFS cluster on the directory MOUNTPOINT.
 
     TRACKER is HOST or HOST:PORT (22122); give all trackers of the cluster, separated by commas.
-    Each volume (group) is a directory of the mount. Without -f the command returns when the mount
+    Each volume (group) is a directory of the mount; with /VOLUME or /VOLUME/DIR, that directory
+    itself is mounted. fdfs:// may stand in front. Without -f the command returns when the mount
     answers. Unmount with: fusermount3 -u MOUNTPOINT, or as root: umount MOUNTPOINT
 
     \b
@@ -67,6 +70,7 @@ def main(
       fdfs-mount 192.168.0.1 /mnt/fdfs
       fdfs-mount tracker1,tracker2:22122 /mnt/fdfs -o allow_other,ids=hide
       fdfs-mount tracker1 /mnt/fdfs -f -o ro,timeout=10
+      fdfs-mount fdfs://tracker1,tracker2/group1/home /home -o allow_other,hard
 
     \b
     Options for -o, separated by commas:
@@ -76,29 +80,51 @@ def main(
                         default), delete too (rw), or not shown
       uid=N gid=N       owner of / and of objects without a name  [who mounts]
       umask=NNN         taken off their permissions  [000]
-      timeout=S         seconds that a call waits for a volume, then EIO  [30]
+      soft              a call that gets no answer fails with EIO (the default) ...
+      timeout=S         ... after so many seconds  [30]
+      hard              it waits for as long as it takes
+      acl               POSIX ACLs (getfacl, setfacl); only root can mount so
+      lease=S           seconds that this mount may be out of touch before others' changes
+                        stop waiting for it  [what the volume grants, which is the most]
       attr_timeout=S    how old names and attributes may be  [1]
+      read_ahead=SIZE   memory for reading ahead, e.g. 64M  [64M]
+      write_buffer=SIZE memory for content that is not stored yet  [256M]
+      cache=SIZE        memory for content of small open files  [32M]
       log=FILE|syslog   where to log in the background  [syslog, or without one
                         ~/.cache/fdfs-mount.log]
     and nosuid, nodev, noexec, noatime, sync, dirsync; what else mount(8) passes is accepted.
 
+    For /etc/fstab, mount(8) and .mount units, run once as root: fdfs install-helpers
+
     Exit codes: 0 mounted (with -f: unmounted), 1 failed, 2 wrong arguments.
     """
+    exit_code = _helper_code if helper else int
+    if helper and foreground:
+        # What mount(8) means by -f: everything but mounting.
+        foreground, fake = False, True
+    else:
+        fake = False
     try:
         parsed = parse_options(options)
-        addresses = [parse_address(part) for part in trackers.split(",") if part.strip()]
-        if not addresses:
-            raise ConfigError("no tracker was given")
+        addresses, top = parse_source(source)
+        vfs = replace(parsed.vfs, top=top)
         # Stat would follow a link to a dead mount; the kernel mounts on what it points to.
         mountpoint = mountpoint.absolute()
         check_mountpoint(mountpoint)
         check_fuse(allow_other="allow_other" in parsed.libfuse)
     except (FdfsError, OSError) as exc:
-        sys.exit(_complain(exc))
-    mount = Mount(addresses, mountpoint, parsed.vfs, parsed.libfuse, trace=debug)
+        sys.exit(exit_code(_complain(exc)))
+    if fake:
+        sys.exit(EXIT_OK)
+    mount = Mount(addresses, mountpoint, vfs, parsed.libfuse, source=source, trace=debug)
     if foreground or debug:
-        sys.exit(_run_in_foreground(mount, debug))
-    sys.exit(_run_in_background(mount, parsed))
+        sys.exit(exit_code(_run_in_foreground(mount, debug)))
+    sys.exit(exit_code(_run_in_background(mount, parsed)))
+
+
+def _helper_code(code: int) -> int:
+    """The exit code as mount(8) has it: 1 wrong use, 32 mounting failed."""
+    return {EXIT_USAGE: 1, EXIT_FAILURE: 32}.get(code, code)
 
 
 # --- in the foreground --------------------------------------------------------------------------

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from fdfsfuse.client.address import Address, parse_address
 from fdfsfuse.errors import ConfigError
 from fdfsfuse.vfs.options import Ids, VfsOptions
 
@@ -51,10 +53,17 @@ _IGNORED = frozenset(
         "nodiratime",
         "silent",
         "loud",
+        "iversion",
+        "noiversion",
+        "mand",
+        "nomand",
+        "nosymfollow",
+        "bg",
+        "fg",
     )
 )
-_IGNORED_KEYS = frozenset(("comment",))
-_VALUES = ("uid", "gid", "umask", "ids", "timeout", "attr_timeout", "log")
+_IGNORED_KEYS = frozenset(("comment", "user", "context", "fscontext", "defcontext", "rootcontext"))
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,26 @@ class MountOptions:
     vfs: VfsOptions = field(default_factory=VfsOptions)
     libfuse: frozenset[str] = frozenset()
     log: str = ""
+
+
+def parse_source(text: str) -> tuple[list[Address], str]:
+    """What is to be mounted: ``[fdfs://]TRACKER[,TRACKER...][/VOLUME[/DIRECTORY]]``.
+
+    Returns the trackers, and ``VOLUME/DIRECTORY`` or '' for all volumes.
+
+    Raises:
+        ConfigError, UsageError: it is nothing of the kind.
+    """
+    hosts, _, path = text.removeprefix("fdfs://").partition("/")
+    trackers = [parse_address(part) for part in hosts.split(",") if part.strip()]
+    if not trackers:
+        raise ConfigError(
+            f"no tracker was given in {text!r}: TRACKER[,TRACKER...][/VOLUME[/DIRECTORY]]"
+        )
+    parts = [part for part in path.split("/") if part and part != "."]
+    if ".." in parts:
+        raise ConfigError(f"{text}: .. is not allowed in what is mounted")
+    return trackers, "/".join(parts)
 
 
 def parse_options(lists: Iterable[str]) -> MountOptions:
@@ -81,59 +110,96 @@ def parse_options(lists: Iterable[str]) -> MountOptions:
 
 def _apply(options: MountOptions, part: str) -> MountOptions:
     name, equals, value = part.partition("=")
-    if name in _VALUES:
+    if name in _VALUES or name == "log":
         if not equals:
             raise ConfigError(f"-o {name} needs a value: {name}=...")
-        return _apply_value(options, name, value)
+        if name == "log":
+            return replace(options, log=_log(value))
+        attribute, parse = _VALUES[name]
+        return replace(options, vfs=replace(options.vfs, **{attribute: parse(name, value)}))
     if name in _IGNORED_KEYS or name.lower().startswith("x-"):
         return options
-    if equals and name in _TO_LIBFUSE | _IGNORED:
+    if equals and name in _KNOWN:
         raise ConfigError(f"-o {name} takes no value")
+    if name == "remount":
+        raise ConfigError(
+            "-o remount: options of a mount cannot be changed; unmount and mount again"
+        )
+    if name in _FLAGS:
+        return replace(options, vfs=replace(options.vfs, **_FLAGS[name]))
     if name in _TO_LIBFUSE:
         return replace(options, libfuse=options.libfuse | {name})
     if name in _IGNORED:
         libfuse = options.libfuse - {"ro"} if name == "rw" else options.libfuse
         return replace(options, libfuse=libfuse)
-    near = difflib.get_close_matches(name, [*_VALUES, *_TO_LIBFUSE, *_IGNORED], 1)
+    near = difflib.get_close_matches(name, ["log", *_VALUES, *_KNOWN], 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ConfigError(f"-o {name} is not an option of fdfs-mount{hint}")
 
 
-def _apply_value(options: MountOptions, name: str, value: str) -> MountOptions:
-    if name == "log":
-        if value != "syslog" and not value.startswith("/"):
-            raise ConfigError(f"-o log={value}: an absolute path or syslog is allowed")
-        return replace(options, log=value)
-    vfs = options.vfs
-    if name in ("uid", "gid"):
-        number = _number(name, value, 10)
-        vfs = replace(vfs, uid=number) if name == "uid" else replace(vfs, gid=number)
-    elif name == "umask":
-        vfs = replace(vfs, umask=_number(name, value, 8))
-    elif name == "ids":
-        if value not in {ids.value for ids in Ids}:
-            raise ConfigError(f"-o ids={value}: ro, rw or hide is allowed")
-        vfs = replace(vfs, ids=Ids(value))
-    elif name == "timeout":
-        vfs = replace(vfs, timeout_s=_seconds(name, value, 1))
-    else:
-        vfs = replace(vfs, attr_timeout_s=_seconds(name, value, 0))
-    return replace(options, vfs=vfs)
+def _log(value: str) -> str:
+    if value != "syslog" and not value.startswith("/"):
+        raise ConfigError(f"-o log={value}: an absolute path or syslog is allowed")
+    return value
 
 
-def _number(name: str, value: str, base: int) -> int:
-    try:
-        number = int(value, base)
-    except ValueError:
-        number = -1
-    limit = 0o777 if name == "umask" else 0xFFFFFFFE
-    if not 0 <= number <= limit:
-        what = "three octal digits" if name == "umask" else "a numeric id"
-        raise ConfigError(f"-o {name}={value}: {what} is allowed")
-    return number
+def _ids(name: str, value: str) -> Ids:
+    if value not in {ids.value for ids in Ids}:
+        raise ConfigError(f"-o {name}={value}: ro, rw or hide is allowed")
+    return Ids(value)
 
 
-def _seconds(name: str, value: str, least: float) -> float:
-    if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", value) or float(value) < least:
-        raise ConfigError(f"-o {name}={value}: seconds are allowed, {least:g} or more")
-    return float(value)
+def _uid(name: str, value: str) -> int:
+    if not value.isascii() or not value.isdigit() or int(value) >= 0xFFFFFFFF:
+        raise ConfigError(f"-o {name}={value}: a numeric id is allowed")
+    return int(value)
+
+
+def _umask(name: str, value: str) -> int:
+    if not re.fullmatch("[0-7]{1,4}", value) or int(value, 8) > 0o777:
+        raise ConfigError(f"-o {name}={value}: three octal digits is allowed")
+    return int(value, 8)
+
+
+def _seconds(least: float) -> Callable[[str, str], float]:
+    def parse(name: str, value: str) -> float:
+        if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", value) or float(value) < least:
+            raise ConfigError(f"-o {name}={value}: seconds are allowed, {least:g} or more")
+        return float(value)
+
+    return parse
+
+
+def _size(least: int) -> Callable[[str, str], int]:
+    def parse(name: str, value: str) -> int:
+        match = re.fullmatch(r"(\d{1,12})([kmgKMG]?)(i?B)?", value)
+        size = int(match[1]) << _UNITS[match[2].lower()] if match else -1
+        if size < least or size > 1 << 40:
+            raise ConfigError(
+                f"-o {name}={value}: bytes are allowed, or with K, M or G; {least >> 20}M or more"
+            )
+        return size
+
+    return parse
+
+
+_VALUES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
+    "uid": ("uid", _uid),
+    "gid": ("gid", _uid),
+    "umask": ("umask", _umask),
+    "ids": ("ids", _ids),
+    "timeout": ("timeout_s", _seconds(1)),
+    "attr_timeout": ("attr_timeout_s", _seconds(0)),
+    "lease": ("lease_s", _seconds(1)),
+    "read_ahead": ("read_ahead_bytes", _size(0)),
+    "cache": ("clean_bytes", _size(0)),
+    "write_buffer": ("dirty_bytes", _size(8 << 20)),
+}
+"""Options with a value: the attribute of VfsOptions, and what reads the value. (And ``log``.)"""
+_FLAGS: dict[str, dict[str, Any]] = {
+    "soft": {"hard": False},
+    "hard": {"hard": True},
+    "acl": {"acl": True},
+    "noacl": {"acl": False},
+}
+_KNOWN = frozenset((*_TO_LIBFUSE, *_IGNORED, *_FLAGS, "remount"))

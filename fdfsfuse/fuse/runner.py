@@ -51,11 +51,13 @@ class Mount:
     mountpoint: Path
     options: VfsOptions
     libfuse: frozenset[str]
+    source: str
     trace: bool = False
 
     def libfuse_options(self) -> set[str]:
-        """For pyfuse3.init. Commas inside a value are escaped."""
-        source = "\\,".join(str(tracker) for tracker in self.trackers)
+        """For pyfuse3.init, which takes ASCII. Commas inside a value are escaped."""
+        source = self.source.encode("ascii", "replace").decode()
+        source = source.replace("\\", "\\\\").replace(",", "\\,")
         return {"default_permissions", f"fsname={source}", "subtype=fdfs", *self.libfuse}
 
 

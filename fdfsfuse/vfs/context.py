@@ -14,7 +14,7 @@ from fdfsfuse.errors import FdfsError
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.budget import Budget
 from fdfsfuse.vfs.lru import Recent
-from fdfsfuse.vfs.numbers import Numbers
+from fdfsfuse.vfs.numbers import ROOT, Numbers
 from fdfsfuse.vfs.options import VfsOptions
 
 if TYPE_CHECKING:
@@ -108,12 +108,14 @@ class Entry(NamedTuple):
 class Context:
     """See the module. ``spawn`` works between the start and the end of the mount.
 
-    ``states`` has the files that are open or not stored, by number.
+    ``states`` has the files that are open or not stored, by number. ``volumes_at`` is the number of
+    the directory that lists the volumes: `ROOT`, or 0 (none) when the mount shows one volume.
     """
 
     def __init__(self, options: VfsOptions) -> None:
         self.options = options
         self.numbers = Numbers()
+        self.volumes_at = 0 if options.top else ROOT
         self.states: dict[int, FileState] = {}
         self.attrs = AttrMemory(options.attr_timeout_s)
         self.dirty = Budget(options.dirty_bytes, self._relieve, options.timeout_s)

@@ -7,6 +7,8 @@
     volume << 48 | 1 << 47 | counter     an unnamed object, for as long as the kernel knows it
     volume << 48 | 3 << 46 | path        a directory of M00; path = level, store path, high, low
 
+When the mount shows one directory of one volume, that directory is an alias as well: number 1.
+
 An unnamed object that gets a name keeps its number (an *alias* of its inode number) until the
 kernel forgets it, so that handles and cached entries stay right.
 """
@@ -50,11 +52,6 @@ def volume_of(number: int) -> int:
     return number >> VOLUME_SHIFT
 
 
-def volume_root(volume: int) -> int:
-    """The number of a volume's root directory."""
-    return volume << VOLUME_SHIFT | 1
-
-
 def id_directory_number(volume: int, directory: IdDirectory) -> int:
     """The number of a directory of the id tree."""
     level, store_path, high, low = directory
@@ -83,6 +80,7 @@ class Numbers:
         self._file_ids: dict[int, str] = {}
         self._aliases: dict[int, int] = {}
         self._inos: dict[int, int] = {}
+        self._top_ino = 0
 
     def __len__(self) -> int:
         return len(self._lookups)
@@ -115,9 +113,14 @@ class Numbers:
         """
         ino = number & INO_MASK
         if not ino & _DYNAMIC:
-            return ino, ""
+            return (ino, "") if number != ROOT else (self._top_ino, "")
         ino = self._inos.get(number, 0)
         return (ino, "") if ino else (0, self._file_ids[number])
+
+    def put_on_top(self, volume: int, ino: int) -> None:
+        """The root of the mount is the directory *ino* of a volume."""
+        self._aliases[volume << VOLUME_SHIFT | ino] = ROOT
+        self._top_ino = ino
 
     def adopted(self, volume: int, file_id: str, ino: int) -> None:
         """The object has a name and an inode now; its number stays."""

@@ -22,7 +22,13 @@ class VfsOptions:
     Attributes:
         uid, gid, umask: owner and permissions of what has none of its own: ``/``, ``M00`` and
             unnamed objects.
+        top: what the root of the mount is: '' for the list of volumes, ``VOLUME`` or
+            ``VOLUME/DIRECTORY``.
         timeout_s: how long a call waits for a volume before it fails with EIO.
+        hard: calls wait for as long as it takes instead.
+        lease_s: how long the mount may be out of touch before others' changes stop waiting for it;
+            0 for what the volume grants, which is also the most.
+        acl: POSIX ACLs are kept, and the kernel checks them.
         attr_timeout_s: how old names and attributes may be that are answered from memory, the
             kernel's memory included.
         negative_timeout_s: the same for names that do not exist. 0, so that a file that another
@@ -45,7 +51,11 @@ class VfsOptions:
     gid: int = field(default_factory=os.getgid)
     umask: int = 0
     ids: Ids = Ids.READ_ONLY
+    top: str = ""
     timeout_s: float = 30.0
+    hard: bool = False
+    lease_s: float = 0.0
+    acl: bool = False
     attr_timeout_s: float = 1.0
     negative_timeout_s: float = 0.0
     poll_interval_s: float = 3.0

@@ -23,7 +23,7 @@ from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.context import Context, Entry
 from fdfsfuse.vfs.idtree import IdTree, store_path_of
 from fdfsfuse.vfs.listing import DirHandles
-from fdfsfuse.vfs.numbers import ROOT, id_directory, volume_root
+from fdfsfuse.vfs.numbers import id_directory
 from fdfsfuse.vfs.options import Ids
 from fdfsfuse.vfs.volume import Volume
 from fdfsfuse.vfs.volumes import Volumes
@@ -72,7 +72,7 @@ class Tree:
         Raises:
             TreeError: EPERM for the root and for directories of ids, ESTALE for what is gone.
         """
-        if number == ROOT or id_directory(number) is not None:
+        if number == self._context.volumes_at or id_directory(number) is not None:
             raise TreeError(errno.EPERM)
         try:
             ino, file_id = self._context.numbers.inode_and_object(number)
@@ -101,7 +101,7 @@ class Tree:
         Raises:
             TreeError, StatusError: ENOENT when there is none.
         """
-        if parent == ROOT:
+        if parent == self._context.volumes_at:
             entry = self._volumes.lookup(name)
             if entry is None:
                 raise TreeError(errno.ENOENT)
@@ -117,10 +117,10 @@ class Tree:
 
     async def getattr(self, number: int) -> Entry:
         """The attributes of an inode."""
-        if number == ROOT:
+        if number == self._context.volumes_at:
             return self._volumes.root_entry()
         volume = self.volume(number)
-        if number == volume_root(volume.number):
+        if number == self._volumes.root_of(volume):
             return await self._volumes.volume_getattr(volume)
         if id_directory(number) is not None:
             return self._ids.directory_entry(number)
@@ -203,7 +203,7 @@ class Tree:
     async def link(self, number: int, parent: int, name: bytes) -> Entry:
         """A further name for an inode, or the first one of an object. The caller counts."""
         volume, ino, file_id = self.inode(number)
-        if parent != ROOT and self.volume(parent) is not volume:
+        if parent != self._context.volumes_at and self.volume(parent) is not volume:
             raise TreeError(errno.EXDEV)
         _, parent_ino = self._parent(parent)
         if file_id:
@@ -217,7 +217,7 @@ class Tree:
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
     ) -> None:
         """renameat2 with its flags."""
-        if ROOT in (parent, new_parent):
+        if self._context.volumes_at in (parent, new_parent):
             raise TreeError(errno.EPERM if parent == new_parent else errno.EXDEV)
         if self.volume(parent) is not self.volume(new_parent):
             raise TreeError(errno.EXDEV)

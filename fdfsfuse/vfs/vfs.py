@@ -28,7 +28,7 @@ from fdfsfuse.vfs.listing import (
     Source,
     VolumeRootSource,
 )
-from fdfsfuse.vfs.numbers import ROOT, id_directory
+from fdfsfuse.vfs.numbers import id_directory
 from fdfsfuse.vfs.openfiles import OpenFiles
 from fdfsfuse.vfs.options import VfsOptions
 from fdfsfuse.vfs.tree import Changes, Tree
@@ -56,12 +56,15 @@ class Vfs:
         """Serve until `stop`; started once the trackers have told the volumes.
 
         Raises:
-            ConnectionProblem: no tracker answers.
+            ConnectionProblem: no tracker answers. ConfigError: the volume or directory that is to
+                be the root is not there.
         """
         async with trio.open_nursery() as nursery:
             self.context.nursery = nursery
             await self.volumes.refresh()
             self.context.spawn(self.volumes.run)
+            if self.context.options.top:
+                await self.volumes.open_top()
             self.context.spawn(self.files.run)
             task_status.started()
             await self._stop.wait()
@@ -101,10 +104,10 @@ class Vfs:
         return self.directories.open(handle)
 
     def _volume_of(self, number: int) -> Volume | None:
-        return None if number == ROOT else self.tree.volume(number)
+        return None if number == self.context.volumes_at else self.tree.volume(number)
 
     def _source(self, number: int) -> Source:
-        if number == ROOT:
+        if number == self.context.volumes_at:
             return RootSource(self.volumes)
         volume = self.tree.volume(number)
         directory = id_directory(number)

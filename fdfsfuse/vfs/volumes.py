@@ -7,17 +7,18 @@ also while trackers do not name it: a directory that vanishes looks like deleted
 from __future__ import annotations
 
 import logging
+import os
 import stat
 import time
 import zlib
 
 import trio
 
-from fdfsfuse.errors import FdfsError
+from fdfsfuse.errors import ConfigError, FdfsError, StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.backend import Cluster
 from fdfsfuse.vfs.context import Context, Entry
-from fdfsfuse.vfs.numbers import MAX_VOLUMES, ROOT, volume_of, volume_root
+from fdfsfuse.vfs.numbers import MAX_VOLUMES, ROOT, volume_of
 from fdfsfuse.vfs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Volumes:
     async def refresh(self) -> None:
         """Ask the trackers. Raises ConnectionProblem when none answers."""
         for group in await self._cluster.volumes():
-            if group.encode() not in self.by_name:
+            if group.encode() not in self.by_name and self._wants(group):
                 self._add(group)
 
     async def run(self) -> None:
@@ -79,9 +80,40 @@ class Volumes:
             return None
         return self.volume_entry(volume)
 
+    def _wants(self, group: str) -> bool:
+        top = self._context.options.top
+        return not top or top.partition("/")[0] == group
+
+    async def open_top(self) -> None:
+        """Make the directory that the options name the root of the mount.
+
+        Raises:
+            ConfigError: it is not there. ConnectionProblem: the volume does not answer.
+        """
+        group, _, path = self._context.options.top.partition("/")
+        volume = self.by_name.get(group.encode())
+        if volume is None:
+            known = ", ".join(sorted(await self._cluster.volumes()))
+            raise ConfigError(f"there is no volume {group}; there are: {known or 'none'}")
+        ino = names.ROOT_INO
+        for part in filter(None, path.split("/")):
+            try:
+                attr: names.Attr = await volume.call(names.Lookup(ino, os.fsencode(part)))
+            except StatusError as exc:
+                raise ConfigError(f"{group}/{path}: {os.strerror(exc.errno or 0)}") from None
+            if not stat.S_ISDIR(attr.mode):
+                raise ConfigError(f"{group}/{path}: {part} is not a directory")
+            ino = attr.ino
+        self._by_number[volume_of(ROOT)] = volume
+        self._context.numbers.put_on_top(volume.number, ino)
+
+    def root_of(self, volume: Volume) -> int:
+        """The number of a volume's root directory in this mount."""
+        return self._context.numbers.of_inode(volume.number, names.ROOT_INO)
+
     def volume_entry(self, volume: Volume) -> Entry:
         """The entry of a volume's root, from memory; attributes that are old hold for 0 s."""
-        number = volume_root(volume.number)
+        number = self.root_of(volume)
         timeout_s = self._context.options.attr_timeout_s
         known = self._context.remembered(number)
         if known is not None:

@@ -98,7 +98,7 @@ class Xattrs:
         self._context.attrs.drop(number)
 
     async def _all(self, number: int) -> dict[bytes, bytes]:
-        if number == ROOT or id_directory(number) is not None:
+        if number == self._context.volumes_at or id_directory(number) is not None:
             return {}
         found = self._cache.get(number)
         if found is not None and found[0] > time.monotonic():
@@ -113,7 +113,7 @@ class Xattrs:
         if number == ROOT and name == SELF_TEST and self._self_test is not None:
             value, self._self_test = self._self_test, None
             return value
-        if number == ROOT or id_directory(number) is not None:
+        if number == self._context.volumes_at or id_directory(number) is not None:
             raise TreeError(errno.ENODATA)
         volume = self._tree.volume(number)
         entry = await self._tree.getattr(number)

@@ -413,6 +413,7 @@ class Mount(Process):
         self.cluster = cluster
         self.path = path
         self.background = background
+        self._shows_volumes = True
 
     def __enter__(self) -> Mount:
         try:
@@ -431,6 +432,11 @@ class Mount(Process):
         finally:
             self.cleanup()
 
+    def show_only(self, top: str) -> None:
+        """Mount ``VOLUME`` or ``VOLUME/DIRECTORY``; called before mounting."""
+        self.command[1] = f"{self.cluster.tracker.endpoint}/{top}"
+        self._shows_volumes = False
+
     def mount(self) -> None:
         """Start fdfs-mount and wait until the volumes are there."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -443,7 +449,8 @@ class Mount(Process):
 
     def wait_mounted(self, timeout_s: float = 20.0) -> None:
         """Wait until the mount point is mounted and shows the cluster's volumes."""
-        volumes = {storage.group for storage in self.cluster.storages}
+        groups = {storage.group for storage in self.cluster.storages}
+        volumes = groups if self._shows_volumes else set()
 
         def mounted() -> bool:
             if not self.background and not self.running:
