@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from pathlib import Path
@@ -62,9 +63,14 @@ def link_unnamed(fd: int, path: str) -> None:
     Raises:
         FileExistsError: *path* exists; it is never replaced.
     """
-    # Passing a src_dir_fd (unused for an absolute path) makes os.link call linkat(2) with
-    # AT_SYMLINK_FOLLOW, which plain link(2) would not do.
-    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+    # src_dir_fd makes os.link call linkat(2) with AT_SYMLINK_FOLLOW, which link(2) would not do.
+    os.link(str(fd), path, src_dir_fd=_own_descriptors(os.getpid()), follow_symlinks=True)
+
+
+@functools.cache
+def _own_descriptors(_pid: int) -> int:
+    """``/proc/self/fd``, open: walking there each time would cost as much as the link itself."""
+    return os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def next_directory_by_hash(text: str, subdir_count: int) -> tuple[int, int]:

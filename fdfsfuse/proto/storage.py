@@ -35,6 +35,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from fdfsfuse.errors import ProtocolError
 from fdfsfuse.proto.fileid import EXTENSION, NORMAL_NAME_LENGTH, PREFIX
@@ -111,8 +112,7 @@ def decode_extension(field: bytes) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class FileRequest:
+class FileRequest(NamedTuple):
     """Body of 12, 15 and 22: group 16, then the file name.
 
     Trailing NULs behind the name are tolerated, as the reference does for 14 and 22.
@@ -154,8 +154,7 @@ class StoredFile:
         return cls(request.group, request.name)
 
 
-@dataclass(frozen=True, slots=True)
-class UploadHead:
+class UploadHead(NamedTuple):
     """Head of 11 and 23, 15 bytes: store path index 1 (255: any), size 8, extension 6.
 
     ``size`` bytes of content follow.
@@ -227,8 +226,7 @@ class SlaveHead:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class SetMetadata:
+class SetMetadata(NamedTuple):
     """Body of 13: name length 8, text length 8, flag 1, group 16, name, metadata text.
 
     ``merge`` False replaces the metadata, True adds to it (see `fdfsfuse.proto.metadata`).

@@ -96,9 +96,8 @@ class Hub(trio.abc.Instrument):
             return
         connection.idle = True
         if not connection.requests:
-            connection.reading_since = (
-                trio.current_time()
-            )  # the first one is waited for only so long
+            # The watchdog ends it if nothing comes.
+            connection.reading_since = trio.current_time()
         fd = connection.sock.fileno()
         self._parked[fd] = connection
         self._epoll.register(fd, select.EPOLLIN)

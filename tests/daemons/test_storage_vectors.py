@@ -6,7 +6,6 @@ answers to 22, and sub directories in hash mode. Later requests are sent with ou
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -87,8 +86,8 @@ class Replay:
         their_info, our_info = decode_name(theirs.name), decode_name(ours.name)
         if vector.command == CREATE_LINK:
             # Random in a link of the reference, that of the content in ours.
-            their_info = replace(their_info, crc32=our_info.crc32)
-        assert replace(our_info, timestamp=their_info.timestamp) == their_info
+            their_info = their_info._replace(crc32=our_info.crc32)
+        assert our_info._replace(timestamp=their_info.timestamp) == their_info
         if vector.command == REGENERATE:
             old = self.ours(vector.request_body).decode()
             assert (ours.name[:10], ours.name[-7:]) == (old[:10], old[-7:])
