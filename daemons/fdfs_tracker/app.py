@@ -22,6 +22,7 @@ from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto.cluster import ClusterCommand, encode_address
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response
+from fdfsfuse.proto.tracker import TrackerCommand
 from fdfsfuse.server.connection import FramedConnection
 from fdfsfuse.server.tcp import TcpServer, open_listeners, resolve_allow_hosts
 
@@ -29,6 +30,18 @@ logger = logging.getLogger(__name__)
 
 _STATISTICS_SAVE_S = 60.0
 """How old the saved statistics and disk space may be; structural changes are saved at once."""
+_QUERIES = frozenset(
+    {
+        TrackerCommand.ACTIVE_TEST,
+        TrackerCommand.QUERY_STORE_ONE,
+        TrackerCommand.QUERY_STORE_ONE_IN_GROUP,
+        TrackerCommand.QUERY_STORE_ALL,
+        TrackerCommand.QUERY_STORE_ALL_IN_GROUP,
+        TrackerCommand.QUERY_FETCH_ONE,
+        TrackerCommand.QUERY_FETCH_ALL,
+        TrackerCommand.QUERY_UPDATE,
+    }
+)
 _EINVAL = pack_response(status=22)
 _RESPONSES = [pack_response(status=status) for status in range(256)]
 
@@ -83,6 +96,7 @@ class Tracker:
             allow_hosts = await resolve_allow_hosts(self.config.allow_hosts)
             server = TcpServer(
                 self._serve,
+                self._answer,
                 max_connections=self.config.max_connections,
                 allows=None if allow_hosts.everyone else allow_hosts.allows,
                 network_timeout_s=self.config.network_timeout_s,
@@ -105,6 +119,15 @@ class Tracker:
 
     # --- one connection -----------------------------------------------------------------------
 
+    def _answer(
+        self, connection: FramedConnection, command: int, _flags: int, body: bytes
+    ) -> bytes | None:
+        """Answer a client's query at once: it changes nothing and needs no session."""
+        if command not in _QUERIES or len(body) > self.config.buff_size - HEADER_SIZE:
+            return None
+        assert self._handlers is not None
+        return _respond(self._handlers, Session(connection.peer_ip), command, body)
+
     async def _serve(self, connection: FramedConnection) -> None:
         assert self._handlers is not None
         handlers, session = self._handlers, Session(connection.peer_ip)
@@ -112,19 +135,14 @@ class Tracker:
         largest = self.config.buff_size - HEADER_SIZE
         try:
             while True:
-                header = await connection.recv_header()
+                # Only a storage has a session, as long as its connection lasts.
+                header = await connection.recv_header(wait=session.joined is not None)
                 if header is None or header.length > largest:
                     return
                 body = await connection.recv_exactly(header.length) if header.length else b""
                 if header.command == ClusterCommand.QUIT:
                     return
-                try:
-                    response = pack_response(handlers.answer(session, header.command, body))
-                except StatusError as exc:
-                    response = _RESPONSES[exc.errno or 22]
-                except ProtocolError as exc:
-                    logger.debug("%s: command %d: %s", session.peer_ip, header.command, exc)
-                    response = _EINVAL
+                response = _respond(handlers, session, header.command, body)
                 if session.joined is not None:
                     self._reports += 1
                     self._log_notes()
@@ -180,6 +198,16 @@ class Tracker:
             await trio.sleep(min(1.0, self.config.check_active_interval_s / 4))
             self.cluster.expire(self._monotonic())
             self._log_notes()
+
+
+def _respond(handlers: Handlers, session: Session, command: int, body: bytes) -> bytes:
+    try:
+        return pack_response(handlers.answer(session, command, body))
+    except StatusError as exc:
+        return _RESPONSES[exc.errno or 22]
+    except ProtocolError as exc:
+        logger.debug("%s: command %d: %s", session.peer_ip, command, exc)
+        return _EINVAL
 
 
 def describe(config: TrackerConfig, port: int) -> str:

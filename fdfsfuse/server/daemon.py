@@ -50,8 +50,8 @@ class Daemon:
 
     def ready(self, status: str) -> None:
         """Say that the daemon serves now; *status* is shown by ``systemctl status``."""
-        sd_notify(f"READY=1\nSTATUS={status}")
         logger.info("%s", status)
+        sd_notify(f"READY=1\nSTATUS={status}")
 
     def status(self, status: str) -> None:
         """Replace the text that ``systemctl status`` shows."""
