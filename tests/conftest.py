@@ -20,6 +20,7 @@ import pytest
 
 from tests.common.cluster import Cluster, Mount, why_no_fuse
 from tests.common.processes import forget_ended, kill_all, started_processes
+from tests.common.small_disk import SmallDisk, small_disk, why_no_small_disk
 from tests.common.trees import directory_with_xattrs
 
 HANG_TIMEOUT_S = 150.0
@@ -43,6 +44,18 @@ def fuse() -> None:
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of 64 MiB. Skips without root, but fails in CI."""
+    reason = why_no_small_disk()
+    if reason is not None:
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with small_disk(tmp_path / "disk", 64) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
