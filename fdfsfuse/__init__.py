@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fdfsfuse.client.client import Client, FileDetails
+    from fdfsfuse.client.client import Client
+    from fdfsfuse.client.plans.reading import FileDetails
 
 __all__ = ["Client", "FileDetails", "__version__"]
 __version__ = "0.1.0"

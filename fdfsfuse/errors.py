@@ -1,47 +1,74 @@
-"""Every exception of fdfsfuse, in one tree.
+"""Every exception of fdfsfuse, in one tree. Each has an ``errno``.
 
 ::
 
     FdfsError                     anything that fdfsfuse raises on purpose
-     +-- UsageError               the caller broke a rule of ours (also a ValueError)
-     +-- ProtocolError            the peer sent bytes that the protocol does not allow
+     +-- UsageError               EINVAL: the caller broke a rule of ours (also a ValueError)
+     +-- ProtocolError            EPROTO: the peer sent bytes that the protocol does not allow
      +-- StatusError              the peer answered with a status other than 0 (also an OSError)
+     |    +-- NotFoundError       ENOENT: no such file or group (also a FileNotFoundError)
      +-- TreeError                the tree refuses an operation (also an OSError)
-     +-- ConnectionProblem        no answer arrived; whether the request was carried out is unknown
-     |    +-- ConnectionBroken    the connection ended in the middle of an exchange
-     |    +-- ConnectFailed       no connection could be made, so nothing was carried out
-     |    +-- DeadlineExceeded    the caller's deadline passed
-     +-- NoNamesError             the servers are stock FastDFS: they keep no names
-     +-- ConfigError              a configuration file or an option is wrong; shown as one line
+     +-- IntegrityError           EIO: content is not what its file id says
+     +-- ConnectionProblem        EHOSTUNREACH: no answer arrived; whether the request was carried
+     |    |                       out is unknown
+     |    +-- ConnectionBroken    ECONNRESET: the connection ended in the middle of an exchange
+     |    +-- ConnectFailed       ECONNREFUSED: no connection could be made: nothing was carried out
+     |    +-- DeadlineExceeded    ETIMEDOUT: the caller's deadline passed
+     +-- NoNamesError             EOPNOTSUPP: the servers are stock FastDFS: they keep no names
+     +-- ConfigError              EINVAL: a configuration file or an option is wrong; one line
 """
 
 from __future__ import annotations
 
+import errno
 import os
+from typing import Any
 
 
 class FdfsError(Exception):
-    """Base of all errors that fdfsfuse raises on purpose."""
+    """Base of all errors that fdfsfuse raises on purpose. ``errno`` is a Linux error number."""
+
+    errno: int | None
 
 
 class UsageError(FdfsError, ValueError):
     """The caller passed something that can never work, e.g. an extension of seven characters."""
 
+    errno = errno.EINVAL
+
 
 class ProtocolError(FdfsError):
     """The peer's bytes break the protocol. The connection that carried them cannot be used on."""
+
+    errno = errno.EPROTO
 
 
 class StatusError(FdfsError, OSError):
     """The peer answered with a non-zero status.
 
-    ``errno`` is the status byte (Linux errno numbers, wire.md section 1).
+    ``errno`` is the status byte (Linux errno numbers, wire.md section 1). Status 2 makes a
+    `NotFoundError`.
     """
 
-    def __init__(self, status: int, what: str = "") -> None:
+    what: str
+
+    def __new__(cls, status: int, what: str = "") -> StatusError:
         text = os.strerror(status)
-        OSError.__init__(self, status, f"{what}: {text}" if what else text)
+        if status == errno.ENOENT:
+            cls = NotFoundError
+        self = super().__new__(cls, status, f"{what}: {text}" if what else text)
         self.what = what
+        return self
+
+    def __init__(self, status: int, what: str = "") -> None:
+        """OSError has taken its arguments in ``__new__``."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StatusError, (self.errno, self.what)
+
+
+class NotFoundError(StatusError, FileNotFoundError):
+    """There is no such file, metadata, group or server."""
 
 
 class TreeError(FdfsError, OSError):
@@ -51,25 +78,50 @@ class TreeError(FdfsError, OSError):
         OSError.__init__(self, code, os.strerror(code))
 
 
+class IntegrityError(FdfsError):
+    """Content that was downloaded has not the size and the CRC-32 that it should have."""
+
+    errno = errno.EIO
+
+
 class ConnectionProblem(FdfsError):
     """No answer arrived. Unless it is ConnectFailed, the request may have been carried out."""
 
+    errno = errno.EHOSTUNREACH
+
 
 class ConnectionBroken(ConnectionProblem):
-    """The peer or the network ended the connection before the answer was complete."""
+    """The peer or the network ended the connection before the answer was complete.
+
+    Attributes:
+        stale: the connection had been kept idle, and no byte of the answer had come.
+        unsent: the peer cannot have got the whole request, so it was not carried out.
+    """
+
+    errno = errno.ECONNRESET
+    stale = False
+    unsent = False
 
 
 class ConnectFailed(ConnectionProblem):
     """No connection could be made; the request was not sent."""
 
+    errno = errno.ECONNREFUSED
+
 
 class DeadlineExceeded(ConnectionProblem):
     """The deadline that the caller gave passed before the answer was complete."""
+
+    errno = errno.ETIMEDOUT
 
 
 class NoNamesError(FdfsError):
     """The group's storages are stock FastDFS servers: files are reachable by their ids only."""
 
+    errno = errno.EOPNOTSUPP
+
 
 class ConfigError(FdfsError):
     """A configuration value is wrong. The text names file, line and what is allowed."""
+
+    errno = errno.EINVAL

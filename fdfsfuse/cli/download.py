@@ -15,8 +15,7 @@ from fdfsfuse.cli.output import print_json, progress
 from fdfsfuse.errors import UsageError
 
 if TYPE_CHECKING:
-    from fdfsfuse.client.client import Client
-    from fdfsfuse.client.connection import AnswerStream
+    from fdfsfuse.client.client import Client, DownloadStream
 
 
 @click.command()
@@ -79,7 +78,7 @@ def _target_path(file_id: str, target: str | None) -> str:
 
 
 async def _copy(
-    stream: AnswerStream, path: str, timeout_s: float, advance: Callable[[int], None] | None
+    stream: DownloadStream, path: str, timeout_s: float, advance: Callable[[int], None] | None
 ) -> int:
     """Write the stream to what is not a regular file: the standard output, a pipe, a device."""
     import trio

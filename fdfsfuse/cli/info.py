@@ -10,7 +10,8 @@ from fdfsfuse.cli.options import cluster_options, json_option, with_client
 from fdfsfuse.cli.output import print_json, size_text, when
 
 if TYPE_CHECKING:
-    from fdfsfuse.client.client import Client, FileDetails
+    from fdfsfuse.client.client import Client
+    from fdfsfuse.client.plans.reading import FileDetails
 
 
 @click.command()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 from fdfsfuse.errors import UsageError
 
@@ -44,3 +45,50 @@ def parse_address(text: str, default_port: int = TRACKER_PORT) -> Address:
     if not 1 <= number <= 65535:
         raise UsageError(f"the port of {text!r} is not a number from 1 to 65535")
     return Address(host, number)
+
+
+def parse_addresses(addresses: str | Address | Sequence[str | Address]) -> list[Address]:
+    """One address or several: as a sequence, or as text with commas. Raises UsageError."""
+    if isinstance(addresses, Address):
+        return [addresses]
+    items = addresses.split(",") if isinstance(addresses, str) else addresses
+    return [item if isinstance(item, Address) else parse_address(item) for item in items]
+
+
+AddressMap: TypeAlias = "Mapping[str, str] | Callable[[Address], Address]"
+"""How storages are reached that trackers name by addresses of another network.
+
+``{"10.0.0.3": "203.0.113.7", "10.0.0.4:23000": "203.0.113.7:23001"}``: a host keeps its port, a
+host with a port gets another one if one is said. Or a function from one `Address` to the other.
+"""
+
+
+def address_mapper(address_map: AddressMap | None) -> Callable[[Address], Address]:
+    """The function that *address_map* stands for. Raises UsageError."""
+    if address_map is None:
+        return lambda address: address
+    if callable(address_map):
+        return address_map
+    hosts: dict[str, str] = {}
+    addresses: dict[Address, Address] = {}
+    for key, value in address_map.items():
+        if not _has_port(key):
+            if _has_port(value):
+                raise UsageError(f"{value!r} has a port, but {key!r} has none")
+            hosts[parse_address(key).host] = parse_address(value).host
+        else:
+            named = parse_address(key)
+            addresses[named] = parse_address(value, named.port)
+
+    def find(address: Address) -> Address:
+        found = addresses.get(address)
+        if found is not None:
+            return found
+        host = hosts.get(address.host)
+        return address if host is None else Address(host, address.port)
+
+    return find
+
+
+def _has_port(text: str) -> bool:
+    return text.rpartition("]")[2].count(":") == 1

@@ -4,40 +4,32 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, cast
 
 import trio
 
+from fdfsfuse.client.sources import CHUNK_SIZE, FileRange, Progress, Source
 from fdfsfuse.errors import ConnectionBroken, UsageError
 
 if TYPE_CHECKING:
     from fdfsfuse.client.connection import Connection
 
-CHUNK_SIZE = 512 << 10
-"""Bytes of a body that are in memory while it is streamed from or to a file."""
-
 _INLINE_SEND = 64 << 10
 _IOV_MAX = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class FileRange:
-    """*length* bytes from *offset* of an open file descriptor, which stays the caller's."""
+class InThread:
+    """A plain iterable of bytes, whose items are made in threads."""
 
-    fd: int
-    offset: int
-    length: int
+    def __init__(self, iterable: Iterable[bytes]) -> None:
+        self._iterable = iterable
 
-
-Source: TypeAlias = (
-    bytes | bytearray | memoryview | Sequence[bytes] | FileRange | AsyncIterable[bytes]
-)
-"""What a body can be sent from; of a sequence, all items one after the other."""
-Progress: TypeAlias = Callable[[int], None]
-"""Called with the number of bytes transferred since the last call."""
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        iterator: Iterator[bytes] = await trio.to_thread.run_sync(iter, self._iterable)
+        while (chunk := await trio.to_thread.run_sync(next, iterator, None)) is not None:
+            yield chunk
 
 
 async def send_body(
@@ -48,14 +40,16 @@ async def send_body(
     An answer that arrives before all is sent is raised, if it is a status.
     """
     try:
-        if isinstance(source, FileRange):
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            await _send_buffer(to, front, source, size, progress)
+        elif isinstance(source, FileRange):
             await _send_file(to, front, source, size, progress)
         elif isinstance(source, AsyncIterable):
             await _send_iterable(to, front, source, size, progress)
-        elif isinstance(source, (bytes, bytearray, memoryview)):
-            await _send_buffer(to, front, source, size, progress)
+        elif isinstance(source, Sequence):
+            await _send_pieces(to, front, cast("Sequence[bytes]", source), size)
         else:
-            await _send_pieces(to, front, source, size)
+            await _send_iterable(to, front, InThread(source), size, progress)
     except ConnectionBroken:
         # The peer may have said why before it closed (wire.md trap 3).
         to._raise_early_answer()
@@ -128,10 +122,11 @@ async def _send_iterable(
     await to._send(front)
     sent = 0
     async with AsyncExitStack() as stack:
-        if isinstance(source, AsyncGenerator):
+        iterator = aiter(source)
+        if isinstance(iterator, AsyncGenerator):
             # Nobody else would close it when the sending breaks off.
-            stack.push_async_callback(source.aclose)
-        async for chunk in source:
+            stack.push_async_callback(iterator.aclose)
+        async for chunk in iterator:
             sent += len(chunk)
             if sent > size:
                 raise UsageError(f"the body has more than the {size} bytes announced")

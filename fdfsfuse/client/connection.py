@@ -17,26 +17,22 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import TypeAlias
 
 import trio
 from trio.lowlevel import wait_readable, wait_writable
 
 from fdfsfuse.client.address import Address
-from fdfsfuse.client.bodies import CHUNK_SIZE, Progress, Source, send_body
+from fdfsfuse.client.answers import answer_length, check_length, sent_too_much
+from fdfsfuse.client.bodies import send_body
+from fdfsfuse.client.plans.steps import ANSWER_MAX, SKIP
+from fdfsfuse.client.sockets import CONNECT_TIMEOUT_S, FIRST_READ, first_read, set_options
+from fdfsfuse.client.sources import CHUNK_SIZE, Progress, Source
 from fdfsfuse.errors import ConnectFailed, ConnectionBroken, ProtocolError, StatusError
-from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_header, unpack_header
+from fdfsfuse.proto.header import HEADER_SIZE, pack_header
 
-ANSWER_MAX = 256 << 10
-"""Default limit of an answer that is kept in memory, in bytes."""
-CONNECT_TIMEOUT_S = 5.0
-DEAD_PEER_S = 12
-"""The kernel breaks a connection whose peer has acknowledged nothing for about this long."""
-
-_FIRST_READ = 4096
-_SKIP_MAX = 1 << 20
 _YIELD_EVERY = 4 << 20
 
 
@@ -78,7 +74,6 @@ async def _connect_socket(family: int, target: _Target) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        _set_options(sock)
         try:
             sock.connect(target)
         except BlockingIOError:
@@ -86,35 +81,30 @@ async def _connect_socket(family: int, target: _Target) -> socket.socket:
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise OSError(code, os.strerror(code)) from None
-        if sock.getsockname() == sock.getpeername():
-            # A TCP connection to a free port of this machine can meet itself.
-            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        set_options(sock)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _set_options(sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # A machine that vanished is noticed by the kernel, so that no request needs a timer for it.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_PEER_S // 2)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_S * 1000)
-
-
 class Connection:
-    """See the module. ``answered`` tells whether any byte of the last answer has arrived."""
+    """See the module.
 
-    __slots__ = ("_rest", "_sock", "address", "answered", "idle_since", "reused")
+    Attributes:
+        answered: whether any byte of the last answer has arrived.
+        sent: whether the whole last request was handed to the network.
+        reused: it was kept idle before.
+    """
+
+    __slots__ = ("_rest", "_sock", "address", "answered", "idle_since", "reused", "sent")
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
         self._sock = sock
         self._rest = b""
         self.address = address
         self.answered = False
+        self.sent = False
         self.reused = False
         self.idle_since = 0.0
 
@@ -148,24 +138,22 @@ class Connection:
         """Send a request and return the body of its answer.
 
         Args:
-            max_answer: longest acceptable body; a longer one is a ProtocolError.
+            max_answer: longest acceptable body; a longer one is a ProtocolError. `SKIP`: there
+                should be none, an unexpected one (wire.md section 5, trap 5) is skipped.
             status: the header's last byte (flags of command 22).
 
         Raises:
             StatusError: the peer answered with a status.
             ConnectionBroken, ProtocolError: the connection is closed.
         """
-        with self._exchange():
+        with _Exchange(self):
             await self._send(pack_header(len(body), command, status) + body)
-            length = await self._answer_length()
-            self._check_length(length, max_answer)
-            return await self._receive(length)
+            self.sent = True
+            return await self._answer(max_answer)
 
     async def command(self, command: int, body: bytes = b"") -> None:
-        """`request` whose answer has no body; an unexpected body (trap 5) is skipped."""
-        with self._exchange():
-            await self._send(pack_header(len(body), command) + body)
-            await self._skip(await self._answer_length())
+        """`request` whose answer has no body."""
+        await self.request(command, body, max_answer=SKIP)
 
     async def send_stream(
         self,
@@ -184,12 +172,11 @@ class Connection:
         Raises:
             UsageError: *source* holds more or less than *size* bytes.
         """
-        with self._exchange():
+        with _Exchange(self):
             front = pack_header(len(head) + size, command) + head
             await send_body(self, front, source, size, progress)
-            length = await self._answer_length()
-            self._check_length(length, max_answer)
-            return await self._receive(length)
+            self.sent = True
+            return await self._answer(max_answer)
 
     async def command_stream(
         self,
@@ -200,54 +187,43 @@ class Connection:
         *,
         progress: Progress | None = None,
     ) -> None:
-        """`send_stream` whose answer has no body; an unexpected body is skipped."""
-        with self._exchange():
-            front = pack_header(len(head) + size, command) + head
-            await send_body(self, front, source, size, progress)
-            await self._skip(await self._answer_length())
+        """`send_stream` whose answer has no body."""
+        await self.send_stream(command, head, source, size, max_answer=SKIP, progress=progress)
 
     async def request_into(self, command: int, body: bytes, buffer: memoryview) -> int:
         """Send a request and receive its answer's body into *buffer*; return the body's length.
 
         A body longer than *buffer* is a ProtocolError.
         """
-        with self._exchange():
+        with _Exchange(self):
             await self._send(pack_header(len(body), command) + body)
+            self.sent = True
             header = bytearray(HEADER_SIZE)
             got = await self._recvmsg_into([header, buffer])
             self.answered = True
             while got < HEADER_SIZE:
                 got += await self._recv_into(memoryview(header)[got:])
-            length = self._check_header(header)
-            self._check_length(length, len(buffer))
+            length = answer_length(self.address, header)
+            check_length(self.address, length, len(buffer))
             got -= HEADER_SIZE
             if got > length:
-                raise ProtocolError(f"{self.address} sent more than it announced")
+                raise sent_too_much(self.address)
             await self._fill(buffer[got:length])
             return length
 
-    async def start_stream(self, command: int, body: bytes) -> AnswerStream:
-        """Send a request whose answer's body is read bit by bit; `AnswerStream.end` ends it."""
-        with self._exchange():
+    async def start_stream(
+        self, command: int, body: bytes, end: Callable[[Connection], None] | None = None
+    ) -> AnswerStream:
+        """Send a request whose answer's body is read bit by bit.
+
+        `AnswerStream.end` ends it, and calls *end* with this connection.
+        """
+        with _Exchange(self):
             await self._send(pack_header(len(body), command) + body)
-            return AnswerStream(self, await self._answer_length())
+            self.sent = True
+            return AnswerStream(self, await self._answer_length(FIRST_READ), end)
 
     # --- parts of exchanges ----------------------------------------------------------------------
-
-    @contextmanager
-    def _exchange(self) -> Iterator[None]:
-        if not self.usable:
-            raise ConnectionBroken(f"the connection to {self.address} is closed")
-        self.answered = False
-        try:
-            yield
-        except StatusError as exc:
-            if exc.errno == errno.EINVAL:
-                self.close()
-            raise
-        except BaseException:
-            self.close()
-            raise
 
     def detach(self) -> socket.socket:
         """Hand the non-blocking socket over to the caller; this object is unusable afterwards."""
@@ -286,55 +262,36 @@ class Connection:
             raise ConnectionBroken(f"{self.address} closed the connection during a request")
         self.answered = True
         try:
-            self._check_header(data)
+            answer_length(self.address, data)
         except StatusError:
             # What is left of the request would be taken for new requests.
             self.close()
             raise
         raise ProtocolError(f"{self.address} answered before it had the whole request")
 
-    async def _answer_length(self) -> int:
+    async def _answer(self, limit: int) -> bytes:
+        """Receive a whole answer of at most *limit* bytes."""
+        length = await self._answer_length(first_read(limit))
+        check_length(self.address, length, limit)
+        rest, self._rest = self._rest, b""
+        if len(rest) != length:
+            buffer = bytearray(length)
+            buffer[: len(rest)] = rest
+            await self._fill(memoryview(buffer)[len(rest) :])
+            rest = bytes(buffer)
+        return b"" if limit == SKIP else rest
+
+    async def _answer_length(self, read_size: int) -> int:
         """Receive the header of an answer; more of the answer may be in ``_rest`` afterwards."""
-        data = await self._recv(_FIRST_READ)
+        data = await self._recv(read_size)
         self.answered = True
         while len(data) < HEADER_SIZE:
-            data += await self._recv(_FIRST_READ)
-        length = self._check_header(data[:HEADER_SIZE])
+            data += await self._recv(read_size)
+        length = answer_length(self.address, data)
         self._rest = data[HEADER_SIZE:]
         if len(self._rest) > length:
-            raise ProtocolError(f"{self.address} sent more than it announced")
+            raise sent_too_much(self.address)
         return length
-
-    def _check_header(self, data: bytes | bytearray) -> int:
-        header = unpack_header(data)
-        if header.command != RESPONSE:
-            raise ProtocolError(f"{self.address} answered with command {header.command}")
-        if header.status:
-            if header.length:
-                raise ProtocolError(f"{self.address} sent an error with a body")
-            raise StatusError(header.status, str(self.address))
-        return header.length
-
-    def _check_length(self, length: int, limit: int) -> None:
-        if length > limit:
-            raise ProtocolError(
-                f"{self.address} announced {length} bytes where at most {limit} are expected"
-            )
-
-    async def _receive(self, length: int) -> bytes:
-        rest, self._rest = self._rest, b""
-        if len(rest) == length:
-            return rest
-        buffer = bytearray(length)
-        buffer[: len(rest)] = rest
-        await self._fill(memoryview(buffer)[len(rest) :])
-        return bytes(buffer)
-
-    async def _skip(self, length: int) -> None:
-        if not length:
-            return
-        self._check_length(length, _SKIP_MAX)
-        await self._receive(length)
 
     async def _fill(self, view: memoryview) -> None:
         unyielded = 0
@@ -390,61 +347,76 @@ class Connection:
         return ConnectionBroken(f"the connection to {self.address} broke: {why}")
 
 
+class _Exchange:
+    """``with _Exchange(connection):`` around a request and its answer.
+
+    What breaks off leaves the connection closed, and so does status 22, after which storages
+    close it themselves.
+    """
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        if not connection.usable:
+            raise ConnectionBroken(f"the connection to {connection.address} is closed")
+        self._connection = connection
+        connection.answered = connection.sent = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is None:
+            return
+        connection = self._connection
+        if not isinstance(exc, StatusError) or exc.errno == errno.EINVAL:
+            connection.close()
+        if isinstance(exc, ConnectionBroken):
+            exc.stale = connection.reused and not connection.answered
+            exc.unsent = not connection.sent
+
+
 class AnswerStream:
     """The body of an answer, read bit by bit; ``remaining`` bytes of it are still unread."""
 
-    __slots__ = ("_connection", "remaining")
+    __slots__ = ("_connection", "_end", "remaining")
 
-    def __init__(self, connection: Connection | None, length: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        length: int,
+        end: Callable[[Connection], None] | None = None,
+    ) -> None:
         self._connection = connection
+        self._end = end
         self.remaining = length
-
-    @classmethod
-    def empty(cls) -> AnswerStream:
-        """A body without bytes."""
-        return cls(None, 0)
 
     def end(self) -> None:
         """Stop reading; the connection is closed when the body was not read to its end."""
-        if self.remaining and self._connection is not None:
+        if self.remaining:
             self._connection.close()
+        if self._end is not None:
+            end, self._end = self._end, None
+            end(self._connection)
 
     async def receive_some(self, max_bytes: int = CHUNK_SIZE) -> bytes:
         """1 to *max_bytes* further bytes, or b"" at the end."""
-        connection = self._connection
-        if not self.remaining or connection is None:
+        if not self.remaining:
             return b""
+        connection = self._connection
         limit = min(max_bytes, self.remaining)
-        with connection._exchange():
-            if connection._rest:
-                data, connection._rest = connection._rest[:limit], connection._rest[limit:]
-            else:
+        if connection._rest:
+            data, connection._rest = connection._rest[:limit], connection._rest[limit:]
+        else:
+            try:
                 data = await connection._recv(limit)
+            except BaseException:
+                connection.close()
+                raise
         self.remaining -= len(data)
         return data
-
-    async def receive_into(self, view: memoryview) -> int:
-        """Fill *view*, or as much of it as the body still has; return the number of bytes."""
-        connection = self._connection
-        view = view[: self.remaining]
-        if connection is None:
-            return 0
-        rest = connection._rest[: len(view)]
-        with connection._exchange():
-            if rest:
-                view[: len(rest)] = rest
-                connection._rest = connection._rest[len(rest) :]
-            await connection._fill(view[len(rest) :])
-        self.remaining -= len(view)
-        return len(view)
-
-
-async def write_file(fd: int, data: memoryview, offset: int) -> None:
-    """pwrite all of *data*, in a thread."""
-
-    def write() -> None:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(fd, data[done:], offset + done)
-
-    await trio.to_thread.run_sync(write)

@@ -6,7 +6,6 @@ the borrower; giving it back never blocks. What was closed meanwhile is not kept
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TypeVar
@@ -14,20 +13,21 @@ from typing import TypeVar
 import trio
 
 from fdfsfuse.client.address import Address
-from fdfsfuse.client.connection import CONNECT_TIMEOUT_S, Connection, connect
+from fdfsfuse.client.connection import Connection, connect
+from fdfsfuse.client.shelf import CONNECTIONS_MAX, IDLE_MAX, IDLE_MAX_S, Shelf
+from fdfsfuse.client.sockets import CONNECT_TIMEOUT_S
 from fdfsfuse.errors import ConnectionBroken, UsageError
 
 T = TypeVar("T")
 
 
 class _Host:
-    """Connections to one address: ``idle`` ones, newest last, and how many exist in all."""
+    """The connections to one address, and who waits for one."""
 
-    __slots__ = ("idle", "total", "waiters")
+    __slots__ = ("shelf", "waiters")
 
-    def __init__(self) -> None:
-        self.idle: deque[Connection] = deque()
-        self.total = 0
+    def __init__(self, shelf: Shelf[Connection]) -> None:
+        self.shelf = shelf
         self.waiters = trio.lowlevel.ParkingLot()
 
 
@@ -43,9 +43,9 @@ class Pool:
     def __init__(
         self,
         *,
-        limit: int = 64,
-        max_idle: int = 16,
-        max_idle_s: float = 60.0,
+        limit: int = CONNECTIONS_MAX,
+        max_idle: int = IDLE_MAX,
+        max_idle_s: float = IDLE_MAX_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         self._limit = limit
@@ -70,7 +70,7 @@ class Pool:
         """Close the idle connections; borrowed ones are closed when they are given back."""
         self._closed = True
         for host in self._hosts.values():
-            self._shrink(host, 0)
+            host.shelf.clear()
 
     def connection(self, address: Address) -> _Borrowed:
         """``async with pool.connection(address) as connection:``"""
@@ -89,37 +89,31 @@ class Pool:
             raise UsageError("the connection pool is closed")
         host = self._hosts.get(address)
         if host is None:
-            host = self._hosts[address] = _Host()
+            host = self._hosts[address] = _Host(Shelf(self._max_idle, self._max_idle_s))
+        shelf = host.shelf
         if fresh:
-            self._shrink(host, 0)
+            shelf.clear()
         while True:
-            connection = self._idle_connection(host)
+            connection = shelf.take(trio.current_time())
             if connection is not None:
                 return connection
-            if host.total < self._limit:
+            if shelf.total < self._limit:
                 break
             await host.waiters.park()
-        host.total += 1
+        shelf.total += 1
         try:
             return await connect(address, self._connect_timeout_s)
         except BaseException:
-            host.total -= 1
+            shelf.total -= 1
             host.waiters.unpark()
             raise
 
     def give_back(self, connection: Connection) -> None:
         """End a loan. A connection that is no longer usable is dropped."""
         host = self._hosts[connection.address]
-        if connection.usable and not self._closed:
-            connection.idle_since = trio.current_time()
-            connection.reused = True
-            host.idle.append(connection)
-            self._shrink(host, self._max_idle)
-            oldest = connection.idle_since - self._max_idle_s
-            while host.idle[0].idle_since < oldest:
-                self._drop(host, host.idle.popleft())
-        else:
-            self._drop(host, connection)
+        if self._closed:
+            connection.close()
+        host.shelf.put(connection, trio.current_time())
         host.waiters.unpark()
 
     async def call(
@@ -131,15 +125,14 @@ class Pool:
     ) -> T:
         """Borrow a connection for one *exchange*.
 
-        When a kept connection breaks before any byte of the answer has come, it was most likely
-        closed while idle: a *repeatable* exchange (one that may be carried out twice) is then
-        tried again, once, on a new connection.
+        A *repeatable* exchange (one that may be carried out twice), or one that the peer cannot
+        have got whole, is tried again, once, on a new connection when a kept one proves stale.
         """
         connection = await self.borrow(address)
         try:
             return await exchange(connection)
-        except ConnectionBroken:
-            if not (repeatable and connection.reused) or connection.answered:
+        except ConnectionBroken as exc:
+            if not (exc.stale and (repeatable or exc.unsent)):
                 raise
         finally:
             self.give_back(connection)
@@ -148,23 +141,6 @@ class Pool:
             return await exchange(connection)
         finally:
             self.give_back(connection)
-
-    def _idle_connection(self, host: _Host) -> Connection | None:
-        oldest = trio.current_time() - self._max_idle_s
-        while host.idle:
-            connection = host.idle.pop()
-            if connection.idle_since >= oldest and connection.alive():
-                return connection
-            self._drop(host, connection)
-        return None
-
-    def _shrink(self, host: _Host, size: int) -> None:
-        while len(host.idle) > size:
-            self._drop(host, host.idle.popleft())
-
-    def _drop(self, host: _Host, connection: Connection) -> None:
-        connection.close()
-        host.total -= 1
 
 
 class _Borrowed:

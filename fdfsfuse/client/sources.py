@@ -1,4 +1,4 @@
-"""What an upload can be made from, and where a download can go."""
+"""What an upload can be made from. Nothing here knows of trio: opening may block."""
 
 from __future__ import annotations
 
@@ -6,31 +6,83 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeAlias, TypeVar
+from typing import IO, BinaryIO, TypeAlias, cast
 
-import trio
-
-from fdfsfuse.client.bodies import CHUNK_SIZE, FileRange, Source
 from fdfsfuse.errors import UsageError
 from fdfsfuse.proto.fileid import EXTENSION
 
+CHUNK_SIZE = 512 << 10
+"""Bytes of a body that are in memory while it is streamed from or to a file."""
+
 Content: TypeAlias = (
-    "bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO | AsyncIterable[bytes]"
+    "bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes] | Iterable[bytes]"
 )
-"""Bytes, a path, a binary file object (read from its position on) or an async iterable."""
+"""Bytes, a path, a binary file object (read from its position on) or an iterable of bytes."""
 
 
-_A = TypeVar("_A")
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """*length* bytes from *offset* of an open file descriptor, which stays the caller's."""
+
+    fd: int
+    offset: int
+    length: int
 
 
-class Opened(NamedTuple):
-    """A source with its size in bytes."""
+@dataclass(frozen=True, slots=True)
+class SeekableFile:
+    """What follows *offset* of a file object that is no file of the system; iterated in chunks."""
 
-    source: Source
-    size: int
+    file: IO[bytes]
+    offset: int
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.file.seek(self.offset)
+        while chunk := self.file.read(CHUNK_SIZE):
+            yield chunk
+
+
+Source: TypeAlias = (
+    bytes
+    | bytearray
+    | memoryview
+    | Sequence[bytes]
+    | FileRange
+    | Iterable[bytes]
+    | AsyncIterable[bytes]
+)
+"""What a body can be sent from; of a sequence, all items one after the other.
+
+Only the trio client takes asynchronous ones.
+"""
+Progress: TypeAlias = Callable[[int], object]
+"""Called with the number of bytes transferred since the last call."""
+
+_REPLAYABLE = (bytes, bytearray, memoryview, Sequence, FileRange, SeekableFile)
+
+
+def is_replayable(source: Source) -> bool:
+    """Whether *source* can be sent again from its start."""
+    return isinstance(source, _REPLAYABLE)
+
+
+class Opened:
+    """A source with its size in bytes; `close` it after use."""
+
+    __slots__ = ("_file", "size", "source")
+
+    def __init__(self, source: Source, size: int, file: BinaryIO | None = None) -> None:
+        self.source = source
+        self.size = size
+        self._file = file
+
+    def close(self) -> None:
+        """Close what was opened for it; never what the caller had opened."""
+        if self._file is not None:
+            self._file.close()
 
 
 def extension_of(path: str | os.PathLike[str]) -> str:
@@ -39,80 +91,81 @@ def extension_of(path: str | os.PathLike[str]) -> str:
     return extension if EXTENSION.match(extension) else ""
 
 
-@asynccontextmanager
-async def open_content(content: Content, size: int | None = None) -> AsyncIterator[Opened]:
+def content_extension(content: object) -> str | None:
+    """The extension of a path; None when *content* is something else."""
+    return extension_of(content) if isinstance(content, (str, os.PathLike)) else None
+
+
+def open_source(content: Content, size: int | None = None) -> Opened:
     """Make *content* sendable. What has no known *size* goes through an unnamed temporary file.
 
     Raises:
-        UsageError: a path that is a directory.
+        UsageError: a directory, a file opened as text, or something else altogether.
         OSError: a file cannot be read.
     """
     if isinstance(content, (bytes, bytearray, memoryview)):
-        yield Opened(content, memoryview(content).nbytes)
-        return
-    if isinstance(content, AsyncIterable) and size is not None:
-        yield Opened(content, size)
-        return
-    async with AsyncExitStack() as stack:
-        file: BinaryIO
-        if isinstance(content, (str, os.PathLike)):
-            file = stack.enter_context(await _open_path(content))
-        elif isinstance(content, AsyncIterable):
-            file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-            async for chunk in content:
-                await trio.to_thread.run_sync(file.write, chunk)
-            await trio.to_thread.run_sync(file.seek, 0)
-        elif (regular := _regular_range(content)) is not None:
-            yield Opened(regular, regular.length)
-            return
-        else:
-            file = stack.enter_context(await _run_abandonable(_spool, content))
-        whole = FileRange(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        yield Opened(whole, whole.length)
+        return Opened(content, memoryview(content).nbytes)
+    if isinstance(content, (str, os.PathLike)):
+        return _whole(_open_path(content))
+    if isinstance(content, io.TextIOBase):
+        raise UsageError("the file is open as text: open it with 'rb'")
+    if hasattr(content, "read"):
+        return _open_file(cast("IO[bytes]", content))
+    if isinstance(content, (list, tuple)):
+        return Opened(content, sum(map(len, content)))
+    if not isinstance(content, Iterable):
+        raise UsageError(f"{type(content).__name__} objects cannot be uploaded")
+    if size is not None:
+        return Opened(content, size)
+    return _whole(_spool(content))
 
 
-async def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
+def _whole(file: BinaryIO) -> Opened:
+    size = os.fstat(file.fileno()).st_size
+    return Opened(FileRange(file.fileno(), 0, size), size, file)
+
+
+def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
     """A regular file with the content of *path*, which may also be a pipe or a device."""
-    mode = (await trio.to_thread.run_sync(os.stat, path)).st_mode
-    if stat.S_ISREG(mode):
-        return await trio.to_thread.run_sync(_open, path)
+    mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise UsageError(f"{os.fspath(path)} is a directory")
-    return await _run_abandonable(_spool_path, path)
+    file = Path(path).open("rb")  # noqa: SIM115
+    if stat.S_ISREG(mode):
+        return file
+    # Whoever abandons a thread that is in here must not close the file: that waits for its read.
+    with file:
+        return _spool(iter(lambda: file.read(CHUNK_SIZE), b""))
 
 
-def _open(path: str | os.PathLike[str]) -> BinaryIO:
-    return Path(path).open("rb")
-
-
-def _spool_path(path: str | os.PathLike[str]) -> BinaryIO:
-    # Whoever abandons this thread must not close the file: that would wait for the read in it.
-    with _open(path) as file:
-        return _spool(file)
-
-
-async def _run_abandonable(function: Callable[[_A], BinaryIO], argument: _A) -> BinaryIO:
-    """Run in a thread what may wait for ever (a pipe without a writer); Ctrl-C leaves it there."""
-    return await trio.to_thread.run_sync(function, argument, abandon_on_cancel=True)
-
-
-def _regular_range(file: BinaryIO) -> FileRange | None:
-    """The rest of an open regular file; None when it is something else (a pipe, a BytesIO)."""
+def _open_file(file: IO[bytes]) -> Opened:
+    if isinstance(file, io.BytesIO):
+        rest = file.getbuffer()[file.tell() :]
+        return Opened(rest, rest.nbytes)
     try:
-        fd, position = file.fileno(), file.tell()
-    except (OSError, io.UnsupportedOperation):
-        return None
+        position = file.tell()
+    except (OSError, AttributeError):
+        return _whole(_spool(iter(lambda: file.read(CHUNK_SIZE), b"")))
+    try:
+        fd = file.fileno()
+    except (OSError, AttributeError):
+        size = file.seek(0, os.SEEK_END) - position
+        return Opened(SeekableFile(file, position), max(0, size))
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
-        return None
-    return FileRange(fd, position, max(0, info.st_size - position))
+        return _whole(_spool(iter(lambda: file.read(CHUNK_SIZE), b"")))
+    if file.writable():
+        file.flush()
+        info = os.fstat(fd)
+    size = max(0, info.st_size - position)
+    return Opened(FileRange(fd, position, size), size)
 
 
-def _spool(file: BinaryIO) -> BinaryIO:
-    """A temporary file with the rest of *file*, which may block; written through."""
+def _spool(chunks: Iterable[bytes]) -> BinaryIO:
+    """A temporary file with *chunks*, whose making may block; written through."""
     spooled = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
     try:
-        while chunk := file.read(CHUNK_SIZE):
+        for chunk in chunks:
             view = memoryview(chunk)
             while view:
                 view = view[spooled.write(view) :]
@@ -120,41 +173,3 @@ def _spool(file: BinaryIO) -> BinaryIO:
         spooled.close()
         raise
     return spooled
-
-
-@asynccontextmanager
-async def replacing(path: str | os.PathLike[str]) -> AsyncIterator[int]:
-    """A descriptor of a new file that takes the place of *path* when the block succeeds.
-
-    The content is complete under the name or not there at all: it is written to a temporary file
-    beside it, which is renamed at the end. An existing file keeps its permissions.
-
-    Raises:
-        UsageError: *path* exists and is no regular file.
-    """
-    fd, temporary, target = await trio.to_thread.run_sync(_make_beside, path)
-    try:
-        yield fd
-        await trio.to_thread.run_sync(os.rename, temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)  # noqa: ASYNC240
-        raise
-    finally:
-        os.close(fd)
-
-
-def _make_beside(path: str | os.PathLike[str]) -> tuple[int, str, str]:
-    """A temporary file's descriptor and path, and the path that it will replace."""
-    target = os.path.realpath(path)
-    try:
-        mode = os.stat(target).st_mode
-        if not stat.S_ISREG(mode):
-            raise UsageError(f"{target} exists and is not a regular file")
-    except FileNotFoundError:
-        umask = os.umask(0)
-        os.umask(umask)
-        mode = 0o666 & ~umask
-    directory, base = os.path.split(target)
-    fd, temporary = tempfile.mkstemp(prefix=f".{base[:60]}.", suffix=".part", dir=directory)
-    os.fchmod(fd, stat.S_IMODE(mode))
-    return fd, temporary, target

@@ -63,7 +63,7 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
     return header
 
 
-def unpack_header_from(data: bytes, offset: int) -> Header:
+def unpack_header_from(data: bytes | bytearray, offset: int) -> Header:
     """Decode the 10 bytes at *offset*; as `unpack_header`, without a copy."""
     header = Header._make(_HEADER.unpack_from(data, offset))
     if header.length < 0:

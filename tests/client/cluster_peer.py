@@ -14,6 +14,7 @@ from fdfsfuse.proto.tracker import (
     ServerStatus,
     StorageStat,
     StoreTarget,
+    StoreTargets,
     TrackerCommand,
 )
 from tests.client.peers import PeerConnection, Request
@@ -26,14 +27,14 @@ class MemoryStorage:
 
     Attributes:
         files, metadata: by file name.
-        break_after: close the connection after so many bytes of a download, once.
+        cuts: close the connection after so many bytes of the next downloads.
         refuse: status of all answers, if not 0.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.metadata: dict[str, bytes] = {}
-        self.break_after: int | None = None
+        self.cuts: list[int] = []
         self.refuse: dict[int, int] = {}
         self.requests: list[int] = []
 
@@ -117,9 +118,9 @@ class MemoryStorage:
             return False
         end = request.offset + request.count if request.count else len(content)
         part = content[request.offset : end]
-        if self.break_after is not None:
-            cut, self.break_after = self.break_after, None
-            await connection.send(len(part).to_bytes(8, "big") + b"\x64\0" + part[:cut])
+        if self.cuts:
+            start = part[: self.cuts.pop(0)]
+            await connection.send(len(part).to_bytes(8, "big") + b"\x64\0" + start)
             return False
         await connection.answer(part)
         return True
@@ -154,6 +155,8 @@ class MemoryTracker:
         ):
             self.storages.append(self.storages.pop(0))
             return 0, StoreTarget(GROUP, endpoints[0], 0).encode(16)
+        if command == TrackerCommand.QUERY_STORE_ALL_IN_GROUP:
+            return 0, StoreTargets(GROUP, endpoints, 0).encode(16)
         if command == TrackerCommand.QUERY_FETCH_ALL:
             return 0, FileTargets(GROUP, endpoints).encode(16)
         if command in (TrackerCommand.QUERY_FETCH_ONE, TrackerCommand.QUERY_UPDATE):

@@ -1,4 +1,7 @@
-"""The client of files by id: sources and targets, failover, deadlines, what errors say."""
+"""The clients of files by id: sources and targets, failover, deadlines, what errors say.
+
+Every test that takes `cluster` or `make_client` runs with the trio client and the blocking one.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import errno
 import io
 import os
 import stat
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 import trio
@@ -17,17 +20,19 @@ import trio
 import fdfsfuse
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.client import Client
-from fdfsfuse.client.connection import DEAD_PEER_S
+from fdfsfuse.client.sockets import DEAD_PEER_S
 from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionProblem,
     DeadlineExceeded,
+    IntegrityError,
     StatusError,
     UsageError,
 )
 from fdfsfuse.proto.fileid import FileKind
 from fdfsfuse.proto.storage import StorageCommand
 from fdfsfuse.proto.tracker import TrackerCommand
+from tests.client.both import CLIENTS, AnyClient, MakeClient
 from tests.client.cluster_peer import GROUP, MemoryStorage, MemoryTracker
 from tests.client.peers import Peer, PeerConnection, running_peer, unused_address
 
@@ -35,22 +40,37 @@ from tests.client.peers import Peer, PeerConnection, running_peer, unused_addres
 class Setup(NamedTuple):
     """A client, its tracker, and the storages in the tracker's order."""
 
-    client: Client
+    client: AnyClient
     tracker: MemoryTracker
+    tracker_address: Address
     storages: list[MemoryStorage]
     peers: list[Peer]
 
 
-@asynccontextmanager
-async def cluster(count: int = 1) -> AsyncIterator[Setup]:
-    """A tracker and *count* storages of one group, and a client."""
-    async with AsyncExitStack() as stack:
-        storages = [MemoryStorage() for _ in range(count)]
-        peers = [await stack.enter_async_context(running_peer(s.handle)) for s in storages]
-        tracker = MemoryTracker(*(peer.address for peer in peers))
-        running = await stack.enter_async_context(running_peer(tracker.handle))
-        client = await stack.enter_async_context(Client(running.address, timeout_s=5))
-        yield Setup(client, tracker, storages, peers)
+MakeCluster: TypeAlias = Callable[..., AbstractAsyncContextManager[Setup]]
+
+
+@pytest.fixture(params=CLIENTS)
+def make_client(request: pytest.FixtureRequest) -> MakeClient:
+    return CLIENTS[request.param]
+
+
+@pytest.fixture
+def cluster(make_client: MakeClient) -> MakeCluster:
+    """A tracker and *count* storages of one group, and a client with *options*."""
+
+    @asynccontextmanager
+    async def cluster(count: int = 1, **options: Any) -> AsyncIterator[Setup]:
+        async with AsyncExitStack() as stack:
+            storages = [MemoryStorage() for _ in range(count)]
+            peers = [await stack.enter_async_context(running_peer(s.handle)) for s in storages]
+            tracker = MemoryTracker(*(peer.address for peer in peers))
+            running = await stack.enter_async_context(running_peer(tracker.handle))
+            made = make_client(running.address, **{"timeout_s": 5, **options})
+            client = await stack.enter_async_context(made)
+            yield Setup(client, tracker, running.address, storages, peers)
+
+    return cluster
 
 
 async def chunks(*items: bytes) -> AsyncIterator[bytes]:
@@ -64,7 +84,7 @@ def test_the_package_offers_the_client() -> None:
         fdfsfuse.NoSuchThing  # noqa: B018
 
 
-async def test_uploads_from_everything(tmp_path: Path) -> None:
+async def test_uploads_from_everything(cluster: MakeCluster, tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(b"on disk")
     fifo = tmp_path / "fifo"
@@ -100,7 +120,7 @@ async def test_uploads_from_everything(tmp_path: Path) -> None:
             await client.upload(b"", extension="seven77")
 
 
-async def test_downloads_to_everything(tmp_path: Path) -> None:
+async def test_downloads_to_everything(cluster: MakeCluster, tmp_path: Path) -> None:
     async with cluster() as setup:
         client = setup.client
         content = os.urandom(1_500_000)
@@ -121,17 +141,18 @@ async def test_downloads_to_everything(tmp_path: Path) -> None:
         assert target.read_bytes() == content[7:16]
         with (tmp_path / "open").open("w+b") as file:
             await client.download_to(file_id, file)
+            file.seek(0)
             assert file.read() == content
-        async with client.open(file_id, 1_499_000) as stream:
+        async with client.open(file_id, 1_499_000, chunk_size=300) as stream:
             received = b""
-            while data := await stream.receive_some(300):
+            while data := await stream.receive_some():
                 received += data
             assert received == content[1_499_000:]
         with pytest.raises(UsageError, match="not a regular file"):
             await client.download_to(file_id, tmp_path)
 
 
-async def test_empty_files(tmp_path: Path) -> None:
+async def test_empty_files(cluster: MakeCluster, tmp_path: Path) -> None:
     async with cluster() as setup:
         file_id = await setup.client.upload(b"")
         assert await setup.client.download(file_id) == b""
@@ -141,12 +162,12 @@ async def test_empty_files(tmp_path: Path) -> None:
             assert await stream.receive_some() == b""
 
 
-async def test_a_failed_download_leaves_the_old_file(tmp_path: Path) -> None:
+async def test_a_failed_download_leaves_the_old_file(cluster: MakeCluster, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"old")
     async with cluster() as setup:
         file_id = await setup.client.upload(b"x" * 100_000)
-        setup.storages[0].break_after = 50_000
+        setup.storages[0].cuts = [50_000, 0]
         setup.tracker.requests.clear()
         with pytest.raises(ConnectionProblem):
             await setup.client.download_to(file_id, target)
@@ -159,7 +180,9 @@ async def test_a_failed_download_leaves_the_old_file(tmp_path: Path) -> None:
     assert target.read_bytes() == b"old"
 
 
-async def test_another_storage_goes_on_with_a_broken_download(tmp_path: Path) -> None:
+async def test_another_storage_goes_on_with_a_broken_download(
+    cluster: MakeCluster, tmp_path: Path
+) -> None:
     async with cluster(2) as setup:
         first, second = setup.storages
         content = os.urandom(3_000_000)
@@ -167,18 +190,92 @@ async def test_another_storage_goes_on_with_a_broken_download(tmp_path: Path) ->
         name = file_id.partition("/")[2]
         for storage in (first, second):
             storage.files[name] = content
-            storage.break_after = None
             storage.requests.clear()
         # The tracker has moved on to the second storage.
-        second.break_after = 1_000_000
+        second.cuts = [1_000_000]
         assert await setup.client.download_to(file_id, tmp_path / "copy") == len(content)
         assert (tmp_path / "copy").read_bytes() == content
         assert first.requests == second.requests == [StorageCommand.DOWNLOAD]
-        second.break_after = 10
+        second.cuts = [10]
         assert await setup.client.download(file_id) == content
 
 
-async def test_a_storage_that_lacks_the_file_is_not_the_last_word() -> None:
+async def test_a_storage_goes_on_with_a_download_that_it_broke_off(
+    cluster: MakeCluster, tmp_path: Path
+) -> None:
+    async with cluster() as setup:
+        content = os.urandom(1_000_000)
+        file_id = await setup.client.upload(content)
+        storage = setup.storages[0]
+        storage.cuts = [300_000] * 3
+        async with setup.client.open(file_id, verify=True) as stream:
+            assert b"".join([chunk async for chunk in stream]) == content
+        storage.cuts = [300_000] * 3
+        assert await setup.client.download_to(file_id, tmp_path / "copy", verify=True) == 1_000_000
+        assert (tmp_path / "copy").read_bytes() == content
+        storage.cuts = [0]
+        with pytest.raises(ConnectionProblem):
+            await setup.client.download_to(file_id, tmp_path / "copy")
+
+
+async def test_a_download_is_resumed_later(cluster: MakeCluster, tmp_path: Path) -> None:
+    async with cluster() as setup:
+        content = os.urandom(1_000_000)
+        storage, target = setup.storages[0], tmp_path / "target"
+        file_id = await setup.client.upload(content)
+        for _ in range(2):
+            storage.cuts = [300_000, 0]
+            with pytest.raises(ConnectionProblem):
+                await setup.client.download_to(file_id, target, resume=True)
+        (part,) = tmp_path.iterdir()
+        assert part.read_bytes() == content[:600_000]
+        seen: list[int] = []
+        size = await setup.client.download_to(
+            file_id, target, resume=True, verify=True, progress=seen.append
+        )
+        assert size == len(content)
+        assert sum(seen) == 400_000
+        assert list(tmp_path.iterdir()) == [target]
+        assert target.read_bytes() == content
+        # What turns out to be damaged is not gone on with.
+        storage.cuts = [300_000, 0]
+        with pytest.raises(ConnectionProblem):
+            await setup.client.download_to(file_id, target, resume=True)
+        part.write_bytes(b"x" + part.read_bytes()[1:])
+        with pytest.raises(IntegrityError, match="CRC-32"):
+            await setup.client.download_to(file_id, target, resume=True, verify=True)
+        assert list(tmp_path.iterdir()) == [target]
+        assert target.read_bytes() == content
+
+
+async def test_verified_downloads(cluster: MakeCluster, tmp_path: Path) -> None:
+    async with cluster() as setup:
+        client, files = setup.client, setup.storages[0].files
+        for content in (b"", b"small", os.urandom(200_000)):
+            normal = await client.upload(content)
+            appender = await client.upload(content, appender=True)
+            await client.append(appender, b"more")
+            slave = await client.upload_slave(normal, "_1", content + b"small")
+            for file_id in (normal, appender, slave):
+                expected = files[file_id.partition("/")[2]]
+                assert await client.download(file_id, verify=True) == expected
+                assert await client.download_to(file_id, tmp_path / "x", verify=True) == len(
+                    expected
+                )
+        name = normal.partition("/")[2]
+        for damaged, message in ((content[:-1] + b"?", "CRC-32"), (content + b"?", "bytes")):
+            files[name] = damaged
+            with pytest.raises(IntegrityError, match=message):
+                await client.download(normal, verify=True)
+            with pytest.raises(IntegrityError, match=message) as info:
+                await client.download_to(normal, tmp_path / "y", verify=True)
+            assert info.value.errno == errno.EIO
+        assert [path.name for path in tmp_path.iterdir()] == ["x"]
+        with pytest.raises(UsageError, match="whole files"):
+            await client.download(normal, 1, verify=True)
+
+
+async def test_a_storage_that_lacks_the_file_is_not_the_last_word(cluster: MakeCluster) -> None:
     async with cluster(2) as setup:
         file_id = await setup.client.upload(b"here")
         assert not setup.storages[1].files
@@ -186,7 +283,7 @@ async def test_a_storage_that_lacks_the_file_is_not_the_last_word() -> None:
         assert (await setup.client.info(file_id)).size == 4
 
 
-async def test_uploads_go_to_another_storage_when_one_is_gone() -> None:
+async def test_uploads_go_to_another_storage_when_one_is_gone(cluster: MakeCluster) -> None:
     async with cluster() as setup:
         setup.tracker.storages.insert(0, await unused_address())
         file_id = await setup.client.upload(b"content")
@@ -198,7 +295,7 @@ async def test_uploads_go_to_another_storage_when_one_is_gone() -> None:
             await setup.client.delete(file_id)
 
 
-async def test_info_and_metadata() -> None:
+async def test_info_and_metadata(cluster: MakeCluster) -> None:
     async with cluster() as setup:
         client = setup.client
         file_id = await client.upload(b"hello", metadata={"width": "1024", "name": "ä"})
@@ -217,7 +314,7 @@ async def test_info_and_metadata() -> None:
             assert info.value.errno == errno.ENOENT
 
 
-async def test_a_file_whose_metadata_failed_is_deleted_again() -> None:
+async def test_a_file_whose_metadata_failed_is_deleted_again(cluster: MakeCluster) -> None:
     async with cluster() as setup:
         setup.storages[0].refuse = {StorageCommand.SET_METADATA: errno.ENOSPC}
         with pytest.raises(StatusError):
@@ -225,7 +322,7 @@ async def test_a_file_whose_metadata_failed_is_deleted_again() -> None:
         assert not setup.storages[0].files
 
 
-async def test_appenders() -> None:
+async def test_appenders(cluster: MakeCluster) -> None:
     async with cluster() as setup:
         client = setup.client
         file_id = await client.upload(b"one", appender=True)
@@ -241,7 +338,7 @@ async def test_appenders() -> None:
             await client.modify(normal, 0, b"x")
 
 
-async def test_slaves_and_existence() -> None:
+async def test_slaves_and_existence(cluster: MakeCluster) -> None:
     async with cluster() as setup:
         client = setup.client
         master = await client.upload(b"large", extension="jpg")
@@ -260,7 +357,7 @@ async def test_slaves_and_existence() -> None:
         assert await client.exists(master)
 
 
-async def test_what_trackers_do_not_know() -> None:
+async def test_what_trackers_do_not_know(cluster: MakeCluster) -> None:
     async with cluster() as setup:
         file_id = await setup.client.upload(b"x")
         setup.tracker.storages.clear()
@@ -275,22 +372,22 @@ async def test_what_trackers_do_not_know() -> None:
             await setup.client.info("nonsense")
 
 
-async def test_trackers_are_tried_in_turn() -> None:
+async def test_trackers_are_tried_in_turn(cluster: MakeCluster, make_client: MakeClient) -> None:
     async with cluster() as setup:
-        healthy = setup.client.tracker.trackers[0]
+        healthy = setup.tracker_address
         async with running_peer(MemoryTracker().handle) as ignorant:
             trackers: list[str | Address] = [await unused_address(), str(ignorant.address), healthy]
-            async with Client(trackers) as client:
+            async with make_client(trackers) as client:
                 await client.upload(b"x")
                 await client.upload(b"y")
                 # The one that worked is asked first from then on.
                 assert ignorant.connections == 1
-            async with Client([await unused_address(), await unused_address()]) as client:
+            async with make_client([await unused_address(), await unused_address()]) as client:
                 with pytest.raises(ConnectionProblem, match="no tracker answers"):
                     await client.upload(b"x")
 
 
-async def test_deadlines_are_about_progress() -> None:
+async def test_deadlines_are_about_progress(make_client: MakeClient) -> None:
     async def silent(connection: PeerConnection) -> None:
         await connection.receive()
         await trio.sleep_forever()
@@ -305,7 +402,7 @@ async def test_deadlines_are_about_progress() -> None:
     file_id = f"{GROUP}/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt"
     async with running_peer(silent) as storage:
         tracker = MemoryTracker(storage.address)
-        async with running_peer(tracker.handle) as running, Client(running.address) as client:
+        async with running_peer(tracker.handle) as running, make_client(running.address) as client:
             with pytest.raises(DeadlineExceeded):
                 await client.info(file_id, timeout_s=0.1)
             storage.handler = slow
@@ -318,11 +415,13 @@ async def test_deadlines_are_about_progress() -> None:
 
 
 async def test_listings() -> None:
-    async with cluster(2) as setup:
-        groups = await setup.client.tracker.list_groups()
+    storages = [Address("127.0.0.1", 1000), Address("127.0.0.1", 2000)]
+    tracker = MemoryTracker(*storages)
+    async with running_peer(tracker.handle) as running, Client(running.address) as client:
+        groups = await client.tracker.list_groups()
         assert [stat.group for stat in groups] == [GROUP]
-        storages = await setup.client.tracker.list_storages(GROUP)
-        assert [stat.storage_id for stat in storages] == ["s0", "s1"]
-        candidates = await setup.client.tracker.find_candidates(GROUP)
-        assert [c.address for c in candidates] == [peer.address for peer in setup.peers]
-        assert setup.tracker.requests.count(TrackerCommand.LIST_STORAGES) == 2
+        found = await client.tracker.list_storages(GROUP)
+        assert [stat.storage_id for stat in found] == ["s0", "s1"]
+        candidates = await client.tracker.find_candidates(GROUP)
+        assert [c.address for c in candidates] == storages
+        assert tracker.requests.count(TrackerCommand.LIST_STORAGES) == 2

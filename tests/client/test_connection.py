@@ -13,9 +13,9 @@ import trio
 import trio.testing
 
 from fdfsfuse.client.address import Address
-from fdfsfuse.client.bodies import FileRange
 from fdfsfuse.client.connection import Connection, connect
 from fdfsfuse.client.pool import Pool
+from fdfsfuse.client.sources import FileRange
 from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionBroken,
@@ -210,13 +210,11 @@ async def test_streamed_answers() -> None:
         stream = await connection.start_stream(ECHO, content)
         assert stream.remaining == len(content)
         start = await stream.receive_some(10)
-        buffer = bytearray(500_000)
-        assert await stream.receive_into(memoryview(buffer)) == len(buffer)
         rest = b""
         while data := await stream.receive_some():
             rest += data
         stream.end()
-        assert start + bytes(buffer) + rest == content
+        assert start + rest == content
         assert connection.usable
         stream = await connection.start_stream(ECHO, content)
         await stream.receive_some(10)

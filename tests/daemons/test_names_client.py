@@ -11,7 +11,7 @@ import trio
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.client import Client
 from fdfsfuse.client.names import NamesSession, open_session
-from fdfsfuse.client.storage import StorageClient
+from fdfsfuse.client.views import query_view
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import ROOT_INO
@@ -81,17 +81,22 @@ async def test_an_object_is_written_in_pieces(client: Client) -> None:
         file = await session.call(make(b"large"))
         made = await session.call(names.NewObject(file.ino))
         assert session.address is not None
-        storage = StorageClient(client.pool, session.address)
+        connection = await client.pool.borrow(session.address)
+
+        async def write(head: names.WriteObject, data: bytes | list[bytes]) -> None:
+            encoded = names.encode(head)
+            front = len(encoded).to_bytes(4, "big") + encoded
+            await connection.command_stream(names.WRITE_OBJECT, front, data, head.length)
+
         pieces = [b"a" * 10, b"", b"b" * 100_000]
-        await storage.write_object(names.WriteObject(made.file_id, made.view, 0, 100_010), pieces)
-        await storage.write_object(names.WriteObject(made.file_id, made.view, 5, 3), b"XYZ")
-        await storage.truncate_object(names.TruncateObject(made.file_id, made.view, 20))
+        await write(names.WriteObject(made.file_id, made.view, 0, 100_010), pieces)
+        await write(names.WriteObject(made.file_id, made.view, 5, 3), b"XYZ")
+        cut = names.encode(names.TruncateObject(made.file_id, made.view, 20))
+        await connection.command(names.TRUNCATE_OBJECT, cut)
+        client.pool.give_back(connection)
         attr = await session.call(names.NameObject(file.ino, made.file_id, 20, 7))
         assert attr.size == 20
         assert await client.download("group1/" + made.file_id) == b"aaaaaXYZaabbbbbbbbbb"
-        buffer = bytearray(8)
-        assert await storage.download_into("group1", made.file_id, memoryview(buffer), 3) == 8
-        assert bytes(buffer) == b"aaXYZaab"
-        assert await storage.query_view() == session.view
+        assert await query_view(session.address) == session.view
         paths = await session.call(names.Paths(made.file_id))
         assert paths.paths == [b"/large"]

@@ -155,7 +155,7 @@ def test_appenders(command: Fdfs) -> None:
         (["info", "nonsense"], 2, "not a file id"),
         (["upload", "no-such-file"], 2, "no-such-file"),
         (["upload", "/"], 2, "directory"),
-        (["upload", "-e", "toolong1", "-"], 2, "does not fit"),
+        (["upload", "-e", "toolong1", "-"], 2, "not an extension"),
         (["download"], 2, "Missing argument"),
         (["no-such-command"], 2, "no-such-command"),
         (["info", "-t", "127.0.0.1:1", MISSING], 4, "Connection refused"),

@@ -1,0 +1,358 @@
+"""One connection over a blocking socket: a request, then its answer.
+
+The counterpart of `fdfsfuse.client.connection`. Timeouts are left to the kernel (SO_RCVTIMEO,
+SO_SNDTIMEO), which costs nothing per call: a small request is one send and one receive. As these
+are set once, a wait ends every `_SLICE_S` to look at the time.
+
+A connection is used by one thread at a time. When an exchange ends in anything but a complete
+answer, the connection is closed; `usable` tells.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from fdfsfuse.client.address import Address
+from fdfsfuse.client.answers import answer_length, check_length, sent_too_much
+from fdfsfuse.client.plans.steps import SKIP, Ask, Open, Send
+from fdfsfuse.client.sockets import FIRST_READ, first_read, set_options
+from fdfsfuse.client.sources import CHUNK_SIZE, FileRange, Progress, Source
+from fdfsfuse.errors import (
+    ConnectFailed,
+    ConnectionBroken,
+    ConnectionProblem,
+    ProtocolError,
+    StatusError,
+    UsageError,
+)
+from fdfsfuse.proto.header import HEADER_SIZE, pack_header
+
+_INLINE_SEND = 64 << 10
+_SLICE_S = 1.0
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+
+
+class TimedOut(Exception):
+    """The time that an exchange was given is over."""
+
+
+def connect(address: Address, timeout_s: float) -> Connection:
+    """Connect to *address*; each of the host's addresses is tried in turn.
+
+    Raises:
+        ConnectFailed: nobody answered there in time, or the name is unknown.
+    """
+    try:
+        sock = socket.create_connection(address, max(timeout_s, 0.001))
+    except OSError as exc:
+        if isinstance(exc, TimeoutError):
+            problem = f"no answer within {timeout_s:g} s"
+        else:
+            problem = exc.strerror or str(exc)
+        raise ConnectFailed(f"cannot connect to {address}: {problem}") from exc
+    try:
+        set_options(sock)
+        return Connection(sock, address)
+    except OSError as exc:
+        sock.close()
+        raise ConnectFailed(f"cannot connect to {address}: {exc.strerror}") from exc
+
+
+class Connection:
+    """See the module.
+
+    Attributes:
+        due: the time.monotonic() at which an exchange ends with `TimedOut`.
+        answered: whether any byte of the last answer has arrived.
+        sent: whether the whole last request was handed to the network.
+        reused: it was kept idle before.
+        rest: what was received behind the header of an answer.
+    """
+
+    __slots__ = (
+        "_slice_s",
+        "_sock",
+        "address",
+        "answered",
+        "due",
+        "idle_since",
+        "rest",
+        "reused",
+        "sent",
+    )
+
+    def __init__(self, sock: socket.socket, address: Address) -> None:
+        sock.settimeout(None)
+        self._sock = sock
+        self._slice_s = 0.0
+        self.address = address
+        self.due = 0.0
+        self.answered = False
+        self.sent = False
+        self.reused = False
+        self.idle_since = 0.0
+        self.rest = b""
+
+    @property
+    def usable(self) -> bool:
+        """False once the connection was closed, by `close` or because an exchange broke off."""
+        return self._sock.fileno() >= 0
+
+    def close(self) -> None:
+        """Close the connection; may be called again."""
+        self._sock.close()
+
+    def alive(self) -> bool:
+        """True when the peer has neither closed nor sent anything unasked; no round trip."""
+        try:
+            self._sock.recv(1, _PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    # --- exchanges -------------------------------------------------------------------------------
+
+    def ask(self, step: Ask, due: float) -> bytes:
+        """Send a request and return the body of its answer.
+
+        Raises:
+            StatusError: the peer answered with a status.
+            ConnectionBroken, ProtocolError, TimedOut: the connection is closed.
+        """
+        try:
+            self._start(due)
+            self._send(pack_header(len(step.head), step.command, step.flags) + step.head)
+            self.sent = True
+            return self._answer(step.max_answer)
+        except BaseException as exc:
+            self._end(exc)
+            raise
+
+    def send(self, step: Send, due: float, touch: Progress) -> bytes:
+        """`ask` with a long body; *touch* is called when bytes were sent."""
+        try:
+            self._start(due)
+            front = pack_header(len(step.head) + step.size, step.command) + step.head
+            self._send_body(front, step.source, step.size, touch)
+            self.sent = True
+            return self._answer(step.max_answer)
+        except BaseException as exc:
+            self._end(exc)
+            raise
+
+    def open(self, step: Open, due: float) -> int:
+        """Send a request; the length of its answer's body, which `receive` receives."""
+        try:
+            self._start(due)
+            self._send(pack_header(len(step.head), step.command) + step.head)
+            self.sent = True
+            return self._answer_length(FIRST_READ)
+        except BaseException as exc:
+            self._end(exc)
+            raise
+
+    def receive(self, limit: int, due: float) -> bytes:
+        """1 to *limit* bytes of a body."""
+        if self.rest:
+            data, self.rest = self.rest[:limit], self.rest[limit:]
+            return data
+        try:
+            self._set_due(due)
+            return self._recv(limit)
+        except BaseException:
+            self.close()
+            raise
+
+    # --- parts of exchanges ----------------------------------------------------------------------
+
+    def _start(self, due: float) -> None:
+        if not self.usable:
+            raise ConnectionBroken(f"the connection to {self.address} is closed")
+        self.answered = self.sent = False
+        self._set_due(due)
+
+    def _end(self, exc: BaseException) -> None:
+        """What breaks off leaves the connection closed; so does 22, after which storages close."""
+        if not isinstance(exc, StatusError) or exc.errno == errno.EINVAL:
+            self.close()
+        if isinstance(exc, ConnectionBroken):
+            exc.stale = self.reused and not self.answered
+            exc.unsent = not self.sent
+
+    def _set_due(self, due: float) -> None:
+        self.due = due
+        left = due - time.monotonic()
+        if left < _SLICE_S or self._slice_s != _SLICE_S:
+            self._set_slice(left)
+
+    def _set_slice(self, left: float) -> None:
+        """Let the kernel wait for *left* seconds, but not for more than a slice."""
+        if left <= 0:
+            raise TimedOut
+        self._slice_s = min(left, _SLICE_S)
+        seconds = int(self._slice_s)
+        value = struct.pack("ll", seconds, int((self._slice_s - seconds) * 1e6) or 1)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+    def _waited(self) -> None:
+        """A slice is over."""
+        left = self.due - time.monotonic()
+        if left < _SLICE_S:
+            self._set_slice(left)
+
+    def _send(self, data: bytes | memoryview) -> None:
+        sock = self._sock
+        try:
+            sent = sock.send(data)
+            if sent == len(data):
+                return
+        except BlockingIOError:
+            sent = 0
+            self._waited()
+        except OSError as exc:
+            raise self._broken(exc) from exc
+        view = memoryview(data)[sent:]
+        while view:
+            try:
+                view = view[sock.send(view) :]
+            except BlockingIOError:
+                self._waited()
+            except OSError as exc:
+                raise self._broken(exc) from exc
+
+    def _recv(self, limit: int) -> bytes:
+        while True:
+            try:
+                data = self._sock.recv(limit)
+            except BlockingIOError:
+                self._waited()
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            else:
+                if not data:
+                    raise self._broken(None)
+                return data
+
+    def _answer(self, limit: int) -> bytes:
+        """Receive a whole answer of at most *limit* bytes."""
+        length = self._answer_length(first_read(limit))
+        check_length(self.address, length, limit)
+        rest, self.rest = self.rest, b""
+        missing = length - len(rest)
+        if missing:
+            parts = [rest]
+            while missing:
+                parts.append(self._recv(min(missing, CHUNK_SIZE)))
+                missing -= len(parts[-1])
+            rest = b"".join(parts)
+        return b"" if limit == SKIP else rest
+
+    def _answer_length(self, read_size: int) -> int:
+        data = self._recv(read_size)
+        self.answered = True
+        while len(data) < HEADER_SIZE:
+            data += self._recv(read_size)
+        length = answer_length(self.address, data)
+        self.rest = data[HEADER_SIZE:]
+        if len(self.rest) > length:
+            raise sent_too_much(self.address)
+        return length
+
+    def _send_body(self, front: bytes, source: Source, size: int, touch: Progress) -> None:
+        """Send *front* and the body; an answer that comes before all is sent ends it."""
+        try:
+            if isinstance(source, (bytes, bytearray, memoryview)):
+                self._send_buffer(front, source, size, touch)
+            elif isinstance(source, FileRange):
+                self._send_file(front, source, size, touch)
+            else:
+                self._send_chunks(front, cast("Iterable[bytes]", source), size, touch)
+        except ConnectionBroken:
+            # The peer may have said why before it closed (wire.md trap 3).
+            self._raise_early_answer()
+            raise
+
+    def _send_buffer(
+        self, front: bytes, source: bytes | bytearray | memoryview, size: int, touch: Progress
+    ) -> None:
+        view = memoryview(source).cast("B")
+        if size <= _INLINE_SEND:
+            self._send(front + view)
+            touch(size)
+            return
+        chunks = [view[start : start + CHUNK_SIZE] for start in range(0, size, CHUNK_SIZE)]
+        self._send_chunks(front, chunks, size, touch)
+
+    def _send_chunks(
+        self,
+        front: bytes,
+        chunks: Iterable[bytes] | Sequence[memoryview],
+        size: int,
+        touch: Progress,
+    ) -> None:
+        self._send(front)
+        left = size
+        for chunk in chunks:
+            left -= len(chunk)
+            if left < 0:
+                raise UsageError(f"the body has more than the {size} bytes announced")
+            self._send(chunk)
+            touch(len(chunk))
+            if left and not self.alive():
+                self._raise_early_answer()
+        if left:
+            raise UsageError(f"the body has only {size - left} of the {size} bytes announced")
+
+    def _send_file(self, front: bytes, source: FileRange, size: int, touch: Progress) -> None:
+        """The kernel moves the bytes."""
+        self._send(front)
+        position, end = source.offset, source.offset + size
+        while position < end:
+            try:
+                count = min(end - position, CHUNK_SIZE)
+                sent = os.sendfile(self._sock.fileno(), source.fd, position, count)
+            except BlockingIOError:
+                self._waited()
+                continue
+            except OSError as exc:
+                if exc.errno in (errno.EIO, errno.EBADF):
+                    raise
+                raise self._broken(exc) from exc
+            if not sent:
+                raise UsageError(
+                    f"the file became shorter: {position - source.offset} of {size} bytes were read"
+                )
+            position += sent
+            touch(sent)
+            if position < end and not self.alive():
+                self._raise_early_answer()
+
+    def _raise_early_answer(self) -> None:
+        """Raise the status that the peer sent before it had the whole request, if it did."""
+        try:
+            data = self._sock.recv(HEADER_SIZE, socket.MSG_DONTWAIT)
+        except OSError:
+            return
+        if len(data) < HEADER_SIZE:
+            raise ConnectionBroken(f"{self.address} closed the connection during a request")
+        self.answered = True
+        try:
+            answer_length(self.address, data)
+        except StatusError:
+            # What is left of the request would be taken for new requests.
+            self.close()
+            raise
+        raise ProtocolError(f"{self.address} answered before it had the whole request")
+
+    def _broken(self, exc: OSError | None) -> ConnectionProblem:
+        why = exc.strerror or str(exc) if exc else "the peer closed it"
+        return ConnectionBroken(f"the connection to {self.address} broke: {why}")

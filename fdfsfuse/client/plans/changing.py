@@ -1,0 +1,272 @@
+"""Plans that store and change files.
+
+A change is sent to one storage only, once: when its connection breaks after the storage may have
+got all of it, ConnectionBroken says that nobody knows. Uploads go to another storage as long as it
+is certain that the one before has not carried them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from fdfsfuse.client.address import Address
+from fdfsfuse.client.plans.reading import ReadPlans
+from fdfsfuse.client.plans.steps import SKIP, Ask, Plan, Send, exchange
+from fdfsfuse.client.plans.trackers import TrackerPlans, UploadTarget
+from fdfsfuse.client.sources import Opened, extension_of
+from fdfsfuse.errors import (
+    ConnectFailed,
+    ConnectionBroken,
+    ConnectionProblem,
+    FdfsError,
+    NotFoundError,
+    ProtocolError,
+    UsageError,
+)
+from fdfsfuse.proto.derived import SIGNATURE_MAX, CreateLink, Regenerate
+from fdfsfuse.proto.fileid import EXTENSION, PREFIX, FileKind, decode_name, split_file_id
+from fdfsfuse.proto.header import FILE_NAME_MAX, GROUP_NAME_SIZE
+from fdfsfuse.proto.metadata import NAME_MAX, VALUE_MAX, encode, fits
+from fdfsfuse.proto.storage import (
+    AppendHead,
+    FileRequest,
+    ModifyHead,
+    SetMetadata,
+    SlaveHead,
+    StorageCommand,
+    StoredFile,
+    Truncate,
+    UploadHead,
+)
+
+CLEANUP_TIMEOUT_S = 5.0
+"""How long removing a file may take whose metadata could not be stored."""
+
+_UPLOAD_TRIES = 3
+_NAME_MAX = GROUP_NAME_SIZE + FILE_NAME_MAX
+
+
+class ChangePlans:
+    """Plans that change something; *reading* knows who takes changes."""
+
+    def __init__(self, trackers: TrackerPlans, reading: ReadPlans) -> None:
+        self.trackers = trackers
+        self._where_to_change = reading.where_to_change
+
+    # --- new files -------------------------------------------------------------------------------
+
+    def upload(
+        self,
+        opened: Opened,
+        extension: str,
+        group: str | None,
+        metadata: Mapping[str, str] | None,
+        *,
+        appender: bool,
+    ) -> Plan[str]:
+        """Store a new file; its id."""
+        if not EXTENSION.match(extension):
+            raise UsageError(f"{extension!r} is not an extension: up to 6 of A-Z a-z 0-9 . _ - are")
+        text = metadata_text(metadata or {})
+        command = StorageCommand.UPLOAD_APPENDER if appender else StorageCommand.UPLOAD
+
+        def send(target: UploadTarget) -> Plan[bytes]:
+            head = UploadHead(target.path_index, opened.size, extension).encode()
+            return exchange(
+                Send(
+                    target.address,
+                    command,
+                    head,
+                    _NAME_MAX,
+                    source=opened.source,
+                    size=opened.size,
+                )
+            )
+
+        address, answer = yield from self._upload(group, send)
+        return (yield from self._finish(address, answer, text))
+
+    def upload_slave(
+        self,
+        master_id: str,
+        prefix: str,
+        opened: Opened,
+        extension: str | None,
+        metadata: Mapping[str, str] | None,
+    ) -> Plan[str]:
+        """Store a slave; its id."""
+        if not PREFIX.match(prefix):
+            raise UsageError(f"{prefix!r} is not a prefix: 1 to 16 of A-Z a-z 0-9 . _ - are")
+        group, master = split_file_id(master_id)
+        if extension is None:
+            extension = extension_of(master)
+        text = metadata_text(metadata or {})
+        head = SlaveHead(master, opened.size, prefix, extension).encode()
+        address = yield from self._where_to_change(group, master)
+        answer = yield from exchange(
+            Send(
+                address,
+                StorageCommand.UPLOAD_SLAVE,
+                head,
+                _NAME_MAX,
+                source=opened.source,
+                size=opened.size,
+            )
+        )
+        return (yield from self._finish(address, answer, text))
+
+    def regenerate(self, file_id: str) -> Plan[str]:
+        """Make an appender a normal file; its new id."""
+        group, name = _split_appender(file_id)
+        address = yield from self._where_to_change(group, name)
+        return (yield from self._rename(address, StorageCommand.REGENERATE, Regenerate(name)))
+
+    def link(self, file_id: str, signature: bytes, extension: str | None) -> Plan[str]:
+        """Give a file a further id."""
+        if not 0 < len(signature) <= SIGNATURE_MAX:
+            raise UsageError(f"a signature has 1 to {SIGNATURE_MAX} bytes")
+        group, name = split_file_id(file_id)
+        if extension is None:
+            extension = extension_of(name)
+        address = yield from self._where_to_change(group, name)
+        request = CreateLink(group, name, signature, extension)
+        return (yield from self._rename(address, StorageCommand.CREATE_LINK, request))
+
+    def _rename(
+        self, address: Address, command: int, request: Regenerate | CreateLink
+    ) -> Plan[str]:
+        answer = yield from exchange(Ask(address, command, request.encode(), _NAME_MAX))
+        return _file_id(StoredFile.decode(answer))
+
+    def _upload(
+        self, group: str | None, send: Callable[[UploadTarget], Plan[bytes]]
+    ) -> Plan[tuple[Address, bytes]]:
+        """Upload to the storage that a tracker names; to another one if that cannot be reached."""
+        failed: dict[Address, ConnectionProblem] = {}
+        for _ in range(_UPLOAD_TRIES):
+            target = yield from self._where_to_store(group)
+            if target.address in failed:
+                others = yield from self.trackers.query_store_all(target.group)
+                target = next((t for t in others if t.address not in failed), target)
+                if target.address in failed:
+                    raise failed[target.address]
+            try:
+                return target.address, (yield from send(target))
+            except ConnectFailed as exc:
+                failed[target.address] = exc
+            except ConnectionBroken as exc:
+                if not exc.unsent:
+                    raise
+                failed[target.address] = exc
+        raise failed[target.address]
+
+    def _where_to_store(self, group: str | None) -> Plan[UploadTarget]:
+        try:
+            return (yield from self.trackers.query_store(group))
+        except NotFoundError as exc:
+            raise (yield from self.trackers.no_server(group, "takes uploads")) from exc
+
+    def _finish(self, address: Address, answer: bytes, text: bytes) -> Plan[str]:
+        """Store the metadata of a new file; the file is deleted again if that fails."""
+        stored = StoredFile.decode(answer)
+        if text:
+            try:
+                yield from self._command(
+                    address,
+                    StorageCommand.SET_METADATA,
+                    SetMetadata(stored.group, stored.name, text).encode(),
+                )
+            except FdfsError:
+                try:
+                    yield from self._command(
+                        address,
+                        StorageCommand.DELETE,
+                        FileRequest(stored.group, stored.name).encode(),
+                        CLEANUP_TIMEOUT_S,
+                    )
+                except FdfsError:
+                    pass  # the first error tells more
+                raise
+        return _file_id(stored)
+
+    # --- existing files --------------------------------------------------------------------------
+
+    def set_metadata(self, file_id: str, metadata: Mapping[str, str], *, merge: bool) -> Plan[None]:
+        """Replace the metadata, or with *merge* add to it."""
+        group, name = split_file_id(file_id)
+        body = SetMetadata(group, name, metadata_text(metadata), merge).encode()
+        address = yield from self._where_to_change(group, name)
+        yield from self._command(address, StorageCommand.SET_METADATA, body)
+
+    def delete(self, file_id: str) -> Plan[None]:
+        """Delete a file and its metadata."""
+        group, name = split_file_id(file_id)
+        address = yield from self._where_to_change(group, name)
+        yield from self._command(address, StorageCommand.DELETE, FileRequest(group, name).encode())
+
+    def append(self, file_id: str, opened: Opened) -> Plan[None]:
+        """Append to an appender."""
+        group, name = _split_appender(file_id)
+        address = yield from self._where_to_change(group, name)
+        head = AppendHead(name, opened.size).encode()
+        yield from self._send(address, StorageCommand.APPEND, head, opened)
+
+    def modify(self, file_id: str, offset: int, opened: Opened) -> Plan[None]:
+        """Overwrite a part of an appender."""
+        group, name = _split_appender(file_id)
+        if offset < 0:
+            raise UsageError(f"{offset} is not an offset")
+        address = yield from self._where_to_change(group, name)
+        head = ModifyHead(name, offset, opened.size).encode()
+        yield from self._send(address, StorageCommand.MODIFY, head, opened)
+
+    def truncate(self, file_id: str, size: int) -> Plan[None]:
+        """Set the size of an appender."""
+        group, name = _split_appender(file_id)
+        if size < 0:
+            raise UsageError(f"{size} is not a size")
+        address = yield from self._where_to_change(group, name)
+        yield from self._command(address, StorageCommand.TRUNCATE, Truncate(name, size).encode())
+
+    # --- helpers ---------------------------------------------------------------------------------
+
+    def _command(
+        self, address: Address, command: int, body: bytes, limit_s: float | None = None
+    ) -> Plan[None]:
+        yield from exchange(Ask(address, command, body, SKIP, limit_s=limit_s))
+
+    def _send(self, address: Address, command: int, head: bytes, opened: Opened) -> Plan[None]:
+        yield from exchange(
+            Send(address, command, head, SKIP, source=opened.source, size=opened.size)
+        )
+
+
+def metadata_text(metadata: Mapping[str, str]) -> bytes:
+    """The text that stores *metadata*. Raises UsageError when a pair does not fit."""
+    pairs = [(_bytes(key), _bytes(value)) for key, value in metadata.items()]
+    for (key, _), (raw_key, raw_value) in zip(metadata.items(), pairs, strict=True):
+        if not fits(raw_key, raw_value):
+            raise UsageError(
+                f"metadata {key!r} does not fit: names have 1 to {NAME_MAX} bytes, values "
+                f"at most {VALUE_MAX}, without the bytes 0, 1 and 2"
+            )
+    return encode(pairs)
+
+
+def _split_appender(file_id: str) -> tuple[str, str]:
+    group, name = split_file_id(file_id)
+    try:
+        kind = decode_name(name).kind
+    except ProtocolError:
+        kind = FileKind.NORMAL
+    if kind is not FileKind.APPENDER:
+        raise UsageError(f"{file_id} is not an appender: only a file uploaded as one can change")
+    return group, name
+
+
+def _file_id(stored: StoredFile) -> str:
+    return f"{stored.group}/{stored.name}"
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -1,0 +1,150 @@
+"""Carrying out plans with trio."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from fdfsfuse.client.connection import AnswerStream
+from fdfsfuse.client.plans.running import Running
+from fdfsfuse.client.plans.steps import Ask, Deliver, Open, Plan, Receive, Send, Step, T
+from fdfsfuse.client.pool import Pool
+from fdfsfuse.client.sources import Progress
+from fdfsfuse.errors import ConnectionProblem, DeadlineExceeded, FdfsError
+
+
+class TrioRun(Running[T]):
+    """A plan that is carried out with connections of *pool*.
+
+    Args:
+        timeout_s: most seconds without any progress.
+        deadline_s: most seconds altogether.
+        progress: called with the number of bytes sent or received since the last call.
+    """
+
+    __slots__ = ("_due", "_end", "_pool", "_progress", "_scope", "_timeout_s")
+
+    def __init__(
+        self,
+        pool: Pool,
+        what: str,
+        plan: Plan[T],
+        timeout_s: float = math.inf,
+        deadline_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(what, plan)
+        self._pool = pool
+        self._timeout_s = timeout_s
+        self._end = math.inf if deadline_s is None else trio.current_time() + deadline_s
+        self._progress = progress
+
+    async def run(self, deliver: Callable[[bytes], Awaitable[object]] | None = None) -> T:
+        """Carry out the whole plan; *deliver* is given what it delivers."""
+        try:
+            while (data := await self.advance()) is not None:
+                assert deliver is not None
+                await deliver(data)
+        finally:
+            self.close()
+        return self.result
+
+    async def advance(self) -> bytes | None:
+        """Carry out the plan up to its next `Deliver`; None at its end.
+
+        Raises:
+            DeadlineExceeded: nothing moved for ``timeout_s``, or ``deadline_s`` is over.
+        """
+        while True:
+            # One scope for all steps: it is only made anew when the limit of a step was passed.
+            self._due = min(trio.current_time() + self._timeout_s, self._end)
+            with trio.CancelScope(deadline=self._due) as self._scope:
+                step = None
+                while True:
+                    step = self.next_step()
+                    if step is None:
+                        return None
+                    if type(step) is Deliver:
+                        self.done(None)
+                        return step.data
+                    try:
+                        self.done(await self._perform(step))
+                    except FdfsError as exc:
+                        self.failed(exc)
+            self._pass_deadline(step)
+
+    def _pass_deadline(self, step: Step | None) -> None:
+        """Raise, unless it was only the limit of *step* that passed."""
+        now = trio.current_time()
+        limit_s = step.limit_s if isinstance(step, Ask) else None
+        if limit_s is not None and now < self._due:
+            assert isinstance(step, Ask)
+            self.failed(ConnectionProblem(f"{step.address} did not answer within {limit_s:g} s"))
+        elif now >= self._end:
+            raise DeadlineExceeded(f"{self.what}: the deadline has passed")
+        else:
+            raise DeadlineExceeded(f"{self.what}: no progress for {self._timeout_s:g} s")
+
+    async def _perform(self, step: Step) -> Any:
+        if type(step) is Ask:
+            return await self._ask(step)
+        if type(step) is Receive:
+            assert isinstance(step.incoming, AnswerStream)
+            data = await step.incoming.receive_some(step.limit)
+            self._touch(len(data))
+            await trio.lowlevel.checkpoint()
+            return data
+        if type(step) is Open:
+            return await self._open(step)
+        assert type(step) is Send
+        return await self._send(step)
+
+    async def _ask(self, step: Ask) -> bytes:
+        if step.limit_s is not None:
+            self._scope.deadline = min(trio.current_time() + step.limit_s, self._due)
+        connection = await self._pool.borrow(step.address, fresh=step.fresh)
+        try:
+            return await connection.request(
+                step.command, step.head, max_answer=step.max_answer, status=step.flags
+            )
+        finally:
+            self._pool.give_back(connection)
+            if step.limit_s is not None:
+                self._scope.deadline = self._due
+
+    async def _send(self, step: Send) -> bytes:
+        connection = await self._pool.borrow(step.address, fresh=step.fresh)
+        try:
+            return await connection.send_stream(
+                step.command,
+                step.head,
+                step.source,
+                step.size,
+                max_answer=step.max_answer,
+                progress=self._touch,
+            )
+        finally:
+            self._pool.give_back(connection)
+
+    async def _open(self, step: Open) -> AnswerStream:
+        connection = await self._pool.borrow(step.address, fresh=step.fresh)
+        try:
+            return await connection.start_stream(step.command, step.head, self._pool.give_back)
+        except BaseException:
+            self._pool.give_back(connection)
+            raise
+
+    def _touch(self, count: int) -> None:
+        """Something moved."""
+        self._due = min(trio.current_time() + self._timeout_s, self._end)
+        self._scope.deadline = self._due
+        if self._progress is not None:
+            self._progress(count)
+
+
+async def run_plan(pool: Pool, what: str, plan: Plan[T]) -> T:
+    """Carry out a plan without a deadline of its own."""
+    return await TrioRun(pool, what, plan).run()

@@ -1,0 +1,77 @@
+"""The connections to one address that are kept for the next request; both pools use it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Generic, Protocol, TypeVar
+
+CONNECTIONS_MAX = 64
+IDLE_MAX = 16
+IDLE_MAX_S = 60.0
+
+
+class Kept(Protocol):
+    """What a pool needs of a connection."""
+
+    idle_since: float
+    reused: bool
+
+    @property
+    def usable(self) -> bool:
+        """False once it was closed."""
+
+    def alive(self) -> bool:
+        """True when the peer has neither closed it nor sent anything unasked."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+C = TypeVar("C", bound=Kept)
+
+
+class Shelf(Generic[C]):
+    """Idle connections, newest last; ``total`` counts the borrowed ones too.
+
+    Times are seconds of any steady clock. The newest is taken first, so that the number of
+    connections follows the load; what nobody takes for *max_idle_s* is closed.
+    """
+
+    __slots__ = ("_idle", "_max_idle", "_max_idle_s", "total")
+
+    def __init__(self, max_idle: int, max_idle_s: float) -> None:
+        self._idle: deque[C] = deque()
+        self._max_idle = max_idle
+        self._max_idle_s = max_idle_s
+        self.total = 0
+
+    def take(self, now: float) -> C | None:
+        """A live connection, or None."""
+        oldest = now - self._max_idle_s
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.idle_since >= oldest and connection.alive():
+                return connection
+            self._drop(connection)
+        return None
+
+    def put(self, connection: C, now: float) -> None:
+        """Keep a connection that was borrowed, or drop it."""
+        if not connection.usable:
+            self._drop(connection)
+            return
+        connection.idle_since = now
+        connection.reused = True
+        idle = self._idle
+        idle.append(connection)
+        if len(idle) > self._max_idle or idle[0].idle_since < now - self._max_idle_s:
+            self._drop(idle.popleft())
+
+    def clear(self) -> None:
+        """Close the idle connections."""
+        while self._idle:
+            self._drop(self._idle.popleft())
+
+    def _drop(self, connection: C) -> None:
+        connection.close()
+        self.total -= 1
