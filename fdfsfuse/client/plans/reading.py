@@ -255,15 +255,7 @@ class ReadPlans:
     # --- helpers ---------------------------------------------------------------------------------
 
     def _info(self, group: str, name: str, flags: int) -> Plan[FileInfo]:
-        head = FileRequest(group, name).encode()
-
-        def attempt(address: Address) -> Plan[bytes]:
-            body: bytes = yield from exchange(
-                Ask(address, StorageCommand.FILE_INFO, head, _INFO_MAX, flags, repeatable=True)
-            )
-            return body
-
-        return FileInfo.decode((yield from self._read(group, name, attempt)))
+        return self._read(group, name, lambda address: info_at(address, group, name, flags))
 
     def _read(self, group: str, name: str, attempt: Callable[[Address], Plan[T]]) -> Plan[T]:
         """Read from the storage that a tracker names, then from any other that has the file."""
@@ -311,6 +303,15 @@ class ReadPlans:
         except (ConnectionProblem, StatusError):
             return []
         return [address for address in dict.fromkeys(found) if address != tried]
+
+
+def info_at(address: Address, group: str, name: str, flags: int) -> Plan[FileInfo]:
+    """What the storage at *address* says of a file (22)."""
+    head = FileRequest(group, name).encode()
+    body = yield from exchange(
+        Ask(address, StorageCommand.FILE_INFO, head, _INFO_MAX, flags, repeatable=True)
+    )
+    return FileInfo.decode(body)
 
 
 def check_range(offset: int, count: int | None, verify: bool) -> None:
