@@ -21,6 +21,7 @@ from fdfs_storage.membership import Membership
 from fdfs_storage.names import Names
 from fdfs_storage.place import Place, learn
 from fdfs_storage.recovery import DiskRecovery
+from fdfs_storage.replication.service import Replication
 from fdfs_storage.service import StorageService
 from fdfs_storage.store import Store
 from fdfsfuse.core.conf_file import ReservedSpace
@@ -50,6 +51,7 @@ class StorageApp:
         self._place = place
         self._store: Store
         self._names: Names
+        self._replication: Replication
         self._server: TcpServer
         self._membership: Membership | None = None
 
@@ -99,6 +101,13 @@ class StorageApp:
             prefer_most_free=place.parameters.store_path == 2,
         )
         self._names = await Names.open(config, store, place.storage_id)
+        self._replication = Replication(
+            store,
+            config,
+            port=self.port,
+            by_id=place.parameters.use_storage_id,
+            names_directory=lambda: self._names.directory,
+        )
         if self._place is None:
             self._membership = Membership(
                 config,
@@ -109,6 +118,7 @@ class StorageApp:
                 space=lambda: [(space.total_mb, space.free_mb) for space in store.space()],
                 found=self._names.found,
             )
+            self._replication.join(self._membership)
         else:
             await self._names.found()
 
@@ -121,6 +131,7 @@ class StorageApp:
             source_ip=_source_ips(place),
             buff_size=config.buff_size,
             names=self._names,
+            sync=self._replication.receiver.handlers,
         )
         allow = await resolve_allow_hosts(config.allow_hosts)
         self._server = TcpServer(
@@ -133,6 +144,7 @@ class StorageApp:
         )
         async with trio.open_nursery() as services:
             await services.start(self._store.run)
+            await services.start(self._replication.run)
             await services.start(self._names.run)
             async with trio.open_nursery() as front:
 

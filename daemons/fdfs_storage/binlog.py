@@ -35,12 +35,13 @@ class Binlog:
     """The writer. Used by the loop thread only.
 
     Attributes:
+        directory: where its files are.
         position: where the next line will be written.
         on_append: called after each append; must be quick and not raise.
     """
 
     def __init__(self, directory: Path, index: int, compress_index: int) -> None:
-        self._directory = directory
+        self.directory = directory
         self._index = index
         self._compress_index = compress_index
         self._fd = -1
@@ -96,7 +97,7 @@ class Binlog:
         self._fd = self._previous_fd = -1
 
     def _open(self) -> None:
-        path = binlog_path(self._directory, self._index)
+        path = binlog_path(self.directory, self._index)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o644)
         self._offset = os.fstat(self._fd).st_size
@@ -120,7 +121,7 @@ class Binlog:
 
     def _write_index(self) -> None:
         text = f"current_write={self._index}\ncurrent_compress={self._compress_index}\n"
-        replace_file(self._directory / "binlog_index.dat", text.encode())
+        replace_file(self.directory / "binlog_index.dat", text.encode())
 
     def _cut_torn_line(self) -> None:
         end = self._offset
@@ -135,7 +136,7 @@ class Binlog:
             logger.warning(
                 "cut %d bytes of a torn line off %s",
                 self._offset - end,
-                binlog_path(self._directory, self._index),
+                binlog_path(self.directory, self._index),
             )
             os.ftruncate(self._fd, end)
             self._offset = end
@@ -166,7 +167,7 @@ class Binlog:
         """
         for index in range(position.number, self._index + 1):
             offset = position.offset if index == position.number else 0
-            for line, behind in _lines(self._directory, index, offset):
+            for line, behind in _lines(self.directory, index, offset):
                 try:
                     record = decode_line(line)
                 except ProtocolError as exc:

@@ -200,6 +200,8 @@ class StorageConfig:
     """Ours: how long a mount's session outlives its last sign of life."""
     names_garbage_grace_s: float = 30.0
     """Ours: how long an unlinked object is kept; never shorter than the session lease."""
+    names_replica_timeout_s: float = 3.0
+    """Ours: how long close() and fsync() of mounts wait for a peer that does not get on."""
     log_level: str = "info"
 
 
@@ -468,6 +470,7 @@ def load_storage_config(path: str, read: ReadFile) -> tuple[StorageConfig, tuple
         check_store_path_mark=reader.boolean("check_store_path_mark", True),
         names_session_lease_s=lease_s,
         names_garbage_grace_s=grace_s,
+        names_replica_timeout_s=reader.seconds("names_replica_timeout", 3, 0.1),
         log_level=_log_level(reader),
     )
     return config, reader.finish(_SECTIONS)

@@ -361,6 +361,11 @@ class Names:
             self.tree = None
 
     @property
+    def directory(self) -> Path | None:
+        """Where the tree is on the disk, None without one."""
+        return self._directory if self.tree is not None else None
+
+    @property
     def status(self) -> Status | None:
         """How the tree is, None without one."""
         tree = self.tree

@@ -349,6 +349,7 @@ class Receiver:
         self._check_group(request.group)
         new, old = self._locate_both(request)
         async with self._store.locks.hold(old):
+            # It reads the file, however large. Renames are rare.
             self._replicas.rename(new, old, request.timestamp)
         self._heard(connection, request.timestamp)
         return _OK

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fdfs_storage.files import pwrite_all, status_of
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.transfer import crc32, file_crc32
-from fdfsfuse.core.replicas import Found, Nature, Subject
+from fdfsfuse.core.replicas import Found, Nature, Subject, subject_of
 from fdfsfuse.errors import ProtocolError, StatusError
 
 if TYPE_CHECKING:
@@ -185,21 +185,39 @@ class Replicas:
         self._changes.notify("l", location, target)
 
     def rename(self, new: Location, old: Location, timestamp: int) -> None:
-        """Raises StatusError: 17 the new name is taken or deleted, 2 there is no *old*, 5."""
+        """Give *old* the name *new*, if that is what its content has to be called.
+
+        One that does not fit is deleted: a change of it was overtaken by its new name.
+
+        Raises:
+            StatusError: 17 the new name is taken or deleted, 2 there is no usable *old*, 5.
+        """
         path, old_path = self._paths.of(new), self._paths.of(old)
         try:
-            if os.path.lexists(path) or self._deleted.at(new.name) is not None:
-                raise StatusError(errno.EEXIST)
-            if not os.path.lexists(old_path):
-                raise StatusError(errno.ENOENT)
-            self._changes.log_received("r", new.name, timestamp, f" {old.name}")
-            os.rename(old_path, path)
-        except StatusError:
-            raise
+            taken = os.path.lexists(path) or self._deleted.at(new.name) is not None
+            if not taken and self._fits(old_path, subject_of(new.name)):
+                self._changes.log_received("r", new.name, timestamp, f" {old.name}")
+                os.rename(old_path, path)
+                self._deleted.add(old.name, timestamp)
+                self._changes.notify("r", new, old)
+                return
+            if os.path.lexists(old_path):
+                self.delete(old, timestamp)
         except OSError as exc:
+            if isinstance(exc, StatusError):
+                raise
             raise StatusError(status_of(exc)) from exc
-        self._deleted.add(old.name, timestamp)
-        self._changes.notify("r", new, old)
+        raise StatusError(errno.EEXIST if taken else errno.ENOENT)
+
+    def _fits(self, path: str, subject: Subject) -> bool:
+        """True when the file at *path* exists, with the content that a name promises."""
+        try:
+            size = os.stat(path).st_size
+        except FileNotFoundError:
+            return False
+        if subject.nature is not Nature.FIXED:
+            return True
+        return size == subject.size and file_crc32(path) == subject.crc32
 
     def locate(self, name: str) -> Location:
         """Check a file name. Raises ProtocolError."""

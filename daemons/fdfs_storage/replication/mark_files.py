@@ -1,0 +1,115 @@
+"""Files in ``base_path/data/sync`` that tell how far each peer has come.
+
+``*.mark`` are FastDFS's (protocol/disk.md section 6). Beside each is a file of ours, ``*.boot``:
+the boot id of the peer's machine, and a position that the peer had acknowledged long before the
+file was written, so that it is on the peer's disk even if its machine lost its power since.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fdfs_storage.binlog import BinlogPosition
+from fdfs_storage.files import replace_file
+from fdfsfuse.errors import ProtocolError
+from fdfsfuse.proto.mark import MARK_SUFFIX, Mark, mark_name
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BootNote:
+    """``boot_id`` of the peer's machine, and what it has for sure in that case."""
+
+    boot_id: str
+    safe: BinlogPosition
+
+
+class MarkFiles:
+    """The files of one storage. Its methods block; those that write may be called in a thread.
+
+    Args:
+        by_id: the cluster uses storage ids.
+    """
+
+    def __init__(self, directory: Path, own_port: int, *, by_id: bool) -> None:
+        self._directory = directory
+        self._own_port = own_port
+        self._by_id = by_id
+
+    def path(self, peer_id: str) -> Path:
+        """The mark file of a peer."""
+        return self._directory / mark_name(peer_id, self._own_port, by_id=self._by_id)
+
+    def load(self, peer_id: str, peer_ip: str) -> Mark | None:
+        """The mark of a peer; None when there is none, or it is damaged. Raises OSError."""
+        path = self.path(peer_id)
+        if self._by_id and not path.exists():
+            # A cluster that has begun to use storage ids.
+            old = self._directory / mark_name(peer_ip, self._own_port, by_id=False)
+            if old.exists():
+                old.rename(path)
+        try:
+            return Mark.decode(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ProtocolError as exc:
+            logger.warning("%s: %s; asking the trackers where to begin", path, exc)
+            return None
+
+    def save(self, peer_id: str, mark: Mark) -> None:
+        """Write a mark, durably. Raises OSError."""
+        replace_file(self.path(peer_id), mark.encode(), sync=True)
+
+    def load_boot(self, peer_id: str) -> BootNote | None:
+        """The note about a peer's machine, None when there is none."""
+        try:
+            data = json.loads(self._boot_path(peer_id).read_bytes())
+            safe = BinlogPosition(int(data["binlog_index"]), int(data["binlog_offset"]))
+            return BootNote(str(data["boot_id"]), safe)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as exc:
+            logger.warning("%s: %r", self._boot_path(peer_id), exc)
+            return None
+
+    def save_boot(self, peer_id: str, note: BootNote) -> None:
+        """Write a note, durably. Raises OSError."""
+        data = {
+            "boot_id": note.boot_id,
+            "binlog_index": note.safe.number,
+            "binlog_offset": note.safe.offset,
+        }
+        replace_file(self._boot_path(peer_id), json.dumps(data).encode(), sync=True)
+
+    def retire(self, peer_id: str) -> None:
+        """The peer was removed from the group: keep its mark under another name."""
+        stamp = time.strftime("%Y%m%d%H%M%S")
+        path = self.path(peer_id)
+        try:
+            path.rename(path.with_name(f"{path.name}.{stamp}"))
+            logger.info("%s is put aside: the peer was removed", path.name)
+        except FileNotFoundError:
+            pass
+        self._boot_path(peer_id).unlink(missing_ok=True)
+
+    def move(self, old_id: str, new_id: str) -> None:
+        """The peer goes on under another id: so does its mark."""
+        try:
+            os.rename(self.path(old_id), self.path(new_id))
+            logger.info("%s goes on as %s", old_id, new_id)
+        except FileNotFoundError:
+            pass
+        try:
+            os.rename(self._boot_path(old_id), self._boot_path(new_id))
+        except FileNotFoundError:
+            pass
+
+    def _boot_path(self, peer_id: str) -> Path:
+        path = self.path(peer_id)
+        return path.with_name(path.name[: -len(MARK_SUFFIX)] + ".boot")

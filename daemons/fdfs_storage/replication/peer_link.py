@@ -1,0 +1,166 @@
+"""The connection on which one peer is sent our changes: requests out, statuses in, in order."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from fdfs_storage.tracker_link import connect
+from fdfsfuse.core.config import ServerAddress
+from fdfsfuse.errors import ConnectionBroken, DeadlineExceeded, ProtocolError, StatusError
+from fdfsfuse.proto import sync
+from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, unpack_header_from
+from fdfsfuse.proto.sync import Hello, HelloAnswer, SyncCommand
+
+if TYPE_CHECKING:
+    from fdfsfuse.client.link import Link
+    from fdfsfuse.core.config import StorageConfig
+
+_BODY_MAX = 1 << 16
+_RECEIVE = 64 << 10
+_SENDFILE = 1 << 20
+
+
+class PeerLink:
+    """A connection over which we have introduced ourselves.
+
+    One task sends and one receives.
+
+    Attributes:
+        hello: what a storage of our own kind answered, None for a stock one: that takes one
+            request at a time.
+        progress_at: trio time at which the peer last took or sent bytes.
+    """
+
+    def __init__(self, link: Link, hello: HelloAnswer | None, timeout_s: float) -> None:
+        self.hello = hello
+        self.progress_at = trio.current_time()
+        self._link = link
+        self._sock = link.sock
+        self._timeout_s = timeout_s
+        self._data = b""
+
+    @classmethod
+    async def open(cls, server: ServerAddress, config: StorageConfig, own_id: str) -> PeerLink:
+        """Connect to a peer. Raises one of `fdfsfuse.client.link.PROBLEMS`."""
+        link = await connect(server, config)
+        try:
+            answer: HelloAnswer | None = None
+            try:
+                hello = Hello(sync.VERSION, config.group_name, own_id)
+                body = await link.request(SyncCommand.HELLO, sync.encode_struct(hello))
+                answer = sync.decode_struct(HelloAnswer, body)
+            except StatusError as exc:
+                if exc.errno != errno.EINVAL:
+                    raise
+                link.close()
+                link = await connect(server, config)
+                await link.request(SyncCommand.REPORT_SERVER_ID, sync.encode_server_id(own_id))
+            return cls(link, answer, config.network_timeout_s)
+        except BaseException:
+            link.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._link.close()
+
+    # --- sending ------------------------------------------------------------------------------
+
+    async def send(self, data: bytes | bytearray, *, more: bool = False) -> None:
+        """Send all of *data*; *more* follows at once. Raises ConnectionBroken."""
+        view = memoryview(data)
+        flags = socket.MSG_MORE if more else 0
+        while view:
+            try:
+                view = view[self._sock.send(view, flags) :]
+            except BlockingIOError:
+                await self._wait_writable()
+                continue
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            self.progress_at = trio.current_time()
+
+    async def send_file(self, fd: int, offset: int, count: int) -> None:
+        """Send bytes of a file; in a thread, since they may have to come from the disk.
+
+        Raises:
+            ConnectionBroken: also when the file ends early, as what was announced cannot follow.
+        """
+        end = offset + count
+
+        def send() -> int:
+            sent = 0
+            while offset + sent < end:
+                try:
+                    piece = min(_SENDFILE, end - offset - sent)
+                    done = os.sendfile(self._sock.fileno(), fd, offset + sent, piece)
+                except BlockingIOError:
+                    break
+                if not done:
+                    raise ConnectionBroken("a file became shorter while it was sent")
+                sent += done
+            return sent
+
+        while offset < end:
+            try:
+                sent = await trio.to_thread.run_sync(send)
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            offset += sent
+            self.progress_at = trio.current_time()
+            if offset < end:
+                await self._wait_writable()
+
+    async def _wait_writable(self) -> None:
+        with trio.move_on_after(self._timeout_s):
+            await trio.lowlevel.wait_writable(self._sock)
+            return
+        raise DeadlineExceeded(f"took nothing for {self._timeout_s:g} s")
+
+    # --- receiving ----------------------------------------------------------------------------
+
+    async def receive(self) -> list[tuple[int, bytes]]:
+        """Wait for answers; each is (status, body).
+
+        Raises:
+            ConnectionBroken: the peer closed.
+            ProtocolError: it sent something else than answers.
+        """
+        while True:
+            try:
+                data = self._sock.recv(_RECEIVE)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+                continue
+            except OSError as exc:
+                raise self._broken(exc) from exc
+            if not data:
+                raise ConnectionBroken("the peer closed the connection")
+            self.progress_at = trio.current_time()
+            self._data += data
+            answers = self._take_answers()
+            if answers:
+                return answers
+
+    def _take_answers(self) -> list[tuple[int, bytes]]:
+        data, pos = self._data, 0
+        answers: list[tuple[int, bytes]] = []
+        while len(data) - pos >= HEADER_SIZE:
+            header = unpack_header_from(data, pos)
+            if header.command != RESPONSE or header.length > _BODY_MAX:
+                raise ProtocolError(f"not an answer: {header}")
+            end = pos + HEADER_SIZE + header.length
+            if end > len(data):
+                break
+            answers.append((header.status, data[pos + HEADER_SIZE : end]))
+            pos = end
+        self._data = data[pos:]
+        return answers
+
+    def _broken(self, exc: OSError) -> ConnectionBroken:
+        return ConnectionBroken(f"the connection broke: {exc.strerror or exc}")

@@ -1,0 +1,178 @@
+"""Turns binlog records into requests for a peer, with the content that files have now."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from fdfs_storage.transfer import INLINE_MAX
+from fdfsfuse.core.replicas import subject_of
+from fdfsfuse.core.sync_plan import Own, Send, plan
+from fdfsfuse.errors import ProtocolError, StatusError
+from fdfsfuse.proto import binlog as ops
+from fdfsfuse.proto.binlog import BinlogRecord
+from fdfsfuse.proto.header import pack_header
+from fdfsfuse.proto.sync import DeleteFile, FileHead, RangeHead, SyncCommand, TwoNames
+
+if TYPE_CHECKING:
+    from fdfs_storage.store import Store
+    from fdfsfuse.proto.fileid import Location
+
+# Without O_NONBLOCK opening a fifo that somebody put there would wait for a writer.
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class Request:
+    """A request: ``data`` and, if ``fd`` is not -1, ``count`` bytes of it from ``offset``.
+
+    Close it in any case.
+    """
+
+    __slots__ = ("count", "data", "fd", "offset", "send")
+
+    def __init__(
+        self, send: Send, data: bytes, fd: int = -1, offset: int = 0, count: int = 0
+    ) -> None:
+        self.send = send
+        self.data = data
+        self.fd = fd
+        self.offset = offset
+        self.count = count
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class _File:
+    """An open file of ours; in a trunk file it begins at ``start``."""
+
+    __slots__ = ("fd", "size", "start")
+
+    def __init__(self, fd: int, size: int, start: int = 0) -> None:
+        self.fd = fd
+        self.size = size
+        self.start = start
+
+
+class Requests:
+    """Makes requests. Its methods read files, and may be called in a thread."""
+
+    def __init__(self, store: Store, group: str) -> None:
+        self._store = store
+        self._group = group
+
+    def make(self, record: BinlogRecord, *, again: bool = False) -> Request | None:
+        """The request for *record*, None when there is nothing to send.
+
+        *again*: see `plan`. Raises OSError: the file cannot be read.
+        """
+        try:
+            location = self._store.locate(record.name)
+        except ProtocolError:
+            return None
+        kind = record.op.upper()
+        if kind in (ops.LINK, ops.DELETE, ops.RENAME):
+            return self._without_content(record, location)
+        file = self._open(location)
+        if file is None:
+            return None
+        nature = subject_of(record.name).nature
+        send = plan(record, nature, Own(file.size), again=again)
+        return self._with_content(send, record, file)
+
+    def whole(self, record: BinlogRecord, send: Send) -> Request | None:
+        """The file of *record* as CREATE or UPDATE; None when it does not exist (any more)."""
+        try:
+            file = self._open(self._store.locate(record.name))
+        except ProtocolError:
+            return None
+        return None if file is None else self._with_content(send, record, file)
+
+    def own_size(self, record: BinlogRecord) -> int | None:
+        """Bytes that the file of *record* has now; None when it does not exist."""
+        try:
+            return self._store.stat(self._store.locate(record.name)).st_size
+        except (ProtocolError, StatusError):
+            return None
+
+    def _open(self, location: Location) -> _File | None:
+        slot = self._store.slot(location)
+        if slot is not None:
+            try:
+                return _File(slot.open(), slot.slot.size, slot.start)
+            except StatusError:
+                return None
+        try:
+            fd = os.open(self._store.path(location), _FLAGS)
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return None
+            raise
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            os.close(fd)
+            return None
+        return _File(fd, info.st_size)
+
+    def _without_content(self, record: BinlogRecord, location: Location) -> Request | None:
+        own: Own | None = None
+        try:
+            info = os.lstat(self._store.path(location))
+        except OSError:
+            pass
+        else:
+            own = Own(info.st_size, stat.S_ISLNK(info.st_mode))
+        send = plan(record, subject_of(record.name).nature, own)
+        if send is Send.UPDATE:
+            return self.whole(record, send)
+        if send is Send.SKIP:
+            return None
+        if send is Send.DELETE:
+            body = DeleteFile(record.name, record.timestamp, self._group).encode()
+            command = SyncCommand.DELETE
+        else:
+            body = TwoNames(record.name, record.other_name, record.timestamp, self._group).encode()
+            command = SyncCommand.LINK if send is Send.LINK else SyncCommand.RENAME
+        return Request(send, pack_header(len(body), command) + body)
+
+    def _with_content(self, send: Send, record: BinlogRecord, file: _File) -> Request | None:
+        """The request of a file that is open; small content is read, of large the file is kept."""
+        keep = False
+        try:
+            if send is Send.SKIP:
+                return None
+            if send is Send.TRUNCATE:
+                head = RangeHead(record.name, *record.numbers, record.timestamp, self._group)
+                data = head.encode()
+                return Request(send, pack_header(len(data), SyncCommand.TRUNCATE) + data)
+            part = send in (Send.APPEND, Send.MODIFY)
+            offset, count = record.numbers if part else (0, file.size)
+            if count > INLINE_MAX:
+                keep = True
+                data = self._head(send, record, count)
+                return Request(send, data, file.fd, file.start + offset, count)
+            content = os.pread(file.fd, count, file.start + offset) if count else b""
+            if part and len(content) != count:
+                return None  # it has become shorter just now
+            return Request(send, self._head(send, record, len(content)) + content)
+        finally:
+            if not keep:
+                os.close(file.fd)
+
+    def _head(self, send: Send, record: BinlogRecord, count: int) -> bytes:
+        """Header and head in front of *count* bytes."""
+        if send in (Send.APPEND, Send.MODIFY):
+            offset = record.numbers[0]
+            range_head = RangeHead(record.name, offset, count, record.timestamp, self._group)
+            head, command = range_head.encode(), SyncCommand.MODIFY
+            if send is Send.APPEND:
+                command = SyncCommand.APPEND
+        else:
+            head = FileHead(record.name, count, record.timestamp, self._group).encode()
+            command = SyncCommand.CREATE if send is Send.CREATE else SyncCommand.UPDATE
+        return pack_header(len(head) + count, command) + head

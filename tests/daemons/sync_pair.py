@@ -1,0 +1,183 @@
+"""Storages that push to each other in the test's process; what trackers tell is told by a fake."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from fdfs_storage.binlog import BinlogPosition
+from fdfs_storage.replication.service import Replication
+from fdfs_storage.service import StorageService
+from fdfs_storage.store import Store
+from fdfsfuse.core.config import StorageConfig
+from fdfsfuse.errors import StatusError
+from fdfsfuse.proto.changelog import ChangelogLine
+from fdfsfuse.proto.cluster import Brief, SyncSource
+from fdfsfuse.proto.tracker import ServerStatus
+from fdfsfuse.server.tcp import TcpServer, open_listeners
+from tests.daemons.storage_server import GROUP, Client, make_config, open_store
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until *condition* is true; the caller has a deadline."""
+    while not condition():  # noqa: ASYNC110
+        await trio.sleep(0.002)
+
+
+class FakeMembers:
+    """One storage's view of the group, set by the test."""
+
+    def __init__(self, own_id: str) -> None:
+        self.own_id = own_id
+        self.members: tuple[Brief, ...] = ()
+        self.sync_timestamps: Callable[[], Mapping[str, int]] = dict
+        self.on_changelog: Callable[[ChangelogLine], None] = lambda line: None
+        self.sources: dict[str, SyncSource | None] = {}
+        self.reports: list[Brief] = []
+        self._observers: list[Callable[[], None]] = []
+
+    def add_observer(self, changed: Callable[[], None]) -> None:
+        self._observers.append(changed)
+
+    async def sync_source(self, peer_id: str) -> SyncSource | None:
+        await trio.lowlevel.checkpoint()
+        if peer_id not in self.sources:
+            raise StatusError(2)
+        return self.sources[peer_id]
+
+    async def report_status(self, brief: Brief) -> None:
+        await trio.lowlevel.checkpoint()
+        self.reports.append(brief)
+        self.set(brief)
+
+    def set(self, brief: Brief) -> None:
+        """List *brief* in place of what was listed of that storage."""
+        others = [old for old in self.members if old.storage_id != brief.storage_id]
+        self.members = (*others, brief)
+        for changed in self._observers:
+            changed()
+
+
+class Node:
+    """A running storage."""
+
+    def __init__(
+        self, store: Store, replication: Replication, members: FakeMembers, port: int
+    ) -> None:
+        self.store = store
+        self.replication = replication
+        self.members = members
+        self.port = port
+        self.server: TcpServer
+
+    @property
+    def id(self) -> str:
+        return self.members.own_id
+
+    def brief(self, status: ServerStatus = ServerStatus.ACTIVE) -> Brief:
+        return Brief(status, self.port, self.id, "127.0.0.1")
+
+    def meet(
+        self,
+        peer: Node,
+        status: ServerStatus = ServerStatus.ACTIVE,
+        source: SyncSource | None = None,
+    ) -> None:
+        """Learn of a peer."""
+        self.members.sources[peer.id] = source
+        self.members.set(peer.brief(status))
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Client]:
+        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
+        async with stream:
+            yield Client(stream)
+
+    async def wait_until_has_all(self, peer: Node) -> None:
+        """Wait until *peer* has all changes of this storage."""
+
+        def has_all() -> bool:
+            pusher = self.replication.pushers.get(peer.id)
+            return pusher is not None and pusher.acked == self.store.binlog.position
+
+        await until(has_all)
+
+    def cut(self, peer: Node) -> None:
+        """Break the connection on which changes go to *peer*."""
+        link = self.replication.pushers[peer.id].link
+        assert link is not None
+        link._sock.shutdown(socket.SHUT_RDWR)
+
+    def path(self, name: str) -> Path:
+        return Path(self.store.path(self.store.locate(name)))
+
+    def content(self, name: str) -> bytes | None:
+        try:
+            return self.path(name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def files(self) -> dict[str, bytes]:
+        """All files with their contents."""
+        data = Path(self.store.data_directory(0))
+        return {
+            str(path.relative_to(data)): path.read_bytes()
+            for path in data.rglob("*")
+            if path.is_file()
+        }
+
+    def lines(self) -> list[str]:
+        """The binlog without timestamps."""
+        records = self.store.binlog.read(BinlogPosition(0, 0))
+        return [record.encode().decode().partition(" ")[2].strip() for record, _ in records]
+
+
+def sync_config(directory: Path) -> StorageConfig:
+    return make_config(directory, paths=1)
+
+
+@asynccontextmanager
+async def run_node(
+    directory: Path,
+    own_id: str,
+    *,
+    config: StorageConfig | None = None,
+    boot_id: str = "boot",
+    port: int = 0,
+    names_directory: Path | None = None,
+    stock: bool = False,
+) -> AsyncIterator[Node]:
+    """Run a storage until the block is left. *stock*: it refuses what C storages refuse."""
+    config = config or sync_config(directory)
+    store = await open_store(config, f"127.0.0.{own_id}")
+    members = FakeMembers(own_id)
+    replication = Replication(
+        store,
+        config,
+        port=23000,
+        by_id=True,
+        names_directory=lambda: names_directory,
+        boot_id=boot_id,
+    )
+    handlers = dict(replication.receiver.handlers)
+    if stock:
+        del handlers[150]
+    service = StorageService(store, GROUP, sync=handlers)
+    server = TcpServer(service.serve, service.answer, max_connections=64)
+    replication.join(members)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            bound = await nursery.start(server.serve, open_listeners(["127.0.0.1"], port))
+            node = Node(store, replication, members, bound)
+            node.server = server
+            members.set(node.brief())
+            await nursery.start(replication.run)
+            yield node
+            nursery.cancel_scope.cancel()
+    finally:
+        store.close()

@@ -1,0 +1,244 @@
+"""Two or three storages of one group: every change reaches the others, once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from fdfsfuse.proto.derived import CreateLink
+from fdfsfuse.proto.storage import ModifyHead, SlaveHead, Truncate
+from fdfsfuse.proto.tracker import ServerStatus
+from tests.daemons.storage_server import GROUP, Client
+from tests.daemons.sync_pair import Node, run_node, until
+
+
+@asynccontextmanager
+async def pair(tmp_path: Path, *, stock: bool = False) -> AsyncIterator[tuple[Node, Node]]:
+    with trio.fail_after(60):
+        async with (
+            run_node(tmp_path / "a", "1") as a,
+            run_node(tmp_path / "b", "2", stock=stock) as b,
+        ):
+            a.meet(b)
+            b.meet(a)
+            yield a, b
+
+
+async def change_everything(client: Client) -> tuple[str, str, str]:
+    """Each kind of change once; returns (normal, appender, deleted)."""
+    normal = await client.upload(b"content")
+    gone = await client.upload(b"unwanted")
+    assert await client.delete(gone) == 0
+    await client.set_metadata(normal, b"a\x021")
+    await client.set_metadata(normal, b"a\x022")
+    appender = await client.upload(b"0123456789", appender=True)
+    await client.append(appender, b"abcdef")
+    body = ModifyHead(appender, 2, 3).encode() + b"XYZ"
+    assert await client.call(34, body) == (0, b"")
+    assert await client.call(36, Truncate(appender, 12).encode()) == (0, b"")
+    head = SlaveHead(normal, 5, "_s", "txt").encode()
+    assert (await client.call(21, head + b"slave"))[0] == 0
+    return normal, appender, gone
+
+
+@pytest.mark.parametrize("stock", [False, True])
+async def test_every_change_reaches_the_peer_and_does_not_come_back(
+    tmp_path: Path, stock: bool
+) -> None:
+    async with pair(tmp_path, stock=stock) as (a, b):
+        async with a.connect() as client:
+            normal, appender, gone = await change_everything(client)
+            linked = await client.call(20, _link(normal))
+            renamed = await client.upload(b"to be renamed", appender=True)
+            status, body = await client.call(38, renamed.encode())
+            assert linked[0] == status == 0
+        await a.wait_until_has_all(b)
+        await b.wait_until_has_all(a)
+        assert b.content(normal) == b"content"
+        assert b.content(normal + "-m") == b"a\x022"
+        assert b.content(appender) == b"01XYZ56789ab"
+        assert b.content(gone) is None
+        assert b.content(body[16:].decode()) == b"to be renamed"
+        assert b.content(renamed) is None
+        assert b.content(linked[1][16:].decode()) == b"content"
+        assert a.files() == b.files()
+        assert all(line[0].isupper() for line in a.lines())
+        assert all(line[0].islower() for line in b.lines())
+
+
+def _link(name: str) -> bytes:
+    return CreateLink(GROUP, name, b"s", "txt").encode()
+
+
+async def test_large_files_and_parts(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    async with pair(tmp_path) as (a, b):
+        async with a.connect() as client:
+            content = rng.randbytes(3 << 20)
+            normal = await client.upload(content)
+            appender = await client.upload(b"begin", appender=True)
+            await client.append(appender, content)
+        await a.wait_until_has_all(b)
+        assert b.content(normal) == content
+        assert b.content(appender) == b"begin" + content
+        assert int(b.path(normal).stat().st_mtime) == int(a.path(normal).stat().st_mtime)
+
+
+async def test_a_restarted_source_goes_on_at_its_mark(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "b", "2") as b:
+            async with run_node(tmp_path / "a", "1") as a:
+                a.meet(b)
+                async with a.connect() as client:
+                    first = await client.upload(b"first")
+                await a.wait_until_has_all(b)
+            count = len(b.lines())
+            async with run_node(tmp_path / "a", "1") as a:
+                async with a.connect() as client:
+                    second = await client.upload(b"second")
+                a.meet(b)
+                await a.wait_until_has_all(b)
+            assert b.content(first) == b"first"
+            assert b.content(second) == b"second"
+            assert len(b.lines()) == count + 1
+
+
+@pytest.mark.parametrize("stock", [False, True])
+async def test_repeats_change_nothing(tmp_path: Path, stock: bool) -> None:
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "b", "2", stock=stock) as b:
+            async with run_node(tmp_path / "a", "1") as a:
+                a.meet(b)
+                async with a.connect() as client:
+                    await change_everything(client)
+                await a.wait_until_has_all(b)
+                files = b.files()
+            (tmp_path / "a/base/data/sync/2.mark").unlink()
+            async with run_node(tmp_path / "a", "1") as a:
+                a.meet(b)
+                await a.wait_until_has_all(b)
+            assert b.files() == files
+
+
+async def test_a_peer_that_was_away_gets_everything(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a:
+            async with run_node(tmp_path / "b", "2") as b:
+                a.meet(b)
+                port = b.port
+                async with a.connect() as client:
+                    await client.upload(b"first")
+                await a.wait_until_has_all(b)
+            async with a.connect() as client:
+                names = [await client.upload(b"%d" % i) for i in range(100)]
+            async with run_node(tmp_path / "b", "2", port=port) as b:
+                await a.wait_until_has_all(b)
+                assert [b.content(name) for name in names] == [b"%d" % i for i in range(100)]
+                assert a.files() == b.files()
+
+
+async def test_changes_at_both_sides(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (a, b):
+        async with a.connect() as at_a, b.connect() as at_b:
+            names = [await at_a.upload(b"%d" % i) for i in range(50)]
+            names += [await at_b.upload(b"%d" % i) for i in range(50)]
+            await a.wait_until_has_all(b)
+            await b.wait_until_has_all(a)
+            for name in names[::2]:
+                assert await at_b.delete(name) == 0
+            for name in names[1::2]:
+                await at_a.set_metadata(name, b"k\x02v")
+        await a.wait_until_has_all(b)
+        await b.wait_until_has_all(a)
+        assert a.files() == b.files()
+        assert len(a.files()) == 100
+
+
+async def test_a_deleted_file_does_not_come_back(tmp_path: Path) -> None:
+    """a sends its creation again before it hears of the deletion at b."""
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "b", "2") as b:
+            async with run_node(tmp_path / "a", "1") as a:
+                a.meet(b)
+                async with a.connect() as client:
+                    name = await client.upload(b"content")
+                await a.wait_until_has_all(b)
+            (tmp_path / "a/base/data/sync/2.mark").unlink()
+            async with b.connect() as client:
+                assert await client.delete(name) == 0
+            async with run_node(tmp_path / "a", "1") as a:
+                a.meet(b)
+                await a.wait_until_has_all(b)
+                assert b.content(name) is None
+                b.meet(a)
+                await b.wait_until_has_all(a)
+                assert a.content(name) is None
+
+
+async def test_creation_that_is_overtaken_by_its_deletion(tmp_path: Path) -> None:
+    """c hears from b that a file of a was deleted, before a has sent it; c restarts in between."""
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
+            async with a.connect() as client:
+                name = await client.upload(b"content")
+            a.meet(b)
+            await a.wait_until_has_all(b)
+            async with b.connect() as client:
+                assert await client.delete(name) == 0
+            async with run_node(tmp_path / "c", "3") as c:
+                b.meet(c)
+                await b.wait_until_has_all(c)
+            async with run_node(tmp_path / "c", "3") as c:
+                a.meet(c)
+                await a.wait_until_has_all(c)
+                assert c.content(name) is None
+
+
+async def test_truncation_that_a_skipped_append_went_before(tmp_path: Path) -> None:
+    """a's appended bytes are gone before they are sent; the truncation must bring the peer on."""
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
+            async with a.connect() as client:
+                name = await client.upload(b"", appender=True)
+                a.meet(b)
+                await a.wait_until_has_all(b)
+                a.cut(b)
+                await client.append(name, b"0123456789")
+                assert await client.call(36, Truncate(name, 4).encode()) == (0, b"")
+            await a.wait_until_has_all(b)
+            assert b.content(name) == b"0123"
+
+
+async def test_damaged_content_is_not_stored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
+            async with a.connect() as client:
+                good = await client.upload(b"good")
+                bad = await client.upload(b"good, but it will not last")
+                a.path(bad).write_bytes(b"evil, and of the same size")
+                last = await client.upload(b"last")
+            a.meet(b)
+            await a.wait_until_has_all(b)
+            assert b.content(good) == b"good"
+            assert b.content(bad) is None
+            assert b.content(last) == b"last"
+            assert f"{bad} is damaged here" in caplog.text
+
+
+async def test_a_removed_peer(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (a, b):
+        await a.wait_until_has_all(b)
+        a.members.set(b.brief(ServerStatus.DELETED))
+        await until(lambda: "2" not in a.replication.pushers)
+        async with a.connect() as client:
+            name = await client.upload(b"content")
+        a.meet(b)
+        await a.wait_until_has_all(b)
+        assert b.content(name) == b"content"
