@@ -15,7 +15,9 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from fdfs_tracker.handlers import Handlers, Session
+from fdfs_tracker.handlers import Handlers
+from fdfs_tracker.node import Node, Session
+from fdfs_tracker.peers import Peers, RealNetwork, Timing
 from fdfs_tracker.state_files import StateFiles
 from fdfsfuse.core.cluster import Cluster
 from fdfsfuse.core.config import TrackerConfig
@@ -42,6 +44,8 @@ _QUERIES = frozenset(
         TrackerCommand.QUERY_UPDATE,
     }
 )
+_ALIVE_SAVE_S = 300.0
+"""How often the tracker notes that it is alive (disk.md section 10)."""
 _EINVAL = pack_response(status=22)
 _RESPONSES = [pack_response(status=status) for status in range(256)]
 
@@ -59,6 +63,7 @@ class Tracker:
         *,
         now_s: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        timing: Timing | None = None,
     ) -> None:
         self.config = config
         self.cluster = Cluster(config)
@@ -73,7 +78,17 @@ class Tracker:
         self._saved_structure = 0
         self._reports = 0
         self._save_lock = trio.Lock()
-        self._handlers: Handlers | None = None
+        self._timing = timing or Timing()
+        self._node: Node | None = None
+        """Set by `run`, which knows the port."""
+        self._handlers: Handlers
+        self._peers: Peers
+
+    @property
+    def node(self) -> Node:
+        """The state and clocks of a tracker that runs."""
+        assert self._node is not None
+        return self._node
 
     def listen(self) -> Sequence[socket.socket]:
         """Bind the listening sockets. Raises OSError saying which address is taken."""
@@ -90,8 +105,20 @@ class Tracker:
         try:
             listeners = self.listen()
             port = listeners[0].getsockname()[1]
-            self._handlers = Handlers(
-                self.config, self.cluster, port, now_s=self._now_s, monotonic=self._monotonic
+            node = self._node = Node(
+                self.config,
+                self.cluster,
+                port,
+                last_check_time=self.files.last_check_time(),
+                now_s=self._now_s,
+                monotonic=self._monotonic,
+            )
+            self._handlers = Handlers(node)
+            self._peers = Peers(
+                node,
+                RealNetwork(self.config, self._timing),
+                self._save,
+                timing=self._timing,
             )
             allow_hosts = await resolve_allow_hosts(self.config.allow_hosts)
             server = TcpServer(
@@ -101,7 +128,7 @@ class Tracker:
                 allows=None if allow_hosts.everyone else allow_hosts.allows,
                 network_timeout_s=self.config.network_timeout_s,
             )
-            self._handlers.connections = lambda: (
+            node.connections = lambda: (
                 server.max_connections,
                 len(server.connections),
                 server.most_connections,
@@ -109,12 +136,15 @@ class Tracker:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_storages)
                 nursery.start_soon(self._save_statistics)
+                nursery.start_soon(self._note_alive)
+                nursery.start_soon(self._peers.run)
                 await server.serve(listeners, stopping=stopping, task_status=task_status)
                 nursery.cancel_scope.cancel()
         finally:
             with trio.move_on_after(5) as cleanup:
                 cleanup.shield = True
                 await self._save()
+                await self._write_status()
             self.files.close()
 
     # --- one connection -----------------------------------------------------------------------
@@ -125,24 +155,38 @@ class Tracker:
         """Answer a client's query at once: it changes nothing and needs no session."""
         if command not in _QUERIES or len(body) > self.config.buff_size - HEADER_SIZE:
             return None
-        assert self._handlers is not None
-        return _respond(self._handlers, Session(connection.peer_ip), command, body)
+        session = Session(connection.peer_ip)
+        try:
+            return pack_response(self._handlers.answer(session, command, body))
+        except (StatusError, ProtocolError) as exc:
+            return _refusal(session, command, exc)
+
+    async def _respond(self, session: Session, command: int, body: bytes) -> bytes:
+        """Answer anything, after the other trackers were asked where that is needed."""
+        peers = self._peers
+        try:
+            if command in peers.answers:
+                return pack_response(await peers.answers[command](session, body))
+            if command in peers.prepares:
+                await peers.prepares[command](session, body)
+            return pack_response(self._handlers.answer(session, command, body))
+        except (StatusError, ProtocolError) as exc:
+            return _refusal(session, command, exc)
 
     async def _serve(self, connection: FramedConnection) -> None:
-        assert self._handlers is not None
         handlers, session = self._handlers, Session(connection.peer_ip)
         cluster = self.cluster
         largest = self.config.buff_size - HEADER_SIZE
         try:
             while True:
-                # Only a storage has a session, as long as its connection lasts.
-                header = await connection.recv_header(wait=session.joined is not None)
+                # Only servers have a session, as long as their connection lasts.
+                header = await connection.recv_header(wait=session.lasts)
                 if header is None or header.length > largest:
                     return
                 body = await connection.recv_exactly(header.length) if header.length else b""
                 if header.command == ClusterCommand.QUIT:
                     return
-                response = _respond(handlers, session, header.command, body)
+                response = await self._respond(session, header.command, body)
                 if session.joined is not None:
                     self._reports += 1
                     self._log_notes()
@@ -192,22 +236,36 @@ class Tracker:
                 except OSError as exc:
                     logger.error("cannot save the state: %s", exc)
 
+    async def _note_alive(self) -> None:
+        while True:
+            try:
+                await self._write_status()
+            except OSError as exc:
+                logger.error("cannot save the state: %s", exc)
+            await trio.sleep(_ALIVE_SAVE_S)
+
+    async def _write_status(self) -> None:
+        """Raises OSError."""
+        if self._node is None:
+            return  # it never served
+        started_s, now_s = self._node.started_s, int(self._now_s())
+        async with self._save_lock:
+            await trio.to_thread.run_sync(self.files.write_status, started_s, now_s)
+
     async def _watch_storages(self) -> None:
         """Mark silent storages OFFLINE; looked at more often than the reference does."""
         while True:
             await trio.sleep(min(1.0, self.config.check_active_interval_s / 4))
+            self.cluster.tick(self._now_s())
             self.cluster.expire(self._monotonic())
             self._log_notes()
 
 
-def _respond(handlers: Handlers, session: Session, command: int, body: bytes) -> bytes:
-    try:
-        return pack_response(handlers.answer(session, command, body))
-    except StatusError as exc:
+def _refusal(session: Session, command: int, exc: StatusError | ProtocolError) -> bytes:
+    if isinstance(exc, StatusError):
         return _RESPONSES[exc.errno or 22]
-    except ProtocolError as exc:
-        logger.debug("%s: command %d: %s", session.peer_ip, command, exc)
-        return _EINVAL
+    logger.debug("%s: command %d: %s", session.peer_ip, command, exc)
+    return _EINVAL
 
 
 def describe(config: TrackerConfig, port: int) -> str:

@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+
+import msgspec
 
 from fdfsfuse.core import states
 from fdfsfuse.core.cluster import Cluster
+from fdfsfuse.core.founding import Acceptor
 from fdfsfuse.core.groups import Group, Server, storage_id_of_ip
 from fdfsfuse.core.states import Event
 from fdfsfuse.core.storage_ids import RW_BOTH
-from fdfsfuse.errors import ConfigError, FdfsError
-from fdfsfuse.proto.cluster import SyncSource
+from fdfsfuse.errors import ConfigError, FdfsError, ProtocolError
+from fdfsfuse.proto.cluster import SyncSource, encode_address
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus
 
@@ -29,16 +32,27 @@ GROUPS_NAME = "storage_groups_new.dat"
 SERVERS_NAME = "storage_servers_new.dat"
 SYNC_NAME = "storage_sync_timestamp.dat"
 CHANGELOG_NAME = "storage_changelog.dat"
+STATUS_NAME = ".tracker_status"
+FOUNDERS_NAME = "founders.json"
+"""Ours; core/founding.py."""
 PID_NAME = "fdfs_trackerd.pid"
 _MAX_FILE_BYTES = 64 << 20
 
-_COUNTERS = tuple(
-    item.name
-    for item in fields(Statistics)
-    if not item.name.startswith("connections_")
-    and item.name not in ("last_synced_timestamp", "last_heart_beat_time")
+_OUTCOMES = ("total", "success")
+_COUNTS = (
+    *("upload", "append", "set_meta", "delete", "download", "get_meta"),
+    *("create_link", "delete_link"),
 )
-"""Statistics that are kept: what a connection count was does not outlive the connection."""
+_BYTES = ("upload", "append", "download", "sync_in", "sync_out")
+_FILES = ("open", "read", "write")
+_COUNTERS = (
+    *(f"{outcome}_{name}_count" for name in _COUNTS for outcome in _OUTCOMES),
+    *(f"{outcome}_{name}_bytes" for name in _BYTES for outcome in _OUTCOMES),
+    *(f"{outcome}_file_{name}_count" for name in _FILES for outcome in _OUTCOMES),
+    "last_source_update",
+    "last_sync_update",
+)
+"""Statistics that are kept, in the order of a C tracker, which leaves the others out."""
 
 _Section = dict[str, str]
 
@@ -61,12 +75,12 @@ def _sections(text: str) -> Iterator[tuple[str, _Section]]:
 
 
 def _section_text(name: str, values: dict[str, object]) -> str:
-    return f"[{name}]\n" + "".join(f"\t{key}={value}\n" for key, value in values.items()) + "\n"
+    return f"[{name}]\n" + "".join(f"\t{key}={value}\n" for key, value in values.items())
 
 
 def format_groups(cluster: Cluster) -> str:
     """The text of storage_groups_new.dat."""
-    parts = [_section_text("Global", {"group_count": len(cluster.groups)})]
+    parts = [_section_text("Global", {"group_count": len(cluster.groups)}) + "\n"]
     for number, group in enumerate(cluster.groups.values(), 1):
         values: dict[str, object] = {
             "group_name": group.name,
@@ -77,7 +91,8 @@ def format_groups(cluster: Cluster) -> str:
             "trunk_server": group.trunk_server,
             "last_trunk_server": group.last_trunk_server,
         }
-        parts.append(f"# group: {group.name}\n" + _section_text(f"Group{number:03d}", values))
+        section = _section_text(f"Group{number:03d}", values)
+        parts.append(f"# group: {group.name}\n{section}\n")
     return "".join(parts)
 
 
@@ -104,18 +119,20 @@ def format_servers(cluster: Cluster) -> str:
             "storage_port": server.port,
             "sync_src_server": server.source.source_id,
             "sync_until_timestamp": server.source.until,
-            "store_path_count": server.store_path_count,
-            "subdir_count_per_path": server.subdir_count_per_path,
-            "upload_priority": server.upload_priority,
             "total_mb": server.total_mb,
             "free_mb": server.free_mb,
             "changelog_offset": server.changelog_offset,
+            "store_path_count": server.store_path_count,
+            "subdir_count_per_path": server.subdir_count_per_path,
+            "upload_priority": server.upload_priority,
             **{name: getattr(server.statistics, name) for name in _COUNTERS},
             "last_synced_timestamp": server.last_synced_timestamp,
             "last_heart_beat_time": server.last_heart_beat_time,
         }
-        parts.append(_section_text(f"Storage{number:03d}", values))
-    return "".join(parts) + _section_text("Global", {"storage_count": number})
+        address = encode_address(",".join(server.ips), server.port)
+        section = _section_text(f"Storage{number:03d}", values)
+        parts.append(f"# storage: {address}\n{section}\n")
+    return "".join(parts) + "\n" + _section_text("Global", {"storage_count": number})
 
 
 def format_sync_times(cluster: Cluster) -> str:
@@ -128,6 +145,49 @@ def format_sync_times(cluster: Cluster) -> str:
             row = [str(times.get(member.storage_id, 0)) for member in members]
             lines.append(",".join([group.name, source.storage_id, *row]) + "\n")
     return "".join(lines)
+
+
+def system_files(cluster: Cluster) -> tuple[bytes, ...]:
+    """What 63 hands out: groups, servers, sync timestamps, changelog."""
+    return (
+        format_groups(cluster).encode("ascii"),
+        format_servers(cluster).encode("ascii"),
+        format_sync_times(cluster).encode("ascii"),
+        cluster.changelog,
+    )
+
+
+def take_system_files(files: Sequence[bytes], cluster: Cluster) -> None:
+    """Replace what *cluster* knows by the files of another tracker.
+
+    Raises:
+        ProtocolError: they are malformed; *cluster* is as before.
+    """
+    new = Cluster(cluster.config)
+    try:
+        parse_groups(files[0].decode("ascii"), new)
+        parse_servers(files[1].decode("ascii"), new)
+        parse_sync_times(files[2].decode("ascii"), new)
+    except (KeyError, ValueError, ArithmeticError, FdfsError) as exc:
+        raise ProtocolError(f"malformed files of another tracker: {exc}") from exc
+    new.changelog = _whole_lines(files[3])
+    cluster.take_over(new)
+
+
+def _whole_lines(changelog: bytes) -> bytes:
+    """Without the torn last line that a C tracker may have left: nobody has been given it."""
+    return changelog[: changelog.rfind(b"\n") + 1]
+
+
+def format_founders(cluster: Cluster) -> bytes:
+    """The text of founders.json: this tracker's votes about the founders of groups."""
+    return msgspec.json.encode({name: asdict(a) for name, a in cluster.founders.items()}) + b"\n"
+
+
+def parse_founders(data: bytes, cluster: Cluster) -> None:
+    """Add a founders.json. Raises ValueError."""
+    if data:
+        cluster.founders = msgspec.json.decode(data, type=dict[str, Acceptor])
 
 
 def parse_groups(text: str, cluster: Cluster) -> None:
@@ -228,6 +288,7 @@ class StateFiles:
         os.ftruncate(self._lock_fd, 0)
         os.pwrite(self._lock_fd, str(os.getpid()).encode(), 0)
         self._changelog_saved: bytes | None = None
+        self._founders_saved: bytes = b"{}\n"
 
     def close(self) -> None:
         """Let others use the directory."""
@@ -243,9 +304,25 @@ class StateFiles:
         self._parse(SERVERS_NAME, parse_servers, cluster)
         self._parse(SYNC_NAME, parse_sync_times, cluster)
         changelog = self._read(CHANGELOG_NAME)
-        # A C tracker may have left a torn last line; nobody has been given it.
-        cluster.changelog = changelog[: changelog.rfind(b"\n") + 1]
+        cluster.changelog = _whole_lines(changelog)
         self._changelog_saved = changelog
+        try:
+            parse_founders(self._read(FOUNDERS_NAME), cluster)
+        except ValueError as exc:
+            raise ConfigError(f"{self.directory / FOUNDERS_NAME}: malformed ({exc})") from exc
+
+    def last_check_time(self) -> int:
+        """When the tracker that used these files was last alive, Unix seconds; 0 if never."""
+        for line in self._read(STATUS_NAME).decode("ascii", "replace").splitlines():
+            key, _, value = line.partition("=")
+            if key.strip() == "last_check_time" and value.strip().isdigit():
+                return int(value)
+        return 0
+
+    def write_status(self, started_s: int, now_s: int) -> None:
+        """Note that the tracker is alive. Raises OSError. May run in a thread."""
+        text = f"up_time={started_s}\nlast_check_time={now_s}\n"
+        self.write([(STATUS_NAME, text.encode("ascii"))])
 
     def _read(self, name: str) -> bytes:
         try:
@@ -265,11 +342,11 @@ class StateFiles:
 
     def format(self, cluster: Cluster) -> list[tuple[str, bytes]]:
         """What `write` is to write: a snapshot that later changes of *cluster* do not touch."""
-        files = [
-            (GROUPS_NAME, format_groups(cluster).encode("ascii")),
-            (SERVERS_NAME, format_servers(cluster).encode("ascii")),
-            (SYNC_NAME, format_sync_times(cluster).encode("ascii")),
-        ]
+        groups, servers, sync_times, _ = system_files(cluster)
+        files = [(GROUPS_NAME, groups), (SERVERS_NAME, servers), (SYNC_NAME, sync_times)]
+        founders = format_founders(cluster)
+        if founders != self._founders_saved:
+            files.append((FOUNDERS_NAME, founders))
         if cluster.changelog != self._changelog_saved:
             files.insert(0, (CHANGELOG_NAME, cluster.changelog))
         return files
@@ -289,6 +366,8 @@ class StateFiles:
             os.replace(temporary, self.directory / name)
             if name == CHANGELOG_NAME:
                 self._changelog_saved = data
+            elif name == FOUNDERS_NAME:
+                self._founders_saved = data
         directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)

@@ -1,7 +1,7 @@
 """What a tracker does with what storages tell it: joins, reports, status changes.
 
-Source: protocol/cluster.md sections 2 to 4. Pure: the shell passes times and an object that
-stands for the connection, calls one method per command, and afterwards looks at
+Source: protocol/cluster.md sections 2 to 4. Pure: the shell tells the time by `tick` before each
+command, passes an object that stands for the connection, and afterwards looks at
 
 - ``structure``: a counter; when it moved, the state must be on disk before the answer is sent;
 - `take_notes`: lines for the operator's log.
@@ -19,11 +19,13 @@ from dataclasses import replace
 
 from fdfsfuse.core import states, trunk_servers
 from fdfsfuse.core.config import IdType, StoreServer, TrackerConfig
+from fdfsfuse.core.founding import Acceptor
 from fdfsfuse.core.groups import Group, Server, storage_id_of_ip
 from fdfsfuse.core.placement import Placement
 from fdfsfuse.core.states import Event
 from fdfsfuse.core.storage_ids import RW_BOTH, StorageIdEntry
 from fdfsfuse.errors import StatusError
+from fdfsfuse.proto.changelog import ChangelogLine
 from fdfsfuse.proto.cluster import (
     NO_SERVER,
     Brief,
@@ -33,6 +35,7 @@ from fdfsfuse.proto.cluster import (
     SyncReport,
     SyncSource,
 )
+from fdfsfuse.proto.cluster_status import FounderBallot, FounderVote
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import MAX_GROUPS, MAX_SERVERS_PER_GROUP, ServerStatus
 
@@ -52,7 +55,22 @@ class Cluster:
         self.changelog = b""
         """The whole changelog (section 3.7); the shell appends what is new to its file."""
         self.structure = 0
+        self.now_s = 0
+        """Unix time of the command that is being carried out."""
+        self.founders: dict[str, Acceptor] = {}
+        """This tracker's votes about who founds the tree of each group."""
         self._notes: list[str] = []
+
+    def take_over(self, other: Cluster) -> None:
+        """Know what *other* knows instead; for a tracker to which no storage is joined."""
+        self.groups.clear()
+        self.groups.update(other.groups)
+        self.changelog = other.changelog
+        self._changed(f"{len(self.groups)} groups were learned from another tracker")
+
+    def tick(self, now_s: float) -> None:
+        """It is *now_s* Unix seconds."""
+        self.now_s = int(now_s)
 
     def take_notes(self) -> Sequence[str]:
         """Lines for the log since the last call."""
@@ -69,6 +87,7 @@ class Cluster:
         if status is old:
             return
         server.status = status
+        server.since, server.event, server.waits_for = self.now_s, why, ""
         group.refresh()
         self._notes.append(
             f"storage {server.storage_id} of {group.name} is {status.name} (was {old.name}): {why}"
@@ -126,12 +145,12 @@ class Cluster:
     # --- JOIN (section 2.6) -------------------------------------------------------------------
 
     def join(
-        self, request: Join, peer_ip: str, connection: object, now_s: int, now: float
+        self, request: Join, peer_ip: str, connection: object, now: float
     ) -> tuple[Group, Server]:
         """Add or bring back a storage.
 
         Args:
-            now_s: Unix seconds. now: monotonic seconds.
+            now: monotonic seconds.
 
         Raises:
             StatusError: the join is refused; the text says why.
@@ -152,11 +171,18 @@ class Cluster:
         if server is None:
             server = Server(storage_id, ips, request.port, rw_mode=rw_mode)
             server.status = first_status or ServerStatus.INIT
+            server.since = self.now_s
             server.changelog_offset = len(self.changelog)
             group.servers[storage_id] = server
             self.groups[request.group] = group
             group.refresh()
             self._changed(f"new storage {storage_id} in {group.name}, {server.status.name}")
+        else:
+            server.replaced_data = (
+                request.init_flag
+                and request.join_time != server.join_time
+                and server.status in states.AVAILABLE | {states.RECOVERY}
+            )
         self._update(group, server, request)
         server.ips, server.rw_mode = ips, rw_mode
         server.connection = connection
@@ -265,7 +291,7 @@ class Cluster:
 
     # --- the initial copy (sections 2.7, 4.3) -------------------------------------------------
 
-    def choose_source(self, group: Group, server: Server, now_s: int) -> SyncSource | None:
+    def choose_source(self, group: Group, server: Server) -> SyncSource | None:
         """87: who copies the group's data to *server*; None when there is nothing to copy."""
         others = [s for s in group.members() if s is not server and s.status in states.AVAILABLE]
         if not others:
@@ -274,8 +300,9 @@ class Cluster:
             return None
         source = next((s for s in group.writable if s is not server), None)
         if source is None:
+            server.waits_for = "waits for a storage of the group that is ACTIVE and writable"
             raise StatusError(errno.ENOENT, f"no storage of {group.name} can be a source")
-        server.source = SyncSource(source.storage_id, now_s)
+        server.source = SyncSource(source.storage_id, self.now_s)
         self._apply(group, server, Event.SOURCE_CHOSEN, f"gets its data from {source.storage_id}")
         self._changed()
         return server.source
@@ -308,17 +335,17 @@ class Cluster:
     # --- reports (section 3) ------------------------------------------------------------------
 
     def heartbeat(
-        self, group: Group, server: Server, statistics: Statistics | None, now_s: int, now: float
+        self, group: Group, server: Server, statistics: Statistics | None, now: float
     ) -> None:
         """83: the storage is alive; None when its statistics have not changed."""
         server.heard_at = now
-        server.last_heart_beat_time = now_s
+        server.last_heart_beat_time = self.now_s
         if statistics is not None:
             server.statistics = statistics
         server.statistics = replace(
             server.statistics,
             last_synced_timestamp=server.last_synced_timestamp,
-            last_heart_beat_time=now_s,
+            last_heart_beat_time=self.now_s,
         )
         self._apply(group, server, Event.REPORTED, "heartbeat")
 
@@ -410,9 +437,58 @@ class Cluster:
         """59: the storage brings the status that it has at the leader."""
         self._set_status(group, server, states.override(server.status, told), "told by the leader")
 
+    def change_ip(self, group_name: str, old_ip: str, new_ip: str) -> None:
+        """78: a storage goes on with another ip; status 2 or 17 when that cannot be."""
+        group = self.group(group_name)
+        new_id = storage_id_of_ip(new_ip)
+        known = group.servers.get(new_id)
+        if known is not None and known.status not in states.GONE:
+            raise StatusError(errno.EEXIST, f"{new_ip} is a storage of {group_name} already")
+        server = group.find_ip(old_ip)
+        if server is None or server.status in states.GONE:
+            raise StatusError(errno.ENOENT, f"no storage {old_ip} in {group_name}")
+        old_id = server.storage_id
+        line = ChangelogLine(self.now_s, group_name, old_id, ServerStatus.IP_CHANGED, new_id)
+        self.changelog += line.encode()
+        server.storage_id, server.ips = new_id, (new_ip,)
+        # A stub with the old ip stays, so that peers notice.
+        stub = Server(old_id, (old_ip,), 0, ServerStatus.IP_CHANGED)
+        stub.since, stub.event = self.now_s, f"it goes on as {new_ip}"
+        kept = {name: s for name, s in group.servers.items() if name not in (new_id, old_id)}
+        order = [name for name in group.servers if name != new_id]
+        group.servers = {
+            (new_id if name == old_id else name): (server if name == old_id else kept[name])
+            for name in order
+        }
+        group.servers[old_id] = stub
+        _rename_source(group, old_id, new_id)
+        group.refresh()
+        self._changed(f"storage {old_id} of {group_name} goes on as {new_ip}")
+
+    # --- founding (core/founding.py) ----------------------------------------------------------
+
+    def others_have_data(self, group: Group, server: Server) -> bool:
+        """Whether 87 of *server* is not answered with "nothing to copy" anyway."""
+        return any(s is not server and s.status in states.AVAILABLE for s in group.members())
+
+    def removed(self, group_name: str) -> list[str]:
+        """Ids of the storages of a group that an administrator removed."""
+        group = self.groups.get(group_name)
+        servers = () if group is None else group.servers.values()
+        return [s.storage_id for s in servers if s.status is ServerStatus.DELETED]
+
+    def vote(self, request: FounderBallot) -> FounderVote:
+        """This tracker's vote about the founder of a group; to be on disk before it is sent."""
+        if request.group not in self.founders and len(self.founders) >= MAX_GROUPS:
+            raise StatusError(errno.ENOSPC, "too many groups")
+        acceptor = self.founders.setdefault(request.group, Acceptor())
+        answer = acceptor.vote(request)
+        self.structure += 1
+        return answer
+
     # --- administration -----------------------------------------------------------------------
 
-    def delete_storage(self, group_name: str, storage_id: str, now_s: int) -> None:
+    def delete_storage(self, group_name: str, storage_id: str) -> None:
         """93. Status 16 while it is connected or rebuilding, 114 when it is deleted already."""
         group, server = self.server(group_name, storage_id)
         if server.status is ServerStatus.IP_CHANGED:
@@ -421,8 +497,10 @@ class Cluster:
             raise StatusError(errno.EALREADY, f"storage {storage_id} is deleted")
         if states.after(server.status, Event.REMOVED) is not ServerStatus.DELETED:
             raise StatusError(errno.EBUSY, f"storage {storage_id} is {server.status.name}")
-        line = f"{now_s} {group.name} {storage_id} {int(ServerStatus.DELETED)} \n"
-        self.changelog += line.encode("ascii")
+        line = ChangelogLine(self.now_s, group.name, storage_id, ServerStatus.DELETED)
+        self.changelog += line.encode()
+        if group.name in self.founders:
+            self.founders[group.name].forget(storage_id)
         self._apply(group, server, Event.REMOVED, "deleted by an administrator")
 
     def delete_group(self, group_name: str) -> None:
@@ -431,6 +509,7 @@ class Cluster:
         if group.servers:
             raise StatusError(errno.EBUSY, f"{group_name} has {len(group.servers)} storages")
         del self.groups[group_name]
+        self.founders.pop(group_name, None)
         self._changed(f"group {group_name} is deleted")
 
     def appoint_trunk_server(self, group_name: str, storage_id: str) -> str:
@@ -439,6 +518,14 @@ class Cluster:
         if trunk_servers.appoint(group, storage_id):
             self._changed(f"storage {storage_id} is the trunk server of {group_name}")
         return group.trunk_server
+
+    def follow_trunk_server(self, group_name: str, storage_id: str) -> None:
+        """65: the leader of the trackers says who it is, '' for nobody."""
+        group = self.groups.get(group_name)
+        if group is not None and group.trunk_server != storage_id:
+            group.last_trunk_server, group.trunk_server = group.trunk_server, storage_id
+            group.trunk_changes += 1
+            self._changed(f"trunk server of {group_name}: {storage_id or 'none'}")
 
     def note_trunk_file_id(self, group: Group, number: int) -> None:
         """73: the trunk server has begun another trunk file."""
@@ -464,6 +551,20 @@ def is_ip(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _rename_source(group: Group, old_id: str, new_id: str) -> None:
+    """A storage has another id now: so has the source of others, and its row and columns."""
+    for server in group.servers.values():
+        if server.source.source_id == old_id:
+            server.source = replace(server.source, source_id=new_id)
+    if old_id in group.sync_times:
+        group.sync_times[new_id] = group.sync_times.pop(old_id)
+    for times in group.sync_times.values():
+        if old_id in times:
+            times[new_id] = times.pop(old_id)
+    if group.trunk_server == old_id:
+        group.trunk_server = new_id
 
 
 def _addresses(entry: StorageIdEntry | None, peer_ip: str) -> tuple[str, ...]:

@@ -74,6 +74,14 @@ class Server:
     """Round-robin counter over the store paths."""
     heard_at: float = 0.0
     connection: object | None = field(default=None, repr=False)
+    since: int = 0
+    """When the status changed last, Unix seconds; 0 for what was loaded."""
+    event: str = ""
+    """What changed the status last, in words."""
+    waits_for: str = ""
+    """Why its question for a source of its data was refused, in words."""
+    replaced_data: bool = False
+    """It was a full member and came back as a new server: it lost what it had."""
     seen_group_change: int = -1
     """Value of the group's change counter when the server was last told the members."""
     seen_trunk_change: int = 0

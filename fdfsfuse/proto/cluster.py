@@ -1,4 +1,6 @@
-"""Messages between storages and trackers; encode and decode of each sit together.
+"""Messages of storages to trackers; encode and decode of each sit together.
+
+Those of trackers to trackers (58, 61 to 63, 65 to 67) are in `fdfsfuse.proto.tracker_peers`.
 
 Source: protocol/cluster.md sections 1 to 4. ``decode`` takes a whole body and raises
 ProtocolError when it is malformed. All ip fields have 46 bytes, all ids 16. Text fields are cut
@@ -7,13 +9,23 @@ at the first NUL: what follows may be anything.
 ==== ==================== ==================================== ===========================
 code command              request                              response
 ==== ==================== ==================================== ===========================
+58   JOIN_LEADER          JoinLeader                           empty
 59   CHANGE_STATUS        1 byte                               empty
 60   GET_MY_IP            MyIpRequest                          text ``ip`` or ``ip1,ip2``
+61   SYSTEM_FILES_START   empty                                empty
+62   SYSTEM_FILES_END     empty                                empty
+63   GET_SYSTEM_FILE      SystemFileRequest                    SystemFilePart
 64   TRACKER_STATUS       empty                                TrackerStatus
+65   PING_LEADER          LeaderPing                           empty, or TrunkServers
+66   NOTIFY_NEXT_LEADER   text ``ip:port``                     empty
+67   COMMIT_NEXT_LEADER   text ``ip:port``                     empty
 68   RESELECT_LEADER      empty                                empty
 69   FETCH_STORAGE_IDS    StorageIdsRequest                    StorageIdsPart
 70   GET_STORAGE_ID       ServerQuery                          text id
 71   GET_STORAGE_STATUS   ServerQuery                          Brief
+72   FETCH_TRUNK_FILE_ID  empty                                i32
+73   REPORT_TRUNK_FILE_ID i32                                  empty
+74   REPORT_TRUNK_FREE    i64, MB                              empty
 75   GET_PARAMETERS       empty                                Parameters
 76   REPORT_STATUS        StatusReport                         empty
 77   CHANGELOG            empty (joined) or ServerKey          raw changelog lines
@@ -64,11 +76,18 @@ _TRACKER_STATUS = struct.Struct(">Bqq")
 
 
 class ClusterCommand(IntEnum):
-    """Command codes that storages send to trackers."""
+    """Command codes that storages and trackers send to trackers."""
 
+    JOIN_LEADER = 58
     CHANGE_STATUS = 59
     GET_MY_IP = 60
+    SYSTEM_FILES_START = 61
+    SYSTEM_FILES_END = 62
+    GET_SYSTEM_FILE = 63
     TRACKER_STATUS = 64
+    PING_LEADER = 65
+    NOTIFY_NEXT_LEADER = 66
+    COMMIT_NEXT_LEADER = 67
     RESELECT_LEADER = 68
     FETCH_STORAGE_IDS = 69
     GET_STORAGE_ID = 70

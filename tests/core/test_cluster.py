@@ -49,10 +49,12 @@ class Shell:
 
     def join(self, ip: str = A, connection: object = None, **changes: Any) -> tuple[Group, Server]:
         request = replace(JOIN, **changes)
-        return self.cluster.join(request, ip, connection or object(), int(self.now), self.now)
+        self.cluster.tick(self.now)
+        return self.cluster.join(request, ip, connection or object(), self.now)
 
     def beat(self, group: Group, server: Server, statistics: Statistics | None = None) -> None:
-        self.cluster.heartbeat(group, server, statistics, int(self.now), self.now)
+        self.cluster.tick(self.now)
+        self.cluster.heartbeat(group, server, statistics, self.now)
 
     def active(self, ip: str = A, **changes: Any) -> tuple[Group, Server]:
         """A storage that went the whole way; later ones are not copied to."""
@@ -88,7 +90,7 @@ def test_the_first_storage_of_a_group(shell: Shell) -> None:
     assert (server.status, server.storage_id, server.ips) == (S.INIT, A, (A,))
     assert (group.port, group.store_path_count, group.subdir_count_per_path) == (23000, 1, 256)
     assert shell.cluster.structure > 0
-    assert shell.cluster.choose_source(group, server, 5) is None
+    assert shell.cluster.choose_source(group, server) is None
     assert status(server) is S.ONLINE
     shell.beat(group, server)
     assert status(server) is S.ACTIVE
@@ -99,7 +101,8 @@ def test_a_further_storage_gets_the_first_writable_as_its_source(shell: Shell) -
     shell.active(B)
     shell.active(A)
     group, server = shell.join(C)
-    assert shell.cluster.choose_source(group, server, 77) == SyncSource(A, 77)
+    shell.cluster.tick(77)
+    assert shell.cluster.choose_source(group, server) == SyncSource(A, 77)
     assert status(server) is S.WAIT_SYNC
     shell.cluster.report_status("group1", Brief(S.SYNCING, 0, C, C))
     assert status(server) is S.SYNCING
@@ -116,7 +119,7 @@ def test_no_source_while_nothing_is_writable(shell: Shell) -> None:
     shell.cluster.disconnected(group, first, first.connection, "test")
     _, server = shell.join(B)
     with pytest.raises(StatusError) as caught:
-        shell.cluster.choose_source(group, server, 1)
+        shell.cluster.choose_source(group, server)
     assert caught.value.errno == errno.ENOENT
     assert status(server) is S.INIT
 
@@ -185,7 +188,7 @@ def test_sub_directory_counts(shell: Shell) -> None:
 
 def test_deleted_members_do_not_count(shell: Shell) -> None:
     group, server = shell.join(A)
-    shell.cluster.delete_storage("group1", A, 5)
+    shell.cluster.delete_storage("group1", A)
     assert status(server) is S.DELETED
     assert shell.join(B, port=23001)[0] is group
 
@@ -303,8 +306,8 @@ def test_changes_are_told_once_per_storage_and_again_after_a_join(shell: Shell) 
     group, first = shell.active(A)
 
     def members(server: Server) -> list[str] | None:
-        changes = shell.cluster.changes_for(group, server, None)
-        return None if changes.group is None else [brief.storage_id for brief in changes.group]
+        listed = shell.cluster.changes_for(group, server, None).group
+        return None if listed is None else [brief.storage_id for brief in listed]
 
     assert members(first) == [A]
     assert members(first) is None
@@ -367,13 +370,14 @@ def test_deleting_a_storage(shell: Shell) -> None:
 
     def delete(storage_id: str) -> int:
         with pytest.raises(StatusError) as caught:
-            shell.cluster.delete_storage("group1", storage_id, 1795353293)
+            shell.cluster.delete_storage("group1", storage_id)
         return caught.value.errno or 0
 
     assert delete(A) == errno.EBUSY
     assert delete(C) == errno.ENOENT
     shell.cluster.disconnected(group, server, server.connection, "test")
-    shell.cluster.delete_storage("group1", A, 1795353293)
+    shell.cluster.tick(1795353293)
+    shell.cluster.delete_storage("group1", A)
     assert status(server) is S.DELETED
     assert delete(A) == errno.EALREADY
     assert shell.cluster.changelog == f"1795353293 group1 {A} 4 \n".encode()

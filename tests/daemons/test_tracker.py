@@ -205,13 +205,6 @@ async def test_a_join_whose_tracker_list_lacks_this_tracker(
         assert not tracker.cluster.groups
 
 
-async def test_several_trackers_have_no_leader_yet(tmp_path: Path) -> None:
-    async with running_tracker(tmp_path) as tracker:
-        trackers = (f"{TRACKER_IP}:{tracker.port}", "127.0.0.9:22122")
-        peer = await tracker.active("127.0.0.21", trackers=trackers)
-        assert await peer.exchange(95) == (errno.ENOENT, b"")
-
-
 # State on disk ------------------------------------------------------------------------------------
 
 

@@ -135,7 +135,7 @@ async def tracker_of(vector: Vector, directory: Path) -> AsyncIterator[TestTrack
             )
             await peer.stream.aclose()
             await wait_for(lambda: tracker.status("127.0.0.52") is ServerStatus.OFFLINE)
-            tracker.cluster.delete_storage("group1", "127.0.0.52", 1)
+            tracker.cluster.delete_storage("group1", "127.0.0.52")
         if is_trunk_mode(vector):
             tracker.cluster.appoint_trunk_server("group1", "127.0.0.51")
             await peers["127.0.0.51"].ok(74, struct.pack(">q", 7))

@@ -178,8 +178,11 @@ async def running_tracker(base_path: Path, **settings: Any) -> AsyncIterator[Tes
     """Run a tracker on 127.0.0.2 with its state below *base_path*."""
     settings.setdefault("bind_addr", (TRACKER_IP,))
     clock = settings.pop("clock", None) or Clock()
+    timing = settings.pop("timing", None)
     config = TrackerConfig(base_path=str(base_path), port=0, **settings)
-    tracker = Tracker(config, now_s=lambda: clock.now_s, monotonic=lambda: clock.monotonic)
+    tracker = Tracker(
+        config, now_s=lambda: clock.now_s, monotonic=lambda: clock.monotonic, timing=timing
+    )
     async with trio.open_nursery() as nursery:
         port: int = await nursery.start(_run, tracker)
         running = TestTracker(tracker, port, clock)
