@@ -43,6 +43,13 @@ from fdfsfuse.proto.cluster import (
     TrackerStatus,
     decode_optional_source,
 )
+from fdfsfuse.proto.cluster_status import (
+    AM_I_FOUNDER,
+    FounderAnswer,
+    FounderQuery,
+    decode,
+    encode,
+)
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus
 
@@ -147,8 +154,8 @@ class Membership:
     async def sync_source(self, peer_id: str) -> SyncSource | None:
         """86: who makes the initial copy of *peer_id*, None when it has none.
 
-        Asks the leader, or the first tracker that answers while there is none. Waits until it is
-        decided where this storage gets its own data from.
+        Asks the leader; while there is none, or it does not answer, the first tracker that does.
+        Waits until it is decided where this storage gets its own data from.
 
         Raises:
             StatusError: 2 while the tracker cannot tell; try again later.
@@ -157,8 +164,8 @@ class Membership:
         await self._decided.wait()
         body = ServerKey(self.config.group_name, peer_id).encode()
         problem: FdfsError = ConnectFailed("no tracker is configured")
-        servers = (self.leader,) if self.leader is not None else self.config.tracker_servers
-        for server in servers:
+        others = [s for s in self.config.tracker_servers if s != self.leader]
+        for server in (*((self.leader,) if self.leader is not None else ()), *others):
             try:
                 answer = await ask_once(
                     server, self.config, ClusterCommand.SYNC_SOURCE_REQUEST, body
@@ -332,6 +339,11 @@ class Membership:
 
     # --- joining (sections 2.6 to 2.8) --------------------------------------------------------
 
+    async def resolve_trackers(self) -> None:
+        """Look up the trackers that are configured by name: JOIN lists them by address."""
+        for task in self._tasks:
+            await task.resolve()
+
     def join_request(self, tracker_ip: str) -> Join:
         """What the tracker at *tracker_ip* is told."""
         config = self.config
@@ -350,7 +362,7 @@ class Membership:
             status=status if self.status is None else self.status,
             storage_id=self.own_id if self.parameters.use_storage_id else "",
             tracker_ip=tracker_ip,
-            trackers=tuple(task.text for task in self._tasks),
+            trackers=tuple(task.text for task in self._tasks if task.text),
         )
 
     async def settle_source(self, task: TrackerTask) -> None:
@@ -380,13 +392,34 @@ class Membership:
                 logger.warning("no storage of the group can send the initial copy yet")
             raise
         source = decode_optional_source(answer)
-        if source is None:
-            await self._found()
-        else:
+        if source is not None:
             logger.info("the initial copy comes from storage %s", source.source_id)
+        elif await self._is_founder(task):
+            await self._found()
         await trio.to_thread.run_sync(self.identity.decide_source, source)
         self._refused_source.clear()
         self._decided.set()
+
+    async def _is_founder(self, task: TrackerTask) -> bool:
+        """141: "nothing to copy" is not enough to found a tree, which there must be one of.
+
+        Stock trackers do not know the command (a status): they have told all that they can.
+        Raises ConnectionProblem or ProtocolError: the tracker is to be joined again.
+        """
+        query = FounderQuery(self.config.group_name, self.own_id, self.identity.join_time)
+        try:
+            data = await ask_once(task.server, self.config, AM_I_FOUNDER, encode(query))
+        except StatusError:
+            return True
+        answer = decode(FounderAnswer, data)
+        if not answer.founder:
+            logger.warning(
+                "the directory tree of %s is not founded by this storage: %s; its files can be "
+                "reached by their ids",
+                self.config.group_name,
+                answer.reason,
+            )
+        return answer.founder
 
     async def _source_is_unknown(self, task: TrackerTask) -> None:
         """A tracker answered 88 with 2: our source was removed (section 2.8)."""

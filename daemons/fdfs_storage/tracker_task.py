@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from fdfs_storage.tracker_link import Retry, connect
-from fdfsfuse.client.link import Link
+from fdfsfuse.client.link import Link, resolve
 from fdfsfuse.core import members as group_list
 from fdfsfuse.core.config import ServerAddress
 from fdfsfuse.errors import (
+    ConnectFailed,
     ConnectionBroken,
     ConnectionProblem,
     FdfsError,
@@ -70,9 +71,18 @@ class TrackerTask:
 
     @property
     def text(self) -> str:
-        """The tracker as JOIN lists it: by address, as far as its names have been looked up."""
-        hosts = tuple(self._resolved.get(host, host) for host in self.server.hosts)
-        return str(ServerAddress(hosts, self.server.port))
+        """The tracker as JOIN lists it: by address; '' while no address of it is known."""
+        hosts = tuple(self._resolved[host] for host in self.server.hosts if host in self._resolved)
+        return str(ServerAddress(hosts, self.server.port)) if hosts else ""
+
+    async def resolve(self) -> None:
+        """Look up its host names, as far as that has not worked yet."""
+        for host in self.server.hosts:
+            if host not in self._resolved:
+                try:
+                    _, self._resolved[host] = await resolve(host, self.server.port)
+                except ConnectFailed as exc:
+                    logger.debug("tracker %s: %s", self.server, exc)
 
     def is_at(self, ip: str, port: int) -> bool:
         """Whether this is the tracker at *ip* and *port*."""
@@ -128,6 +138,7 @@ class TrackerTask:
     async def _join(self, link: Link) -> None:
         """JOIN, and the decision about the initial copy."""
         membership = self._membership
+        await membership.resolve_trackers()
         answer = await link.request(
             ClusterCommand.JOIN, membership.join_request(link.peer_ip).encode()
         )

@@ -59,7 +59,7 @@ class Link:
         self._connection.close()
 
 
-async def _resolve(host: str, port: int) -> tuple[int, str]:
+async def resolve(host: str, port: int) -> tuple[int, str]:
     """Family and ip of *host*. Raises ConnectFailed."""
     try:
         found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -81,7 +81,7 @@ async def connect_link(
     with trio.move_on_after(connect_timeout_s):
         for host in server.hosts:
             try:
-                family, ip = await _resolve(host, server.port)
+                family, ip = await resolve(host, server.port)
                 sock = await _connect_socket(family, ip, server.port, bind)
             except ConnectFailed as exc:
                 problem = str(exc)

@@ -18,6 +18,7 @@ from fdfsfuse.core.config import IdType, ServerAddress, StorageConfig, StorageId
 from fdfsfuse.errors import ConnectionProblem, StatusError
 from fdfsfuse.proto.changelog import ChangelogLine, IpChange
 from fdfsfuse.proto.cluster import Brief, Changes, Join, Joined, SyncReport, SyncSource
+from fdfsfuse.proto.cluster_status import FounderAnswer, FounderQuery, decode, encode
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response, unpack_header
 from fdfsfuse.proto.parameters import Parameters
 from fdfsfuse.proto.statistics import Statistics
@@ -196,13 +197,15 @@ class ScriptedTracker:
 
     def good(self, command: int, body: bytes) -> bytes | int | None:
         """A tracker that knows this storage well."""
-        return {
+        answers: dict[int, bytes | int] = {
             60: STORAGE_IP.encode(),
             75: Parameters().encode(),
             81: Joined(ServerStatus.ONLINE, "").encode(),
             83: Changes().encode(),
             84: b"",
-        }.get(command, b"")
+            141: errno.EINVAL,  # a stock tracker
+        }
+        return answers.get(command, b"")
 
     def commands(self) -> list[int]:
         return [command for command, _ in self.requests]
@@ -277,7 +280,7 @@ async def test_order_of_the_first_conversation(tmp_path: Path) -> None:
         assert tracker.commands() == [60, 75]
         async with running(config, place) as node:
             await joined(node)
-            assert tracker.commands()[2:] == [81, 87, 88, 84, 83]
+            assert tracker.commands()[2:] == [81, 87, 141, 88, 84, 83]
         first = Join.decode(tracker.requests[2][1])
         assert (first.init_flag, first.status, first.port) == (True, 0, PORT)
         assert (first.tracker_ip, first.trackers) == (TRACKER_IP, (f"{TRACKER_IP}:{tracker.port}",))
@@ -570,6 +573,37 @@ async def test_a_changed_ip_is_told_before_joining(tmp_path: Path) -> None:
             assert tracker.commands()[:3] == [78, 77, 81]
             assert tracker.requests[0][1] == IpChange("group1", "10.0.0.7", STORAGE_IP).encode()
         assert Identity.load(tmp_path, 1).last_ip_addr == STORAGE_IP
+
+
+async def test_a_storage_that_is_not_the_founder_founds_no_tree(tmp_path: Path) -> None:
+    async with scripted() as (tracker, _):
+        telling = Telling(tracker)
+        telling.answers[141] = encode(FounderAnswer(False, "it has lost what it had"))
+        async with running(storage_config(tmp_path, [tracker.port])) as node:
+            await joined(node)
+            assert node.founded == 0
+            assert node.identity.sync_old_done
+        (query,) = (body for command, body in tracker.requests if command == 141)
+        assert decode(FounderQuery, query) == FounderQuery("group1", STORAGE_IP, 1000)
+
+
+async def test_trackers_that_are_configured_by_name_are_listed_by_address(tmp_path: Path) -> None:
+    async with scripted() as (tracker, _):
+        config = storage_config(
+            tmp_path,
+            [],
+            tracker_servers=(
+                ServerAddress((TRACKER_IP,), tracker.port),
+                ServerAddress(("localhost",), 1),
+                ServerAddress(("no.such.host.invalid",), 2),
+            ),
+        )
+        async with running(config) as node:
+            await joined(node)
+        join = Join.decode(next(body for command, body in tracker.requests if command == 81))
+        assert join.trackers[0] == f"{TRACKER_IP}:{tracker.port}"
+        assert join.trackers[1] in ("127.0.0.1:1", "[::1]:1")
+        assert len(join.trackers) == 2
 
 
 async def test_a_source_that_was_removed_is_asked_for_again(tmp_path: Path) -> None:
