@@ -116,6 +116,28 @@ async def test_deleting_a_slave_link_deletes_its_target(client: Client) -> None:
     assert await client.download(master) == b"master"
 
 
+async def test_nothing_is_changed_through_a_link(server: StorageServer) -> None:
+    async with server.connect() as client:
+        source = await client.upload(b"content")
+        master = await client.upload(b"master", "log", appender=True)
+        status, name = await link(client, source, master=master, prefix="_link")
+        assert status == 0
+        assert decode_name(name).kind is FileKind.APPENDER
+    for command, body in (
+        (StorageCommand.APPEND, AppendHead(name, 1).encode() + b"x"),
+        (StorageCommand.MODIFY, ModifyHead(name, 0, 1).encode() + b"x"),
+        (StorageCommand.TRUNCATE, Truncate(name, 1).encode()),
+        (StorageCommand.REGENERATE, Regenerate(name).encode()),
+    ):
+        async with server.connect() as client:
+            assert (await client.call(command, body))[0] == errno.EINVAL
+    async with server.connect() as client:
+        assert await client.download(source) == b"content"
+        await client.delete(source)
+        body = Truncate(name, 1).encode()
+        assert (await client.call(StorageCommand.TRUNCATE, body))[0] == errno.ENOENT
+
+
 async def test_links_of_an_appender_differ(client: Client) -> None:
     source = await client.upload(b"content", appender=True)
     names = {(await link(client, source))[1] for _ in range(3)}
