@@ -27,6 +27,7 @@ COMMANDS = {
     "mini": ("fdfsfuse.cli.mini", "Run a small cluster and its mount on this machine."),
     "install-units": ("fdfsfuse.cli.install_units", "Install the units that systemd runs us by."),
     "install-helpers": ("fdfsfuse.cli.install_helpers", "Let mount(8) and fstab mount volumes."),
+    "mount-stats": ("fdfsfuse.cli.mount_stats", "Show what the mounts on this machine do."),
     "completion": ("fdfsfuse.cli.completion", "Print a script that completes fdfs in your shell."),
 }
 """Name -> (module, help). The module's attribute has the command's name, as Python can write it

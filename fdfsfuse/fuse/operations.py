@@ -1,7 +1,7 @@
 """pyfuse3's Operations over a `Vfs`: nothing but translation.
 
 Only FUSEError may leave a handler, and nothing may leave ``forget``: anything else ends the mount.
-`Operations._guarded` is put around every handler when the object is made, in one place.
+`Stats.counted` is put around every handler when the object is made, in one place.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pyfuse3 import (
 
 from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.fuse.errors import errno_of
+from fdfsfuse.fuse.stats import Stats
 from fdfsfuse.proto.names import NAME_MAX
 from fdfsfuse.vfs.context import Entry
 from fdfsfuse.vfs.lru import Recent
@@ -108,31 +109,24 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._vfs = vfs
         self._paths: Recent[int, tuple[int, bytes]] = Recent(_PATHS_MAX)
+        self.stats = Stats(self._describe)
         for name in _HANDLERS:
-            handler = self._guarded(name, getattr(self, name))
+            handler = self.stats.counted(name, getattr(self, name), self._errno)
             setattr(self, name, self._traced(name, handler) if trace else handler)
 
     # --- the guard -------------------------------------------------------------------------------
 
-    def _guarded(self, name: str, handler: _Handler) -> _Handler:
-        """*handler* with every exception turned into a FUSEError."""
-
-        @functools.wraps(handler)
-        async def guarded(*args: Any) -> Any:
-            try:
-                return await handler(*args)
-            except FUSEError:
-                raise
-            except Exception as exc:
-                code = errno_of(exc)
-                if code is None:
-                    log.exception("%s(%s): unforeseen", name, self._describe(args))
-                    code = errno.EIO
-                elif code == errno.EIO:
-                    log.warning("%s(%s): %s", name, self._describe(args), exc)
-                raise FUSEError(code) from None
-
-        return guarded
+    def _errno(self, name: str, args: tuple[Any, ...], exc: Exception) -> int:
+        """What a request fails with; the unforeseen is logged."""
+        if isinstance(exc, FUSEError):
+            return int(exc.errno)
+        code = errno_of(exc)
+        if code is None:
+            log.exception("%s(%s): unforeseen", name, self._describe(args))
+            return errno.EIO
+        if code == errno.EIO:
+            log.warning("%s(%s): %s", name, self._describe(args), exc)
+        return code
 
     def _traced(self, name: str, handler: _Handler) -> _Handler:
         @functools.wraps(handler)
@@ -290,7 +284,10 @@ class Operations(pyfuse3.Operations):
     # --- files -----------------------------------------------------------------------------------
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        return _file_info(await self._vfs.files.open(inode, flags, privileged=ctx.uid == 0))
+        opened = await self._vfs.files.open(inode, flags, privileged=ctx.uid == 0)
+        self.stats.opened += 1
+        self.stats.pages_kept += opened.keep_cache
+        return _file_info(opened)
 
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
@@ -300,10 +297,13 @@ class Operations(pyfuse3.Operations):
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         # A memoryview is as good: pyfuse3 takes any buffer, and before the next checkpoint.
-        return await self._vfs.files.read(fh, off, size)  # type: ignore[return-value]
+        data = await self._vfs.files.read(fh, off, size)
+        self.stats.bytes_read += len(data)
+        return data  # type: ignore[return-value]
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         await self._vfs.files.write(fh, off, buf)
+        self.stats.bytes_written += len(buf)
         return len(buf)
 
     async def flush(self, fh: int) -> None:

@@ -21,8 +21,10 @@ import trio
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.errors import ConnectionProblem, FdfsError
+from fdfsfuse.fuse.control import ControlSocket
 from fdfsfuse.fuse.mountpoint import MountFailed, device_of
 from fdfsfuse.fuse.operations import Operations
+from fdfsfuse.fuse.report import Report
 from fdfsfuse.vfs.options import VfsOptions
 from fdfsfuse.vfs.remote import RemoteCluster
 from fdfsfuse.vfs.vfs import Vfs
@@ -117,20 +119,21 @@ async def _first_contact(cluster: RemoteCluster, mount: Mount) -> None:
 
 
 async def _serve_mounted(vfs: Vfs, mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:
+    operations = Operations(vfs, trace=mount.trace)
+    report = Report(mount, vfs, operations.stats)
     try:
-        pyfuse3.init(
-            Operations(vfs, trace=mount.trace), str(mount.mountpoint), mount.libfuse_options()
-        )
+        pyfuse3.init(operations, str(mount.mountpoint), mount.libfuse_options())
     except RuntimeError as exc:
         raise MountFailed(f"cannot mount on {mount.mountpoint}: {exc}") from None
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signals, vfs, nursery.cancel_scope)
-            nursery.start_soon(mounted)
-            nursery.start_soon(_widen_read_ahead, mount.mountpoint)
-            await pyfuse3.main(IDLE_TASKS, MAX_REQUESTS)
-            nursery.cancel_scope.cancel()
-        lost = await _store_rest(vfs)
+        with ControlSocket(report.mountpoint, report):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_stop_on_signals, vfs, nursery.cancel_scope)
+                nursery.start_soon(mounted)
+                nursery.start_soon(_widen_read_ahead, mount.mountpoint)
+                await pyfuse3.main(IDLE_TASKS, MAX_REQUESTS)
+                nursery.cancel_scope.cancel()
+            lost = await _store_rest(vfs)
     finally:
         pyfuse3.close(unmount=True)
     if lost:

@@ -43,6 +43,9 @@ class Backend(Protocol):
     def replicas(self) -> list[str]:
         """``address:port`` of the storages that hold the volume's objects."""
 
+    def state(self) -> dict[str, Any]:
+        """Session and traffic, for people, as JSON has it. May be called from any thread."""
+
     async def run(
         self, resumed: Callable[[], Awaitable[None]], held: Callable[[], Collection[int]]
     ) -> None:

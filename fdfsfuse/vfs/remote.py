@@ -7,6 +7,7 @@ the mount's timeout has passed: reading, and writing bytes at an offset, may be 
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import Connection
 from fdfsfuse.client.names import NamesSession, open_session
 from fdfsfuse.client.pool import Pool
+from fdfsfuse.client.session import boottime
 from fdfsfuse.client.tracker import TrackerClient
 from fdfsfuse.client.views import Candidate
 from fdfsfuse.errors import ConnectFailed, ConnectionProblem, DeadlineExceeded
@@ -54,6 +56,7 @@ class RemoteBackend:
         self._opened = trio.Event()
         self._closing = trio.Event()
         self._storages: list[Candidate] = []
+        self._traffic: dict[str, tuple[int, int]] = {}
 
     @property
     def view(self) -> int:
@@ -66,6 +69,28 @@ class RemoteBackend:
 
     def replicas(self) -> list[str]:
         return [str(storage.address) for storage in self._storages]
+
+    def state(self) -> dict[str, Any]:
+        session = self._session
+        view = session.view if session is not None else None
+        return {
+            "connected": self.connected,
+            "problem": session.problem if session is not None else "not opened yet",
+            "storage": str(session.address) if session is not None and session.address else "",
+            "view": view.number if view is not None else 0,
+            "members": list(view.members) if view is not None else [],
+            "lease_seconds": session.lease_s if session is not None else 0.0,
+            "lease_left_seconds": max(0.0, session.lease_until - boottime()) if session else 0.0,
+            "storages": self.replicas(),
+            "calls": {
+                name: {"count": count, "seconds": total_ns / 1e9}
+                for name, (count, total_ns) in list(self._traffic.items())
+            },
+        }
+
+    def _count(self, name: str, start: int) -> None:
+        count, total_ns = self._traffic.get(name, (0, 0))
+        self._traffic[name] = (count + 1, total_ns + time.perf_counter_ns() - start)
 
     async def run(
         self, resumed: Callable[[], Awaitable[None]], held: Callable[[], Collection[int]]
@@ -94,7 +119,11 @@ class RemoteBackend:
             await self._opened.wait()
         assert self._session is not None
         deadline = trio.current_time() + (timeout_s or self._timeout_s)
-        return await self._session.call(request, deadline)
+        start = time.perf_counter_ns()
+        try:
+            return await self._session.call(request, deadline)
+        finally:
+            self._count(type(request).__name__, start)
 
     async def read_into(self, file_id: str, offset: int, buffer: memoryview) -> int:
         body = Download(self.group, file_id, offset, len(buffer)).encode()
@@ -102,7 +131,11 @@ class RemoteBackend:
         async def exchange(connection: Connection) -> int:
             return await connection.request_into(StorageCommand.DOWNLOAD, body, buffer)
 
-        return await self._exchange(exchange)
+        start = time.perf_counter_ns()
+        try:
+            return await self._exchange(exchange)
+        finally:
+            self._count("read", start)
 
     async def write_object(self, head: names.WriteObject, data: Sequence[bytes]) -> None:
         encoded = names.encode(head)
@@ -114,7 +147,11 @@ class RemoteBackend:
             source = body if joined else _pieces(data)
             await connection.command_stream(names.WRITE_OBJECT, front, source, head.length)
 
-        await self._exchange(exchange)
+        start = time.perf_counter_ns()
+        try:
+            await self._exchange(exchange)
+        finally:
+            self._count("write", start)
 
     async def delete_object(self, file_id: str) -> None:
         body = FileRequest(self.group, file_id).encode()

@@ -36,6 +36,7 @@ class Volume:
         self.backend = backend
         self.name = backend.group.encode()
         self.down = False
+        self.times_down = 0
         self.held: set[int] = set()
         self.ended = trio.Event()
         self.root_attr: names.Attr | None = None
@@ -79,6 +80,11 @@ class Volume:
         finally:
             self._waiting -= 1
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a connection."""
+        return self._waiting
+
     def check_up(self) -> None:
         """Raise ConnectFailed while the volume is down; before data transfers."""
         if self.down:
@@ -109,6 +115,7 @@ class Volume:
     def _mark_down(self) -> None:
         if not self.down:
             self.down = True
+            self.times_down += 1
             log.warning("the volume %s does not answer", self.backend.group)
             self._went_down.set()
 

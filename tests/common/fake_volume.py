@@ -89,6 +89,9 @@ class FakeBackend:
 
     # --- the interface of a backend ------------------------------------------------------------
 
+    def state(self) -> dict[str, Any]:
+        return {"connected": self.connected}
+
     def replicas(self) -> list[str]:
         return ["127.0.0.3:23000"]
 

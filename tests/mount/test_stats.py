@@ -1,0 +1,187 @@
+"""The control socket and ``fdfs mount-stats``: right numbers, also while the mount waits."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyfuse3
+import pytest
+import trio
+
+from fdfsfuse.cli.mount_stats import quantile
+from fdfsfuse.fuse import control
+from fdfsfuse.fuse.stats import Stats
+from tests.common.cluster import Cluster, Mount
+from tests.common.processes import program
+from tests.common.waiting import wait_until
+
+
+def run(*arguments: str | Path, code: int = 0) -> str:
+    command = [program("fdfs"), "mount-stats", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def report(mount: Mount) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run(mount.path, "--json"))
+    return found
+
+
+def test_requests_are_counted(mounted: Mount, volume: Path) -> None:
+    before = report(mounted)
+    for number in range(20):
+        (volume / f"f{number}").write_bytes(b"x" * 1000)
+    for _ in range(5):
+        with pytest.raises(FileNotFoundError):
+            os.rename(volume / "none", volume / "x")
+    mounted.clear_caches()
+    for number in range(20):
+        assert len((volume / f"f{number}").read_bytes()) == 1000
+    after = report(mounted)
+
+    def grown(name: str, key: str = "count") -> float:
+        old = before["operations"].get(name, {}).get(key, 0)
+        return float(after["operations"][name][key] - old)
+
+    assert grown("create") == 20
+    assert grown("read") >= 20
+    assert grown("lookup", "failed") == 0
+    assert after["bytes"]["written"] - before["bytes"]["written"] == 20_000
+    assert after["bytes"]["read"] - before["bytes"]["read"] == 20_000
+    for operation in after["operations"].values():
+        assert operation["count"] == sum(count for count, _ in operation["histogram"])
+        assert 0 < operation["seconds"] <= operation["count"] * operation["max_seconds"] * 1.0001
+    state = after["volumes"]["group1"]
+    assert state["connected"]
+    assert not state["down"]
+    assert state["calls"]["Create"]["count"] >= 20
+    assert 0 < state["lease_left_seconds"] <= state["lease_seconds"]
+
+
+def test_what_people_see(mounted: Mount, volume: Path) -> None:
+    (volume / "f").write_bytes(b"x")
+    text = run(mounted.path)
+    assert text.startswith(f"{mounted.cluster.tracker.endpoint} on {mounted.path}, process")
+    for part in ("create", "volume group1: connected to", "timeout_s=30.0", "write buffer"):
+        assert part in text
+    assert text.partition(",")[0] in run()
+    assert "is not a mount of yours" in run("/nowhere", code=3)
+
+
+def test_watching(mounted: Mount, volume: Path) -> None:
+    command = [program("fdfs"), "mount-stats", str(mounted.path), "--watch", "--interval", "0.1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        heads = 0
+        for line in process.stdout:
+            heads += " on /" in line and ", process " in line
+            if heads == 3:
+                break
+        process.send_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def alone(fuse: None, tmp_path: Path) -> Any:
+    with Cluster(tmp_path / "cluster") as cluster:
+        yield cluster
+
+
+def test_the_mount_tells_what_it_waits_for(alone: Cluster, tmp_path: Path) -> None:
+    """And notes what was slow or failed in the end."""
+    with alone.mount(tmp_path / "mnt", "timeout=4", "attr_timeout=0") as mount:
+        path = mount.path / "group1" / "file"
+        path.write_bytes(b"x")
+        alone.storage().signal(signal.SIGSTOP)
+        problems: list[int] = []
+
+        def ask_for_it() -> None:
+            try:
+                path.with_name("another").mkdir()
+            except OSError as exc:
+                problems.append(exc.errno or 0)
+
+        thread = threading.Thread(target=ask_for_it)
+        thread.start()
+        try:
+            wait_until(lambda: report(mount)["waiting"], "a request to wait")
+            waiting = report(mount)["waiting"][0]
+            assert waiting["operation"] in ("lookup", "mkdir", "getattr")
+            assert "wait for more than a second" in run(mount.path)
+            thread.join(30)
+            assert problems == [errno.EIO]
+        finally:
+            alone.storage().signal(signal.SIGCONT)
+            thread.join(60)
+        noted = report(mount)["recent"]
+        assert [item["error"] for item in noted if item["operation"] == waiting["operation"]]
+        assert "EIO" in run(mount.path)
+        wait_until(lambda: not report(mount)["volumes"]["group1"]["down"], "the volume to be up")
+        assert report(mount)["volumes"]["group1"]["times_down"] >= 1
+
+
+def test_the_socket(alone: Cluster, tmp_path: Path) -> None:
+    """The socket is its user's alone, and goes away with the mount."""
+    with alone.mount(tmp_path / "mnt") as mount:
+        assert report(mount)["pid"] == mount.pid
+        (path,) = control.sockets(str(mount.path))
+        assert oct(path.stat().st_mode & 0o777) == oct(0o600)
+        # Those who do not read keep nobody waiting.
+        lazy = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for connection in lazy:
+            connection.connect(str(path))
+        assert report(mount)["pid"] == mount.pid
+        for connection in lazy:
+            connection.close()
+    assert not path.exists()
+
+
+def test_stale_sockets_go(tmp_path: Path) -> None:
+    stale, live = tmp_path / "a-1.sock", tmp_path / "b-2.sock"
+    with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as listening:
+        dead.bind(str(stale))
+        listening.bind(str(live))
+        listening.listen()
+        control.remove_stale(tmp_path)
+        assert sorted(tmp_path.iterdir()) == [live]
+
+
+def test_outcomes_are_told_apart() -> None:
+    stats = Stats(str)
+    outcomes: list[Exception | None] = [None, OSError(errno.ENOENT, ""), OSError(errno.EIO, "")]
+
+    async def handler(number: int) -> int:
+        problem = outcomes[number]
+        if problem is not None:
+            raise problem
+        assert len(stats.operations["read"].running) == 1
+        return number
+
+    read = stats.counted("read", handler, lambda name, args, exc: exc.errno)
+    assert trio.run(read, 0) == 0
+    for number in (1, 2):
+        with pytest.raises(pyfuse3.FUSEError):
+            trio.run(read, number)
+    operation = stats.operations["read"]
+    assert (operation.count(), operation.refused, operation.failed) == (3, 1, 1)
+    assert not operation.running
+    assert 0 < operation.max_ns <= operation.total_ns
+    assert [(noted.operation, noted.what, noted.error) for noted in stats.noted] == [
+        ("read", "(2,)", errno.EIO)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "wanted"), [(0.0, 0.1), (0.5, 0.1), (0.51, 0.2), (0.99, 0.4), (1.0, 0.4)]
+)
+def test_quantiles(part: float, wanted: float) -> None:
+    assert quantile([(50, 0.1), (45, 0.2), (0, 0.3), (5, 0.4)], part) == wanted
+    assert quantile([], part) == 0.0
