@@ -40,7 +40,7 @@ from fdfsfuse.proto.tracker import (
     decode_group_stats,
     decode_storage_stats,
 )
-from tests.common.vectors import CLUSTER, Vector
+from tests.common.vectors import CLUSTER
 from tests.daemons.tracker_server import (
     CLIENT_IP,
     TRACKER_IP,
@@ -48,40 +48,6 @@ from tests.daemons.tracker_server import (
     running_tracker,
     wait_for,
 )
-
-CLUSTER_ERRORS = {
-    "join_bad_group_name",
-    "join_port_mismatch",
-    "join_unknown_status_minus1",
-    "join_no_trackers",
-    "sync_dest_req_not_joined",
-    "beat_not_joined",
-    "get_status_unknown",
-    "get_status_no_port",
-    "changelog_unknown_id",
-    "sync_src_req_unknown",
-    "tracker_get_status_no_groups",
-    "get_group_name_no_ids",
-    "get_server_id_no_ids",
-    "fetch_storage_ids_not_in_use",
-    "fetch_storage_ids_not_in_use_refused",
-}
-
-
-@pytest.mark.parametrize(
-    "vector", [v for v in CLUSTER if v.name in CLUSTER_ERRORS], ids=lambda v: v.name
-)
-async def test_captured_answers_to_storages(vector: Vector, tmp_path: Path) -> None:
-    async with running_tracker(tmp_path) as tracker:
-        if "no_groups" not in vector.name:
-            await tracker.active("127.0.0.21", port=43000, subdir_count_per_path=4)
-        # The tracker's own port is part of a JOIN; both have five digits.
-        assert len(str(tracker.port)) == 5
-        request = vector.request.replace(b"42122", str(tracker.port).encode())
-        peer = await tracker.connect("127.0.0.29")
-        await peer.send(request)
-        assert await peer.receive_packet() == vector.response
-
 
 # The life of a storage ----------------------------------------------------------------------------
 

@@ -87,6 +87,7 @@ class TestTracker:
 
     def __init__(self, tracker: Tracker, port: int, clock: Clock) -> None:
         self.tracker = tracker
+        self.ip = tracker.config.bind_addr[0]
         self.cluster = tracker.cluster
         self.port = port
         self.clock = clock
@@ -95,7 +96,7 @@ class TestTracker:
     async def connect(self, source_ip: str = CLIENT_IP) -> Peer:
         sock = trio.socket.socket()
         await sock.bind((source_ip, 0))
-        await sock.connect((TRACKER_IP, self.port))
+        await sock.connect((self.ip, self.port))
         self.peers.append(Peer(trio.SocketStream(sock)))
         return self.peers[-1]
 
@@ -113,8 +114,8 @@ class TestTracker:
             init_flag=True,
             status=0,
             storage_id="",
-            tracker_ip=TRACKER_IP,
-            trackers=(f"{TRACKER_IP}:{self.port}",),
+            tracker_ip=self.ip,
+            trackers=(f"{self.ip}:{self.port}",),
         )
         return replace(request, **changes)
 
@@ -175,11 +176,12 @@ async def wait_for(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def running_tracker(base_path: Path, **settings: Any) -> AsyncIterator[TestTracker]:
-    """Run a tracker on 127.0.0.2 with its state below *base_path*."""
+    """Run a tracker (on 127.0.0.2) with its state below *base_path*."""
     settings.setdefault("bind_addr", (TRACKER_IP,))
     clock = settings.pop("clock", None) or Clock()
     timing = settings.pop("timing", None)
-    config = TrackerConfig(base_path=str(base_path), port=0, **settings)
+    settings.setdefault("port", 0)
+    config = TrackerConfig(base_path=str(base_path), **settings)
     tracker = Tracker(
         config, now_s=lambda: clock.now_s, monotonic=lambda: clock.monotonic, timing=timing
     )
