@@ -109,6 +109,8 @@ def judge_whole(
     deleted_at: int | None,
     *,
     update: bool,
+    deleted_elsewhere: bool = False,
+    orphaned: bool = False,
 ) -> Verdict:
     """A whole file of *size* bytes (16; *update*: 18) whose record has *timestamp*.
 
@@ -116,10 +118,16 @@ def judge_whole(
         found: what has the name here, None when there is no regular file.
         deleted_at: when the name was deleted here last, by us or for a peer; None if it is not
             known to have been.
+        deleted_elsewhere: the deletion was made at another member than the sender. Of two
+            changes in one second it counts as the later one: a sender that makes again what it
+            has deleted sends both in their order.
+        orphaned: it is metadata, and its file was deleted (`is_orphaned`).
     """
+    if orphaned:
+        return Verdict.KEEP
     nature = subject.nature
     stays_deleted = deleted_at is not None and (
-        nature is not Nature.REPLACED or timestamp < deleted_at
+        nature is not Nature.REPLACED or timestamp < deleted_at + deleted_elsewhere
     )
     if found is None and stays_deleted:
         return Verdict.KEEP
@@ -136,6 +144,21 @@ def judge_whole(
     if timestamp < found.mtime:
         return Verdict.KEEP
     return Verdict.COMPARE if found.size == size else Verdict.STORE
+
+
+def is_orphaned(master: Subject, timestamp: int, deleted_at: int | None, *, exists: bool) -> bool:
+    """True for metadata that was set, on another member, before its file was deleted.
+
+    Args:
+        master: the file that it belongs to.
+        timestamp: of the metadata's record.
+        deleted_at: when the file was deleted here last, None if it is not known to have been.
+        exists: the file is here.
+    """
+    if exists or deleted_at is None:
+        return False
+    # A slave may be made again, and its metadata may come before it.
+    return master.nature is not Nature.REPLACED or timestamp <= deleted_at
 
 
 class RangeVerdict(Enum):

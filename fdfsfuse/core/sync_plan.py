@@ -8,6 +8,7 @@ Beyond the reference, because records that are skipped there leave replicas diff
 
 - a truncation that the peer did not carry out (17), and a rename, is followed by a look at its
   file's size, and by the whole file when that is another one;
+- a rename to a name that was deleted since is sent as the deletion of the old name;
 - the deletion of a name that is in use again (a slave, metadata) is sent as the new content.
 """
 
@@ -99,6 +100,8 @@ def plan(record: BinlogRecord, nature: Nature, own: Own | None, *, again: bool =
             sent whatever the size of its file is.
     """
     kind = record.op.upper()
+    if kind == ops.RENAME and own is None:
+        return Send.DELETE
     if kind == ops.DELETE:
         if own is None:
             return Send.DELETE

@@ -10,6 +10,7 @@ from fdfsfuse.core.replicas import (
     RangeVerdict,
     Subject,
     Verdict,
+    is_orphaned,
     judge_append,
     judge_modify,
     judge_truncate,
@@ -134,3 +135,31 @@ def test_modified_bytes(offset: int, found: int | None, verdict: RangeVerdict) -
 )
 def test_truncation(old: int, found: int | None, verdict: RangeVerdict) -> None:
     assert judge_truncate(old, found) is verdict
+
+
+@pytest.mark.parametrize(
+    ("master", "timestamp", "deleted_at", "exists", "orphaned"),
+    [
+        (FIXED, 50, None, True, False),
+        (FIXED, 50, None, False, False),  # the file may be on its way
+        (FIXED, 50, 40, False, True),  # names are given once
+        (GROWING, 50, 40, False, True),
+        (REPLACED, 50, 40, False, False),  # a slave that was made again may be on its way
+        (REPLACED, 50, 50, False, True),
+        (REPLACED, 50, 60, True, False),
+    ],
+)
+def test_orphaned_metadata(
+    master: Subject, timestamp: int, deleted_at: int | None, exists: bool, orphaned: bool
+) -> None:
+    assert is_orphaned(master, timestamp, deleted_at, exists=exists) is orphaned
+    if orphaned:
+        verdict = judge_whole(REPLACED, 3, timestamp, None, None, update=False, orphaned=True)
+        assert verdict is Verdict.KEEP
+
+
+def test_deletion_elsewhere_is_the_later_change_of_one_second() -> None:
+    """A creation that is sent again after a restart does not undo it."""
+    for timestamp, verdict in ((49, Verdict.KEEP), (50, Verdict.KEEP), (51, Verdict.STORE)):
+        found = judge_whole(REPLACED, 3, timestamp, None, 50, update=False, deleted_elsewhere=True)
+        assert found is verdict

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from fdfsfuse.proto.derived import CreateLink
-from fdfsfuse.proto.storage import ModifyHead, SlaveHead, Truncate
+from fdfsfuse.proto.storage import ModifyHead, SlaveHead, StoredFile, Truncate
 from fdfsfuse.proto.tracker import ServerStatus
 from tests.daemons.storage_server import GROUP, Client
 from tests.daemons.sync_pair import Node, run_node, until
@@ -159,7 +159,8 @@ async def test_changes_at_both_sides(tmp_path: Path) -> None:
         assert len(a.files()) == 100
 
 
-async def test_a_deleted_file_does_not_come_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slave", [False, True])
+async def test_a_deleted_file_does_not_come_back(tmp_path: Path, slave: bool) -> None:
     """a sends its creation again before it hears of the deletion at b."""
     with trio.fail_after(60):
         async with run_node(tmp_path / "b", "2") as b:
@@ -167,6 +168,10 @@ async def test_a_deleted_file_does_not_come_back(tmp_path: Path) -> None:
                 a.meet(b)
                 async with a.connect() as client:
                     name = await client.upload(b"content")
+                    if slave:
+                        head = SlaveHead(name, 5, "_s", "txt").encode()
+                        _, body = await client.call(21, head + b"slave")
+                        name = StoredFile.decode(body).name
                 await a.wait_until_has_all(b)
             (tmp_path / "a/base/data/sync/2.mark").unlink()
             async with b.connect() as client:
@@ -178,6 +183,54 @@ async def test_a_deleted_file_does_not_come_back(tmp_path: Path) -> None:
                 b.meet(a)
                 await b.wait_until_has_all(a)
                 assert a.content(name) is None
+
+
+async def test_appender_whose_new_name_was_deleted_before_the_peer_came_back(
+    tmp_path: Path,
+) -> None:
+    """The peer has the old name, which no record speaks of any more but the one of its renaming."""
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
+            a.meet(b)
+            async with a.connect() as client:
+                old = await client.upload(b"content", appender=True)
+                await a.wait_until_has_all(b)
+                assert b.content(old) == b"content"
+                a.meet(b, ServerStatus.OFFLINE)
+                a.cut(b)
+                await until(lambda: a.replication.pushers[b.id].link is None)
+                status, body = await client.call(38, old.encode())
+                assert status == 0
+                assert await client.delete(StoredFile.decode(body).name) == 0
+            a.meet(b)
+            await a.wait_until_has_all(b)
+            assert a.files() == b.files() == {}
+
+
+@pytest.mark.parametrize("deletion_first", [True, False])
+async def test_metadata_of_a_file_that_was_deleted_elsewhere(
+    tmp_path: Path, deletion_first: bool
+) -> None:
+    """a sets it and dies, b deletes the file without it: in the end both have neither."""
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "b", "2") as b:
+            async with run_node(tmp_path / "a", "1") as a:
+                a.meet(b)
+                async with a.connect() as client:
+                    name = await client.upload(b"content")
+                await a.wait_until_has_all(b)
+                a.meet(b, ServerStatus.OFFLINE)
+                async with a.connect() as client:
+                    await client.set_metadata(name, b"a\x021")
+            async with b.connect() as client:
+                assert await client.delete(name) == 0
+            async with run_node(tmp_path / "a", "1") as a:
+                one, other = (b, a) if deletion_first else (a, b)
+                one.meet(other)
+                await one.wait_until_has_all(other)
+                other.meet(one)
+                await other.wait_until_has_all(one)
+                assert a.files() == b.files() == {}
 
 
 async def test_creation_that_is_overtaken_by_its_deletion(tmp_path: Path) -> None:

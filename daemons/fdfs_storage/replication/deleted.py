@@ -8,7 +8,7 @@ start they are read from its end.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fdfsfuse.errors import ProtocolError
 from fdfsfuse.proto import binlog as ops
@@ -24,11 +24,22 @@ _TAIL = 16 << 20
 _MARKS = (b" D ", b" d ", b" R ", b" r ")
 
 
+class Deletion(NamedTuple):
+    """``at``: Unix seconds. ``by``: the id of the member where it was made, '' when that is not
+    known (the binlog does not tell), `HERE` for this storage."""
+
+    at: int
+    by: str
+
+
+HERE = "here"
+
+
 class Deleted:
-    """The names, each with the time of its last deletion (Unix seconds)."""
+    """The names, each with its last deletion."""
 
     def __init__(self) -> None:
-        self._at: dict[str, int] = {}
+        self._last: dict[str, Deletion] = {}
 
     @classmethod
     def load(cls, binlog: Binlog) -> Deleted:
@@ -44,25 +55,32 @@ class Deleted:
 
     def _take(self, record: BinlogRecord) -> None:
         kind = record.op.upper()
+        by = HERE if record.is_own else ""
         if kind == ops.DELETE:
-            self.add(record.name, record.timestamp)
+            self.add(record.name, record.timestamp, by)
         elif kind == ops.RENAME:
-            self.add(record.other_name, record.timestamp)
+            self.add(record.other_name, record.timestamp, by)
+
+    def last(self, name: str) -> Deletion | None:
+        """The last deletion of *name*, None if none is known."""
+        return self._last.get(name)
 
     def at(self, name: str) -> int | None:
-        """When *name* was deleted, None if that is not known."""
-        return self._at.get(name)
+        """When *name* was deleted last, None if that is not known."""
+        deletion = self._last.get(name)
+        return None if deletion is None else deletion.at
 
-    def add(self, name: str, timestamp: int) -> None:
+    def add(self, name: str, timestamp: int, by: str) -> None:
         """Note a deletion; the oldest are forgotten when there are too many."""
-        known = self._at.pop(name, None)
-        self._at[name] = timestamp if known is None else max(known, timestamp)
-        if len(self._at) > _NAMES_MAX:
-            del self._at[next(iter(self._at))]
+        deletion = Deletion(timestamp, by)
+        known = self._last.pop(name, None)
+        self._last[name] = deletion if known is None or known.at <= timestamp else known
+        if len(self._last) > _NAMES_MAX:
+            del self._last[next(iter(self._last))]
 
     def observe(self, op: str, location: Location, other: Location | None) -> None:
         """A change in the store; those by peers are noted with their record's time instead."""
         if op == ops.DELETE:
-            self.add(location.name, int(time.time()))
+            self.add(location.name, int(time.time()), HERE)
         elif op == ops.RENAME and other is not None:
-            self.add(other.name, int(time.time()))
+            self.add(other.name, int(time.time()), HERE)

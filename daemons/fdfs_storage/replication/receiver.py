@@ -120,11 +120,15 @@ class Receiver:
         if group != self._group:
             raise ProtocolError(f"group {group!r} is not ours")
 
+    def _sender(self, connection: FramedConnection) -> str:
+        """The id of the member that sends; '' when it is not known."""
+        if not connection.storage_id:
+            connection.storage_id = self._member_at(connection.peer_ip)
+        return connection.storage_id
+
     def _heard(self, connection: FramedConnection, timestamp: int) -> None:
         """A record was dealt with: the sender's changes are here up to its time."""
-        source = connection.storage_id
-        if not source:
-            source = connection.storage_id = self._member_at(connection.peer_ip)
+        source = self._sender(connection)
         if source and timestamp > self.timestamps.get(source, 0):
             self.timestamps[source] = timestamp
 
@@ -168,37 +172,53 @@ class Receiver:
         counters = self._store.counters
         counters.total_sync_in_bytes += head.size
         if content is not None and self._store.locks.is_free(location):
-            kept = self._store_small(location, head, content, op)
+            kept = self._store_small(connection, location, head, content, op)
         else:
             async with self._store.locks.hold(location):
                 if content is not None:
-                    kept = self._store_small(location, head, content, op)
+                    kept = self._store_small(connection, location, head, content, op)
                 else:
                     kept = await self._store_large(connection, location, head, op)
         counters.success_sync_in_bytes += head.size
         self._heard(connection, head.timestamp)
         return _KEPT if kept else _OK
 
-    def _judge(self, location: Location, subject: Subject, head: FileHead, op: str) -> Verdict:
+    def _judge(
+        self,
+        connection: FramedConnection,
+        location: Location,
+        subject: Subject,
+        head: FileHead,
+        op: str,
+    ) -> Verdict:
         replicas = self._replicas
+        deletion = replicas.last_deletion(location)
+        known = ("", self._sender(connection))
         verdict = judge_whole(
             subject,
             head.size,
             head.timestamp,
             replicas.find(location),
-            replicas.deleted_at(location),
+            None if deletion is None else deletion.at,
+            deleted_elsewhere=deletion is not None and deletion.by not in known,
             update=op == "u",
+            orphaned=replicas.is_orphaned(location, head.timestamp),
         )
         if verdict is Verdict.REFUSE:
             raise StatusError(DAMAGED, f"{head.name} comes with {head.size} bytes")
         return verdict
 
     def _store_small(
-        self, location: Location, head: FileHead, content: memoryview, op: str
+        self,
+        connection: FramedConnection,
+        location: Location,
+        head: FileHead,
+        content: memoryview,
+        op: str,
     ) -> bool:
         """Deal with a file in memory; True when it was dropped."""
         replicas, subject = self._replicas, subject_of(head.name)
-        verdict = self._judge(location, subject, head, op)
+        verdict = self._judge(connection, location, subject, head, op)
         if verdict is Verdict.COMPARE:
             if subject.nature is Nature.FIXED:
                 same = replicas.fits_name(location, subject)
@@ -218,7 +238,7 @@ class Receiver:
     ) -> bool:
         """Deal with a file whose content follows on the connection; True when it was dropped."""
         replicas, subject = self._replicas, subject_of(head.name)
-        if await self._is_needless(location, subject, head, op):
+        if await self._is_needless(connection, location, subject, head, op):
             await connection.discard(head.size)
             replicas.note(location, head.timestamp, op)
             return True
@@ -231,7 +251,7 @@ class Receiver:
             if subject.nature is Nature.FIXED and received.crc32 != subject.crc32:
                 raise StatusError(DAMAGED, head.name)
             # It may have been deleted while its content was on the way.
-            if self._judge(location, subject, head, op) is Verdict.KEEP:
+            if self._judge(connection, location, subject, head, op) is Verdict.KEEP:
                 replicas.note(location, head.timestamp, op)
                 return True
             replicas.put(location, new, head.timestamp, op)
@@ -240,9 +260,14 @@ class Receiver:
         return False
 
     async def _is_needless(
-        self, location: Location, subject: Subject, head: FileHead, op: str
+        self,
+        connection: FramedConnection,
+        location: Location,
+        subject: Subject,
+        head: FileHead,
+        op: str,
     ) -> bool:
-        verdict = self._judge(location, subject, head, op)
+        verdict = self._judge(connection, location, subject, head, op)
         if verdict is not Verdict.COMPARE or subject.nature is not Nature.FIXED:
             return verdict is Verdict.KEEP
         return await trio.to_thread.run_sync(self._replicas.fits_name, location, subject)
@@ -331,7 +356,7 @@ class Receiver:
         self._check_group(request.group)
         location = self._replicas.locate(request.name)
         self._heard(connection, request.timestamp)
-        self._replicas.delete(location, request.timestamp)
+        self._replicas.delete(location, request.timestamp, self._sender(connection))
         return _OK
 
     async def link(self, connection: FramedConnection, header: Header) -> bytes:
@@ -348,10 +373,10 @@ class Receiver:
         request = TwoNames.decode(await _whole(connection, header.length, _TWO_NAMES_MAX))
         self._check_group(request.group)
         new, old = self._locate_both(request)
+        self._heard(connection, request.timestamp)
         async with self._store.locks.hold(old):
             # It reads the file, however large. Renames are rare.
-            self._replicas.rename(new, old, request.timestamp)
-        self._heard(connection, request.timestamp)
+            self._replicas.rename(new, old, request.timestamp, self._sender(connection))
         return _OK
 
     def _locate_both(self, request: TwoNames) -> tuple[Location, Location]:

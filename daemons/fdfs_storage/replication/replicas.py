@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 
 from fdfs_storage.files import pwrite_all, status_of
 from fdfs_storage.new_file import NewFile
+from fdfs_storage.paths import metadata_location
 from fdfs_storage.transfer import crc32, file_crc32
-from fdfsfuse.core.replicas import Found, Nature, Subject, subject_of
+from fdfsfuse.core.replicas import Found, Nature, Subject, is_orphaned, subject_of
 from fdfsfuse.errors import ProtocolError, StatusError
+from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location
 
 if TYPE_CHECKING:
-    from fdfs_storage.replication.deleted import Deleted
+    from fdfs_storage.replication.deleted import Deleted, Deletion
     from fdfs_storage.store import Store
-    from fdfsfuse.proto.fileid import Location
 
 DAMAGED = errno.EBADMSG
 """Status: the content does not fit size and CRC-32 in its name."""
@@ -48,9 +49,22 @@ class Replicas:
             return None
         return Found(info.st_size, int(info.st_mtime))
 
-    def deleted_at(self, location: Location) -> int | None:
-        """When the name was deleted here last, if that is known."""
-        return self._deleted.at(location.name)
+    def last_deletion(self, location: Location) -> Deletion | None:
+        """The last deletion of the name, if one is known."""
+        return self._deleted.last(location.name)
+
+    def is_orphaned(self, location: Location, timestamp: int) -> bool:
+        """True for the metadata of a file that was deleted after it was set."""
+        if not location.base.endswith(METADATA_SUFFIX):
+            return False
+        base = location.base[: -len(METADATA_SUFFIX)]
+        master = Location(location.path_index, location.high, location.low, base)
+        return is_orphaned(
+            subject_of(master.name),
+            timestamp,
+            self._deleted.at(master.name),
+            exists=self._store.exists(master),
+        )
 
     def fits_name(self, location: Location, subject: Subject) -> bool:
         """True when the file's CRC-32 is that of its name. Reads it: in a thread if large."""
@@ -151,8 +165,9 @@ class Replicas:
 
     # --- names --------------------------------------------------------------------------------
 
-    def delete(self, location: Location, timestamp: int) -> None:
-        """Delete the file or link.
+    def delete(self, location: Location, timestamp: int, by: str) -> None:
+        """Delete the file or link, as the member *by* did, and its metadata, which that one may
+        not have had.
 
         Also the deletion of a file that is not here is logged: its creation may be on the way.
 
@@ -160,11 +175,16 @@ class Replicas:
             StatusError: 2 it is not here, 5.
         """
         known = self._deleted.at(location.name) is not None
-        self._deleted.add(location.name, timestamp)
+        self._deleted.add(location.name, timestamp, by)
         try:
             missing = not self._store.remove(location)
             if not (missing and known):
                 self._changes.log_received("d", location.name, timestamp)
+            metadata = metadata_location(location)
+            if not location.base.endswith(METADATA_SUFFIX) and self._store.remove(metadata):
+                self._deleted.add(metadata.name, timestamp, by)
+                self._changes.log_received("d", metadata.name, timestamp)
+                self._changes.notify("d", metadata)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         if missing:
@@ -184,8 +204,8 @@ class Replicas:
             raise StatusError(status_of(exc)) from exc
         self._changes.notify("l", location, target)
 
-    def rename(self, new: Location, old: Location, timestamp: int) -> None:
-        """Give *old* the name *new*, if that is what its content has to be called.
+    def rename(self, new: Location, old: Location, timestamp: int, by: str) -> None:
+        """Give *old* the name *new*, as *by* did, if that is what its content has to be called.
 
         One that does not fit is deleted: a change of it was overtaken by its new name.
 
@@ -198,11 +218,11 @@ class Replicas:
             if not taken and self._fits(old_path, subject_of(new.name)):
                 self._changes.log_received("r", new.name, timestamp, f" {old.name}")
                 os.rename(old_path, path)
-                self._deleted.add(old.name, timestamp)
+                self._deleted.add(old.name, timestamp, by)
                 self._changes.notify("r", new, old)
                 return
             if os.path.lexists(old_path):
-                self.delete(old, timestamp)
+                self.delete(old, timestamp, by)
         except OSError as exc:
             if isinstance(exc, StatusError):
                 raise

@@ -133,7 +133,8 @@ class Requests:
         if send is Send.SKIP:
             return None
         if send is Send.DELETE:
-            body = DeleteFile(record.name, record.timestamp, self._group).encode()
+            name = record.other_name if record.op.upper() == ops.RENAME else record.name
+            body = DeleteFile(name, record.timestamp, self._group).encode()
             command = SyncCommand.DELETE
         else:
             body = TwoNames(record.name, record.other_name, record.timestamp, self._group).encode()
