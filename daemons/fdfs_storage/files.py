@@ -64,8 +64,10 @@ def status_of(exc: OSError) -> int:
         return errno.ENOENT
     if exc.errno == errno.EEXIST:
         return errno.EEXIST
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return errno.ENOSPC
+    if exc.errno == errno.EFBIG:
+        return errno.EFBIG  # no status of the reference: its disk could not have it either
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return errno.EACCES
     return errno.EIO

@@ -145,8 +145,16 @@ def check_appender(store: Store, location: Location) -> int:
     Raises:
         StatusError: 2 it does not exist, 22 it is no regular file or no appender.
     """
-    status = store.stat(location)
-    if not stat.S_ISREG(status.st_mode):
+    try:
+        # Not through a link: it may have the name of an appender's slave, and point to a file
+        # that never changes.
+        status = os.lstat(store.path(location))
+    except FileNotFoundError:
+        status = None
+    except OSError as exc:
+        raise StatusError(status_of(exc)) from exc
+    if status is None or not stat.S_ISREG(status.st_mode):
+        store.stat(location)  # raises, unless it is in a trunk file or behind a link
         raise StatusError(errno.EINVAL, "not a regular file")
     if decode_name(location.name).kind is not FileKind.APPENDER:
         raise StatusError(errno.EINVAL, "not an appender")
