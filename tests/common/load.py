@@ -9,6 +9,7 @@ they may be), and goes on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import threading
 from collections import Counter
@@ -264,7 +265,14 @@ class Load:
     @property
     def counts(self) -> Counter[str]:
         """What all workers did, by kind."""
-        return sum((worker.counts for worker in self.workers), Counter[str]())
+        # Copied at once: the workers go on counting.
+        return sum((Counter(dict(worker.counts)) for worker in self.workers), Counter[str]())
+
+    @property
+    def refused_for_space(self) -> int:
+        """How many operations were answered with "no space"."""
+        suffix = f":{errno.ENOSPC}"
+        return sum(count for kind, count in self.counts.items() if kind.endswith(suffix))
 
     def wait_acknowledged(self, more: int, timeout_s: float = 60.0) -> None:
         """Wait until that many further operations were acknowledged."""

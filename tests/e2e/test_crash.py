@@ -11,8 +11,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -25,6 +23,7 @@ import pytest
 from fdfsfuse.proto import names
 from fdfsfuse.proto.fileid import decode_name
 from tests.common.cluster import Cluster, Storage
+from tests.common.mount_load import MountWriter
 from tests.common.plain import PlainClient, PlainError
 from tests.common.session import BlockingSession, query_view
 from tests.common.treeload import (
@@ -408,54 +407,6 @@ def test_killed_mount_leaks_nothing(fuse: None, short: Cluster, tmp_path: Path) 
 
 
 # --- mounts live through it ---------------------------------------------------------------------
-
-
-class MountWriter:
-    """The program tests/common/mount_writer.py and what it has told so far."""
-
-    def __init__(self, directory: Path, seed: int) -> None:
-        self.directory = directory
-        self.files: dict[str, tuple[int, int]] = {}
-        self.count = 0
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.common.mount_writer", str(directory), str(seed)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            what, name, *rest = line.split()
-            if what == "w":
-                self.files[name] = int(rest[0]), int(rest[1])
-            elif what == "m":
-                self.files[rest[0]] = self.files.pop(name)
-            else:
-                self.files.pop(name, None)
-            self.count += 1
-
-    def stop(self) -> None:
-        """End it between two lines or in the middle of a file."""
-        assert self._process.poll() is None, "the writer met an error"
-        self._process.kill()
-        self._process.wait()
-        self._reader.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def check(self) -> None:
-        """Everything acknowledged is there; one file may have been under way."""
-        found = {}
-        for path in self.directory.iterdir():
-            data = path.read_bytes()
-            found[path.name] = len(data), zlib.crc32(data)
-        wrong = {
-            name for name in found.keys() | self.files if found.get(name) != self.files.get(name)
-        }
-        assert len(wrong) <= 2, {name: (found.get(name), self.files.get(name)) for name in wrong}
 
 
 def test_mount_survives_kills_of_the_storage(
