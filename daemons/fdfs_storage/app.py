@@ -100,7 +100,6 @@ class StorageApp:
             ReservedSpace.parse(place.parameters.reserved_storage_space),
             prefer_most_free=place.parameters.store_path == 2,
         )
-        self._names = await Names.open(config, store, place.storage_id)
         self._replication = Replication(
             store,
             config,
@@ -108,6 +107,9 @@ class StorageApp:
             by_id=place.parameters.use_storage_id,
             names_directory=lambda: self._names.directory,
         )
+        copies = self._replication.in_sync
+        self._names = await Names.open(config, store, place.storage_id, copies)
+        copies.load()
         if self._place is None:
             self._membership = Membership(
                 config,

@@ -560,11 +560,16 @@ class Store:
     def record_write(self, location: Location, offset: int, length: int, old_size: int) -> None:
         """Log *length* bytes that were written at *offset* when the object had *old_size*.
 
-        An append when they begin at the old end, else a modification.
+        An append when they were put at the end and are the end now, else a modification: replicas
+        drop appended bytes that they seem to have, and of two writes at the same time the one
+        that is behind may be done first.
         """
-        op = ops.APPEND if offset == old_size else ops.MODIFY
         try:
+            appended = offset == old_size and self.stat(location).st_size == offset + length
+            op = ops.APPEND if appended else ops.MODIFY
             self.changes.log(op, location, None, f" {offset} {length}")
+        except StatusError:
+            raise
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         self.changes.notify(op, location)

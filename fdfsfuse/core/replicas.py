@@ -180,9 +180,13 @@ def judge_append(offset: int, length: int, found_size: int | None) -> RangeVerdi
     return RangeVerdict.DONE if found_size >= offset + length else RangeVerdict.MISSING
 
 
-def judge_modify(offset: int, found_size: int | None) -> RangeVerdict:
-    """35: bytes at *offset* of a file that has *found_size* here (None: no file)."""
-    if found_size is None or found_size < offset:
+def judge_modify(offset: int, found_size: int | None, *, holes: bool = False) -> RangeVerdict:
+    """35: bytes at *offset* of a file that has *found_size* here (None: no file).
+
+    With *holes*, bytes may be written behind the end: storages of our own kind let mounts write in
+    any order and send everything in the order in which it was done, so what lacks now follows.
+    """
+    if found_size is None or (found_size < offset and not holes):
         return RangeVerdict.MISSING
     return RangeVerdict.WRITE
 

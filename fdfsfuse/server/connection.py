@@ -41,6 +41,7 @@ class FramedConnection:
         peer_ip: the client's address as text, without a zone and never IPv4-mapped.
         requests: packet headers received so far.
         storage_id: the storage that sends its changes here, as it said (9, 150); '' for clients.
+        is_own_kind: that storage is one of ours (150).
     """
 
     __slots__ = (
@@ -50,6 +51,7 @@ class FramedConnection:
         "_pos",
         "_used",
         "idle",
+        "is_own_kind",
         "last_pending",
         "parked",
         "peer_ip",
@@ -66,6 +68,7 @@ class FramedConnection:
         self.peer_ip = peer_ip
         self.requests = 0
         self.storage_id = ""
+        self.is_own_kind = False
         self.idle = False
         """True while the connection waits for a request and none has begun."""
         self.parked = False

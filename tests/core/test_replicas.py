@@ -125,6 +125,11 @@ def test_modified_bytes(offset: int, found: int | None, verdict: RangeVerdict) -
     assert judge_modify(offset, found) is verdict
 
 
+def test_holes_are_filled_by_what_follows() -> None:
+    assert judge_modify(10, 9, holes=True) is RangeVerdict.WRITE
+    assert judge_modify(10, None, holes=True) is RangeVerdict.MISSING
+
+
 @pytest.mark.parametrize(
     ("old", "found", "verdict"),
     [

@@ -10,9 +10,13 @@ from pathlib import Path
 import trio
 
 from fdfs_storage.binlog import BinlogPosition
+from fdfs_storage.names import Names
 from fdfs_storage.replication.service import Replication
 from fdfs_storage.service import StorageService
 from fdfs_storage.store import Store
+from fdfsfuse.client.address import Address
+from fdfsfuse.client.names import NamesSession, open_session
+from fdfsfuse.client.views import Candidate
 from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.changelog import ChangelogLine
@@ -72,7 +76,7 @@ class Node:
         self.replication = replication
         self.members = members
         self.port = port
-        self.server: TcpServer
+        self.names: Names | None = None
 
     @property
     def id(self) -> str:
@@ -96,6 +100,17 @@ class Node:
         stream = await trio.open_tcp_stream("127.0.0.1", self.port)
         async with stream:
             yield Client(stream)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[NamesSession]:
+        """A mount's session with this storage."""
+
+        async def find() -> list[Candidate]:
+            return [Candidate(self.id, Address("127.0.0.1", self.port))]
+
+        async with open_session(find, client="test:/mnt:1") as session:
+            await session.wait_connected()
+            yield session
 
     async def wait_until_has_all(self, peer: Node) -> None:
         """Wait until *peer* has all changes of this storage."""
@@ -148,7 +163,7 @@ async def run_node(
     config: StorageConfig | None = None,
     boot_id: str = "boot",
     port: int = 0,
-    names_directory: Path | None = None,
+    names: bool = False,
     stock: bool = False,
 ) -> AsyncIterator[Node]:
     """Run a storage until the block is left. *stock*: it refuses what C storages refuse."""
@@ -160,13 +175,18 @@ async def run_node(
         config,
         port=23000,
         by_id=True,
-        names_directory=lambda: names_directory,
+        names_directory=lambda: tree.directory if tree is not None else None,
         boot_id=boot_id,
     )
+    tree: Names | None = None
+    if names:
+        tree = await Names.open(config, store, own_id, replication.in_sync)
+        replication.in_sync.load()
+        await tree.found()
     handlers = dict(replication.receiver.handlers)
     if stock:
         del handlers[150]
-    service = StorageService(store, GROUP, sync=handlers)
+    service = StorageService(store, GROUP, names=tree, sync=handlers)
     server = TcpServer(service.serve, service.answer, max_connections=64)
     replication.join(members)
     try:
@@ -174,10 +194,14 @@ async def run_node(
             await nursery.start(store.run)
             bound = await nursery.start(server.serve, open_listeners(["127.0.0.1"], port))
             node = Node(store, replication, members, bound)
-            node.server = server
+            node.names = tree
             members.set(node.brief())
             await nursery.start(replication.run)
+            if tree is not None:
+                await nursery.start(tree.run)
             yield node
             nursery.cancel_scope.cancel()
     finally:
+        if tree is not None:
+            tree.close()
         store.close()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GATHER_S: Final = 0.05
-_CHANGES: Final = (ops.APPEND, ops.MODIFY, ops.TRUNCATE)
+_CHANGES: Final = (ops.APPEND, ops.MODIFY, ops.TRUNCATE, ops.UPDATE)
 
 
 class ByIdChanges:
@@ -55,16 +55,17 @@ class ByIdChanges:
         self._engine.settle()
         if location.base.endswith(METADATA_SUFFIX):
             return
-        if op == ops.RENAME and other is not None:
+        kind = op.upper()  # in lower case: made on another storage of the group
+        if kind == ops.RENAME and other is not None:
             if self._engine.is_busy or self._reads.knows_object(other.name):
                 self._rename(other.name, location.name)
             return
         # What is being applied right now may be giving the object its name.
         if not (self._engine.is_busy or self._reads.knows_object(location.name)):
             return
-        if op == ops.DELETE:
+        if kind == ops.DELETE:
             self._delete(location.name)
-        elif op in _CHANGES:
+        elif kind in _CHANGES:
             self._changed.add(location.name)
             self._wake.set()
 
@@ -109,10 +110,11 @@ class ByIdChanges:
         for record in self._objects.store.binlog.tail():
             if record.name.endswith(METADATA_SUFFIX):
                 continue
-            if record.op == ops.DELETE and self._is_gone(record.name):
+            kind = record.op.upper()
+            if kind == ops.DELETE and self._is_gone(record.name):
                 logger.info("%s was deleted by its id", record.name)
                 self._delete(record.name)
-            elif record.op == ops.RENAME and self._is_gone(record.other_name):
+            elif kind == ops.RENAME and self._is_gone(record.other_name):
                 logger.info("%s was renamed to %s", record.other_name, record.name)
                 self._rename(record.other_name, record.name)
 

@@ -30,6 +30,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import trio
 
 from fdfs_storage.names import effects
+from fdfs_storage.names.copies import CopyGate
 from fdfs_storage.names.log import Log
 from fdfs_storage.names.objects import Objects
 from fdfs_storage.names.state import State
@@ -49,6 +50,8 @@ _INLINE_BYTES_MAX: Final = 256 << 10
 _ALONE_S: Final = 0.02
 _SLOW_SYNC_S: Final = 0.003
 _IN_THREAD_S: Final = 2.0
+_CONTENT: Final = (names_record.PutContent, names_record.PutXattr)
+"""Operations that change object files."""
 
 Reply = Callable[[int, bytes], None]
 """Called with status and encoded answer struct when a change is decided. Must not raise."""
@@ -110,6 +113,7 @@ class Engine:
     """Runs the batches. One task runs `run`; changes come from any task of the loop.
 
     Attributes:
+        gate: where answers wait for copies of content.
         broken: the engine has stopped for good; changes are refused with NOT_PRIMARY.
         committed: index of the last record in the committed state.
         on_commit: called with the changes of a batch right after it was committed; gives those
@@ -119,7 +123,10 @@ class Engine:
         on_answered: called after the answers of a batch were given.
     """
 
-    def __init__(self, state: State, log: Log, replica: Replica, objects: Objects) -> None:
+    def __init__(
+        self, state: State, log: Log, replica: Replica, objects: Objects, gate: CopyGate
+    ) -> None:
+        self.gate = gate
         self.state = state
         self.log = log
         self.replica = replica
@@ -363,6 +370,8 @@ class Engine:
                 return
         else:
             self.committed = state.position.index
+            if self.gate.counts:
+                self._hold(answers, applied)
             if applied:
                 later = self.on_commit(applied)
         finally:
@@ -375,6 +384,17 @@ class Engine:
                 continue
             else:
                 work.reply(status, answer)
+
+    def _hold(self, answers: list[tuple[Work, int, bytes]], applied: list[Applied]) -> None:
+        """Let the answers of what put content into objects wait for its copies.
+
+        So does the answer to what was done before: its first answer may not have been given.
+        """
+        done = {item.work for item in applied}
+        content = {item.work for item in applied if isinstance(item.change.op, _CONTENT)}
+        for work, status, _ in answers:
+            if not status and (work in content or work not in done):
+                work.reply = self.gate.held(work.reply)
 
     def _apply(self, work: Work, applied: list[Applied]) -> tuple[Work, int, bytes]:
         """Apply one change of the batch, or find its stored outcome, or why it is refused."""
@@ -393,7 +413,7 @@ class Engine:
         except StatusError as exc:
             return work, exc.errno or errno.EIO, b""
         applied.append(Applied(position, change, work, outcome))
-        if isinstance(op, names_record.PutXattr | names_record.PutContent):
+        if isinstance(op, _CONTENT):
             metadata = op.metadata
             if op.file_id and metadata is not None:
                 self.objects.plan_metadata(op.file_id, metadata)

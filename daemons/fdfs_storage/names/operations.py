@@ -110,7 +110,9 @@ class Operations:
         return attr
 
     async def _sync(self, file_id: str) -> None:
+        """Make the content durable: on the disk here, and with all that are in sync."""
         await self._objects.store.sync_file(self._objects.locate(file_id))
+        await self._engine.gate.wait()
 
     # --- publishing -------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from fdfs_storage.names import founding, housekeeping, power_loss, schema, view_
 from fdfs_storage.names.by_id import ByIdChanges
 from fdfs_storage.names.callbacks import Callbacks
 from fdfs_storage.names.connection import SessionConnection
+from fdfs_storage.names.copies import Alone, Copies, CopyGate
 from fdfs_storage.names.engine import Answer, Applied, Engine, EngineBroken, Work
 from fdfs_storage.names.listing import Listing
 from fdfs_storage.names.log import Log
@@ -74,7 +75,9 @@ class Status:
 class Tree:
     """A volume's tree, open. Everything that belongs to it hangs here."""
 
-    def __init__(self, directory: Path, store: Store, own_id: str, limits: Limits) -> None:
+    def __init__(
+        self, directory: Path, store: Store, own_id: str, limits: Limits, copies: Copies
+    ) -> None:
         """Open *directory*, bringing the state up to the end of the log. Blocks.
 
         Raises:
@@ -98,7 +101,9 @@ class Tree:
         self.state = state
         self.log = Log(directory)
         replica = Replica(own_id, view, state.position, state.position.index)
-        self.engine = Engine(state, self.log, replica, self.objects)
+        gate = CopyGate(copies, store.binlog)
+        gate.answered = self._flush
+        self.engine = Engine(state, self.log, replica, self.objects, gate)
         applied = state.position.index
         self._replay(own_id)
         self._restore(directory, applied)
@@ -302,7 +307,10 @@ class Names:
         tree: the tree, None until it is founded.
     """
 
-    def __init__(self, base_path: str, store: Store, own_id: str, limits: Limits) -> None:
+    def __init__(
+        self, base_path: str, store: Store, own_id: str, limits: Limits, copies: Copies
+    ) -> None:
+        self._copies = copies
         self.tree: Tree | None = None
         self._directory = founding.names_directory(base_path)
         self._store = store
@@ -312,22 +320,24 @@ class Names:
         self._founding = trio.Lock()
 
     @classmethod
-    async def open(cls, config: StorageConfig, store: Store, own_id: str) -> Names:
-        """Open the tree of a storage, if it has one.
+    async def open(
+        cls, config: StorageConfig, store: Store, own_id: str, copies: Copies | None = None
+    ) -> Names:
+        """Open the tree of a storage, if it has one. *copies*: whom content waits for.
 
         Raises:
             FdfsError: the files do not fit together; the text says how.
             OSError: a file cannot be used.
         """
         limits = Limits(config.names_session_lease_s, config.names_garbage_grace_s)
-        opened = cls(str(config.base_path), store, own_id, limits)
+        opened = cls(str(config.base_path), store, own_id, limits, copies or Alone())
         await opened._open()
         return opened
 
     async def _open(self) -> None:
         if self._directory.exists():
             # On this thread: replaying uses the store.
-            self.tree = Tree(self._directory, self._store, self._own_id, self._limits)
+            self.tree = Tree(self._directory, self._store, self._own_id, self._limits, self._copies)
             self._founded.set()
             await trio.lowlevel.checkpoint()
 

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 NAME: Final = "in_sync.json"
 _CHECK_S: Final = 0.1
+_SLOW: Final = 10
+"""A peer that gets on, but slowly, is waited for this many times longer."""
 
 
 class Peer(Protocol):
@@ -92,6 +94,11 @@ class InSync:
         self.members = frozenset(str(member) for member in members)
 
     # --- waiting ------------------------------------------------------------------------------
+
+    @property
+    def counts(self) -> bool:
+        """False while there is nobody to wait for."""
+        return bool(self.members or self._joining)
 
     def has(self, position: BinlogPosition) -> bool:
         """True when every peer that counts has everything before *position*."""
@@ -221,6 +228,8 @@ class InSync:
             heard = since if peer is None else max(since, peer.progress_at)
             if now - heard >= self._timeout_s:
                 late[member] = f"it did not get on for {self._timeout_s:g} s"
+            elif now - since >= self._timeout_s * _SLOW:
+                late[member] = f"it is behind by more than {self._timeout_s * _SLOW:g} s"
         return late
 
     async def _save(self, members: frozenset[str]) -> None:

@@ -112,6 +112,7 @@ class Receiver:
         if not 0 < len(hello.storage_id) <= 15:
             raise ProtocolError(f"{hello.storage_id!r} is no storage id")
         connection.storage_id = hello.storage_id
+        connection.is_own_kind = True
         return pack_response(
             sync.encode_struct(sync.HelloAnswer(sync.VERSION, self._boot_id)),
         )
@@ -304,7 +305,7 @@ class Receiver:
             if op == "a":
                 verdict = judge_append(head.first, head.second, found)
             else:
-                verdict = judge_modify(head.first, found)
+                verdict = judge_modify(head.first, found, holes=connection.is_own_kind)
             if verdict is RangeVerdict.WRITE:
                 if content is None:
                     await self._write_large(connection, location, head, op)

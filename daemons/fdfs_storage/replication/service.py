@@ -93,7 +93,6 @@ class Replication:
             boot_id=read_boot_id() if boot_id is None else boot_id,
             member_at=self._member_at,
         )
-        self.in_sync.load()
 
     def join(self, members: Members) -> None:
         """Push to the other members of the group, as soon as `run` runs."""

@@ -1,0 +1,258 @@
+"""Content of mounts counts when every storage that is in sync has it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from fdfs_storage.binlog import BinlogPosition
+from fdfs_storage.replication.in_sync import NAME, InSync
+from fdfsfuse.client.names import NamesSession
+from fdfsfuse.proto import names
+from fdfsfuse.proto.storage import Truncate
+from tests.common.names_calls import NOW, make, store
+from tests.daemons.sync_pair import Node, run_node, sync_config, until
+
+
+def at(offset: int) -> BinlogPosition:
+    return BinlogPosition(0, offset)
+
+
+START = at(0)
+
+
+@dataclass
+class FakePeer:
+    acked: BinlogPosition = START
+    caught_up: bool = True
+    is_own_kind: bool = True
+    progress_at: float = 0.0
+
+
+class World:
+    """A set with peers that the test moves."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.peers: dict[str, FakePeer] = {}
+        self.end = at(0)
+        self.set = self.restarted()
+
+    def restarted(self) -> InSync:
+        in_sync = InSync(lambda: self.directory, self.peers, lambda: self.end, 3.0)
+        in_sync.load()
+        return in_sync
+
+    def move(self, peer_id: str, offset: int) -> None:
+        self.peers[peer_id].acked = at(offset)
+        self.peers[peer_id].progress_at = trio.current_time()
+        self.set.progress()
+
+    def file(self) -> list[str]:
+        return list(json.loads((self.directory / NAME).read_bytes())["in_sync"])
+
+    async def member(self, peer_id: str) -> FakePeer:
+        """Add a peer and wait until it counts."""
+        peer = self.peers[peer_id] = FakePeer(acked=self.end, progress_at=trio.current_time())
+        self.set.at_rest(peer_id)
+        await until(lambda: peer_id in self.set.members)
+        return peer
+
+
+@asynccontextmanager
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            made = World(tmp_path)
+            nursery.start_soon(made.set.run)
+            yield made
+            nursery.cancel_scope.cancel()
+
+
+async def test_alone_nothing_waits(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        assert not w.set.counts
+        assert not w.set.hold(at(100), lambda: None)
+        await w.set.wait(at(100))
+
+
+async def test_waiting_for_all_that_are_in_sync(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.member("a")
+        await w.member("b")
+        assert w.file() == ["a", "b"]
+        w.end = at(100)
+        released: list[str] = []
+        assert w.set.hold(at(50), lambda: released.append("half"))
+        assert w.set.hold(at(100), lambda: released.append("all"))
+        w.move("a", 100)
+        assert released == []
+        w.move("b", 60)
+        assert released == ["half"]
+        w.move("b", 100)
+        assert released == ["half", "all"]
+        assert not w.set.hold(at(100), lambda: None)
+
+
+async def test_stock_storages_are_not_waited_for(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.peers["c"] = FakePeer(is_own_kind=False)
+        w.set.at_rest("c")
+        await w.member("a")
+        assert w.file() == ["a"]
+
+
+async def test_a_peer_is_in_sync_only_with_what_was_acknowledged_before(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.end = at(100)  # acknowledged, while there was nobody to wait for
+        w.peers["a"] = FakePeer(acked=at(90))
+        w.set.at_rest("a")
+        await until(lambda: w.set.counts)
+        assert w.set.hold(at(100), lambda: None)
+        assert not (tmp_path / NAME).exists()
+        w.move("a", 100)
+        await until(lambda: "a" in w.set.members)
+        assert w.file() == ["a"]
+
+
+async def test_a_peer_that_loses_touch_while_it_joins(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.end = at(100)
+        w.peers["a"] = FakePeer(acked=at(90))
+        w.set.at_rest("a")
+        await until(lambda: w.set.counts)
+        w.peers["a"].caught_up = False
+        w.set.progress()
+        await w.set.wait(at(100))
+        assert not w.set.counts
+
+
+def test_a_silent_peer_is_put_out_on_disk_first(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            w.peers["a"] = FakePeer()
+            w.set.members = frozenset({"a"})
+            w.end = at(100)
+            seen: list[list[str]] = []
+            started = trio.current_time()
+            w.set.hold(at(100), lambda: seen.append(w.file()))
+            await until(lambda: bool(seen))
+            assert seen == [[]]
+            assert trio.current_time() - started >= 3.0
+            assert "did not get on" in w.set.put_out["a"]
+            assert w.restarted().members == frozenset()
+
+    trio.run(run, clock=MockClock(rate=50))
+
+
+async def test_a_removed_peer_does_not_count(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.member("a")
+        w.end = at(100)
+        del w.peers["a"]
+        w.set.forget("a")
+        await w.set.wait(at(100))
+        assert w.file() == []
+
+
+def test_a_damaged_file_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    for text in ("", "[]", '{"in_sync": 5}'):
+        (tmp_path / NAME).write_text(text)
+        with pytest.raises(ValueError, match=r"in_sync|Expecting"):
+            World(tmp_path)
+
+
+# --- with storages ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def volume(tmp_path: Path) -> AsyncIterator[tuple[Node, Node, NamesSession]]:
+    """A storage with a tree, another one that is in sync, and a mount's session."""
+    config = replace(sync_config(tmp_path / "a"), names_replica_timeout_s=1.0)
+    with trio.fail_after(60):
+        async with (
+            run_node(tmp_path / "a", "1", names=True, config=config) as a,
+            run_node(tmp_path / "b", "2") as b,
+            a.session() as session,
+        ):
+            a.meet(b)
+            b.meet(a)
+            await until(lambda: "2" in a.replication.in_sync.members)
+            yield a, b, session
+
+
+async def write_object(node: Node, file_id: str, offset: int, data: bytes) -> None:
+    """A WRITE_OBJECT that must succeed."""
+    head = names.encode(names.WriteObject(file_id, 1, offset, len(data)))
+    async with node.connect() as client:
+        body = len(head).to_bytes(4, "big") + head + data
+        assert await client.call(names.WRITE_OBJECT, body) == (0, b"")
+
+
+async def test_content_is_on_both_when_a_mount_is_answered(tmp_path: Path) -> None:
+    async with volume(tmp_path) as (a, b, session):
+        for number in range(20):
+            ino = await make(session, b"small%d" % number)
+            attr = await store(session, ino, b"content %d" % number)
+            assert b.content(attr.file_id) == b"content %d" % number
+        ino = await make(session, b"large")
+        made = await session.call(names.NewObject(ino))
+        await write_object(a, made.file_id, 0, b"0123456789" * 1000)
+        attr = await session.call(names.NameObject(ino, made.file_id, 10000, NOW))
+        assert b.content(attr.file_id) == b"0123456789" * 1000
+        await write_object(a, made.file_id, 20000, b"behind a hole")
+        await session.call(names.CommitWrite(ino, made.file_id, 20013, NOW))
+        assert (
+            b.content(attr.file_id) == (b"0123456789" * 1000).ljust(20000, b"\0") + b"behind a hole"
+        )
+        await session.call(names.Truncate(ino, 5, NOW))
+        assert b.content(attr.file_id) == b"01234"
+
+
+async def test_a_mount_goes_on_without_a_storage_that_is_gone(tmp_path: Path) -> None:
+    config = replace(sync_config(tmp_path / "a"), names_replica_timeout_s=0.2)
+    with trio.fail_after(60):
+        async with (
+            run_node(tmp_path / "a", "1", names=True, config=config) as a,
+            a.session() as session,
+        ):
+            async with run_node(tmp_path / "b", "2") as b:
+                a.meet(b)
+                port = b.port
+                await until(lambda: "2" in a.replication.in_sync.members)
+            ino = await make(session, b"file")
+            attr = await store(session, ino, b"content")
+            listed = tmp_path / "a/base/data/names" / NAME
+            assert json.loads(listed.read_bytes()) == {"in_sync": []}
+            async with run_node(tmp_path / "b", "2", port=port) as b:
+                await until(lambda: "2" in a.replication.in_sync.members)
+                assert b.content(attr.file_id) == b"content"
+                attr = await store(session, ino, b"more content")
+                assert b.content(attr.file_id) == b"more content"
+
+
+async def test_changes_by_id_on_the_other_storage_reach_the_tree(tmp_path: Path) -> None:
+    async with volume(tmp_path) as (a, b, session):
+        gone = await make(session, b"gone")
+        attr = await store(session, gone, b"content")
+        ino = await make(session, b"grows")
+        made = await session.call(names.NewObject(ino))
+        await write_object(a, made.file_id, 0, b"0123456789")
+        await session.call(names.NameObject(ino, made.file_id, 10, NOW))
+        async with b.connect() as client:
+            assert await client.delete(attr.file_id) == 0
+            await client.append(made.file_id, b"more")
+            assert await client.call(36, Truncate(made.file_id, 12).encode()) == (0, b"")
+        await b.wait_until_has_all(a)
+        assert a.names is not None
+        assert a.names.tree is not None
+        reads = a.names.tree.reads
+        await until(lambda: reads.lookup(names.Lookup(names.ROOT_INO, b"grows")).size == 12)
+        await until(lambda: not reads.has_inode(attr.file_id))
