@@ -72,6 +72,7 @@ class Connection:
         answered: whether any byte of the last answer has arrived.
         sent: whether the whole last request was handed to the network.
         reused: it was kept idle before.
+        usable: False once it was closed, by `close` or because an exchange broke off.
         rest: what was received behind the header of an answer.
     """
 
@@ -85,6 +86,7 @@ class Connection:
         "rest",
         "reused",
         "sent",
+        "usable",
     )
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
@@ -96,16 +98,13 @@ class Connection:
         self.answered = False
         self.sent = False
         self.reused = False
+        self.usable = True
         self.idle_since = 0.0
         self.rest = b""
 
-    @property
-    def usable(self) -> bool:
-        """False once the connection was closed, by `close` or because an exchange broke off."""
-        return self._sock.fileno() >= 0
-
     def close(self) -> None:
         """Close the connection; may be called again."""
+        self.usable = False
         self._sock.close()
 
     def alive(self) -> bool:

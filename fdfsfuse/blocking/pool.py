@@ -48,12 +48,15 @@ class Pool:
             for shelf in self._shelves.values():
                 shelf.clear()
 
-    def borrow(self, address: Address, due: float, *, fresh: bool = False) -> Connection:
+    def borrow(
+        self, address: Address, due: float, *, fresh: bool = False, probe: bool = True
+    ) -> Connection:
         """A live connection to *address*; `give_back` it, whatever happens.
 
         Args:
             due: time.monotonic() at which waiting for one ends with ConnectFailed.
             fresh: make a new connection, and drop the idle ones: they have proved stale.
+            probe: False for a request that may be repeated; the connection may be stale then.
         """
         with self._lock:
             if self._closed:
@@ -65,7 +68,7 @@ class Pool:
                 shelf.clear()
             while True:
                 now = time.monotonic()
-                connection = shelf.take(now)
+                connection = shelf.take(now, probe)
                 if connection is not None:
                     return connection
                 if shelf.total < self._limit:

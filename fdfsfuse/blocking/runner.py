@@ -10,7 +10,7 @@ from fdfsfuse.blocking.connection import Connection, TimedOut
 from fdfsfuse.blocking.pool import Pool
 from fdfsfuse.blocking.timer import Timer
 from fdfsfuse.client.plans.running import Running
-from fdfsfuse.client.plans.steps import Ask, Deliver, Open, Plan, Receive, Send, Step, T
+from fdfsfuse.client.plans.steps import Ask, Deliver, Open, Plan, Receive, Request, Send, Step, T
 from fdfsfuse.client.sources import Progress
 from fdfsfuse.errors import ConnectionProblem, FdfsError
 
@@ -93,16 +93,13 @@ class BlockingRun(Running[T]):
     def _perform(self, step: Step) -> Any:
         due = self._timer.due
         if type(step) is Receive:
-            incoming = step.incoming
-            assert isinstance(incoming, _Incoming)
-            data = incoming.connection.receive(min(step.limit, incoming.remaining), due)
-            incoming.remaining -= len(data)
-            self._touch(len(data))
-            return data
-        assert isinstance(step, (Ask, Send, Open))
+            return self._receive(step, due)
+        assert isinstance(step, Request)
         if step.limit_s is not None:
             due = min(due, time.monotonic() + step.limit_s)
-        connection = self._pool.borrow(step.address, due, fresh=step.fresh)
+        connection = self._pool.borrow(
+            step.address, due, fresh=step.fresh, probe=not step.repeatable
+        )
         if type(step) is Open:
             try:
                 return _Incoming(self._pool, connection, connection.open(step, due))
@@ -121,6 +118,14 @@ class BlockingRun(Running[T]):
             return connection.send(step, due, touch)
         finally:
             self._pool.give_back(connection)
+
+    def _receive(self, step: Receive, due: float) -> bytes:
+        incoming = step.incoming
+        assert isinstance(incoming, _Incoming)
+        data = incoming.connection.receive(min(step.limit, incoming.remaining), due)
+        incoming.remaining -= len(data)
+        self._touch(len(data))
+        return data
 
     def _touch(self, count: int) -> None:
         self._timer.touch()

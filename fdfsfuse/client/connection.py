@@ -95,9 +95,10 @@ class Connection:
         answered: whether any byte of the last answer has arrived.
         sent: whether the whole last request was handed to the network.
         reused: it was kept idle before.
+        usable: False once it was closed, by `close` or because an exchange broke off.
     """
 
-    __slots__ = ("_rest", "_sock", "address", "answered", "idle_since", "reused", "sent")
+    __slots__ = ("_rest", "_sock", "address", "answered", "idle_since", "reused", "sent", "usable")
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
         self._sock = sock
@@ -106,18 +107,15 @@ class Connection:
         self.answered = False
         self.sent = False
         self.reused = False
+        self.usable = True
         self.idle_since = 0.0
 
     def __repr__(self) -> str:
         return f"<Connection to {self.address}{'' if self.usable else ', closed'}>"
 
-    @property
-    def usable(self) -> bool:
-        """False once the connection was closed, by `close` or because an exchange broke off."""
-        return self._sock.fileno() >= 0
-
     def close(self) -> None:
         """Close the connection; may be called again."""
+        self.usable = False
         self._sock.close()
 
     def alive(self) -> bool:
@@ -227,6 +225,7 @@ class Connection:
 
     def detach(self) -> socket.socket:
         """Hand the non-blocking socket over to the caller; this object is unusable afterwards."""
+        self.usable = False
         sock = socket.socket(fileno=self._sock.detach())
         sock.setblocking(False)
         return sock

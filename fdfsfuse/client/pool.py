@@ -76,11 +76,14 @@ class Pool:
         """``async with pool.connection(address) as connection:``"""
         return _Borrowed(self, address)
 
-    async def borrow(self, address: Address, *, fresh: bool = False) -> Connection:
+    async def borrow(
+        self, address: Address, *, fresh: bool = False, probe: bool = True
+    ) -> Connection:
         """A live connection to *address*; `give_back` it, whatever happens.
 
         Args:
             fresh: make a new connection, and drop the idle ones: they have proved stale.
+            probe: False for a request that may be repeated; the connection may be stale then.
 
         Raises:
             ConnectFailed: see `connect`.
@@ -94,7 +97,7 @@ class Pool:
         if fresh:
             shelf.clear()
         while True:
-            connection = shelf.take(trio.current_time())
+            connection = shelf.take(trio.current_time(), probe)
             if connection is not None:
                 return connection
             if shelf.total < self._limit:
@@ -128,7 +131,7 @@ class Pool:
         A *repeatable* exchange (one that may be carried out twice), or one that the peer cannot
         have got whole, is tried again, once, on a new connection when a kept one proves stale.
         """
-        connection = await self.borrow(address)
+        connection = await self.borrow(address, probe=not repeatable)
         try:
             return await exchange(connection)
         except ConnectionBroken as exc:

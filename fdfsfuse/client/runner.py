@@ -59,22 +59,35 @@ class TrioRun(Running[T]):
             DeadlineExceeded: nothing moved for ``timeout_s``, or ``deadline_s`` is over.
         """
         while True:
-            # One scope for all steps: it is only made anew when the limit of a step was passed.
+            step = self.next_step()
+            if step is None:
+                return None
+            if type(step) is Deliver:
+                self.done(None)
+                return step.data
             self._due = min(trio.current_time() + self._timeout_s, self._end)
-            with trio.CancelScope(deadline=self._due) as self._scope:
-                step = None
+            # One scope for all steps: it is only made anew when the limit of a step was passed.
+            with trio.CancelScope(deadline=self._deadline_of(step)) as self._scope:
                 while True:
+                    try:
+                        self.done(await self._perform(step))
+                    except FdfsError as exc:
+                        self.failed(exc)
                     step = self.next_step()
                     if step is None:
                         return None
                     if type(step) is Deliver:
                         self.done(None)
                         return step.data
-                    try:
-                        self.done(await self._perform(step))
-                    except FdfsError as exc:
-                        self.failed(exc)
+                    deadline = self._deadline_of(step)
+                    if self._scope.deadline != deadline:
+                        self._scope.deadline = deadline
             self._pass_deadline(step)
+
+    def _deadline_of(self, step: Step) -> float:
+        if type(step) is Ask and step.limit_s is not None:
+            return min(trio.current_time() + step.limit_s, self._due)
+        return self._due
 
     def _pass_deadline(self, step: Step | None) -> None:
         """Raise, unless it was only the limit of *step* that passed."""
@@ -103,20 +116,20 @@ class TrioRun(Running[T]):
         return await self._send(step)
 
     async def _ask(self, step: Ask) -> bytes:
-        if step.limit_s is not None:
-            self._scope.deadline = min(trio.current_time() + step.limit_s, self._due)
-        connection = await self._pool.borrow(step.address, fresh=step.fresh)
+        connection = await self._pool.borrow(
+            step.address, fresh=step.fresh, probe=not step.repeatable
+        )
         try:
             return await connection.request(
                 step.command, step.head, max_answer=step.max_answer, status=step.flags
             )
         finally:
             self._pool.give_back(connection)
-            if step.limit_s is not None:
-                self._scope.deadline = self._due
 
     async def _send(self, step: Send) -> bytes:
-        connection = await self._pool.borrow(step.address, fresh=step.fresh)
+        connection = await self._pool.borrow(
+            step.address, fresh=step.fresh, probe=not step.repeatable
+        )
         try:
             return await connection.send_stream(
                 step.command,
@@ -130,7 +143,9 @@ class TrioRun(Running[T]):
             self._pool.give_back(connection)
 
     async def _open(self, step: Open) -> AnswerStream:
-        connection = await self._pool.borrow(step.address, fresh=step.fresh)
+        connection = await self._pool.borrow(
+            step.address, fresh=step.fresh, probe=not step.repeatable
+        )
         try:
             return await connection.start_stream(step.command, step.head, self._pool.give_back)
         except BaseException:

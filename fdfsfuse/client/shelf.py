@@ -15,10 +15,7 @@ class Kept(Protocol):
 
     idle_since: float
     reused: bool
-
-    @property
-    def usable(self) -> bool:
-        """False once it was closed."""
+    usable: bool
 
     def alive(self) -> bool:
         """True when the peer has neither closed it nor sent anything unasked."""
@@ -45,12 +42,15 @@ class Shelf(Generic[C]):
         self._max_idle_s = max_idle_s
         self.total = 0
 
-    def take(self, now: float) -> C | None:
-        """A live connection, or None."""
+    def take(self, now: float, probe: bool = True) -> C | None:
+        """A connection, or None; a live one with *probe*.
+
+        A request that may be repeated needs no probe: it finds out by itself, and is repeated.
+        """
         oldest = now - self._max_idle_s
         while self._idle:
             connection = self._idle.pop()
-            if connection.idle_since >= oldest and connection.alive():
+            if connection.idle_since >= oldest and (not probe or connection.alive()):
                 return connection
             self._drop(connection)
         return None

@@ -71,8 +71,11 @@ def unpack_header_from(data: bytes | bytearray, offset: int) -> Header:
     return header
 
 
+@functools.lru_cache(maxsize=1024)
 def pack_text(text: str, size: int) -> bytes:
     """*text* as ASCII, NUL padded on the right to *size* bytes; no NUL when it fills the field.
+
+    Nearly all are the names of few groups and few extensions: they come from a cache.
 
     Raises:
         UsageError: *text* is not ASCII, contains NUL or is longer than *size*.

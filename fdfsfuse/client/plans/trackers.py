@@ -7,6 +7,7 @@ answered last is asked first.
 from __future__ import annotations
 
 import errno
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -76,6 +77,9 @@ class TrackerPlans:
         self._try_timeout_s = try_timeout_s
         self._mapped = address_mapper(address_map)
         self._current = 0
+        # A tracker gives the same few answers again and again.
+        self._decode_upload_target = functools.lru_cache(256)(self._upload_target)
+        self._decode_first = functools.lru_cache(256)(self._first)
 
     def query_store(self, group: str | None = None) -> Plan[UploadTarget]:
         """Where to upload, in *group* or anywhere (101, 104)."""
@@ -84,8 +88,7 @@ class TrackerPlans:
         else:
             command = TrackerCommand.QUERY_STORE_ONE_IN_GROUP
             body = GroupRequest(group).encode()
-        target = yield from self.ask(command, body, 70, StoreTarget.decode)
-        return UploadTarget(target.group, self.reachable(target.endpoint), target.path_index)
+        return (yield from self.ask(command, body, 70, self._decode_upload_target))
 
     def query_store_all(self, group: str) -> Plan[list[UploadTarget]]:
         """Every storage of *group* that takes uploads (107)."""
@@ -141,8 +144,14 @@ class TrackerPlans:
 
     def _query_file(self, command: TrackerCommand, group: str, name: str) -> Plan[Address]:
         body = FileRequest(group, name).encode()
-        found = yield from self.ask(command, body, _TARGET_MAX, FileTargets.decode)
-        return self.reachable(found.endpoints[0])
+        return (yield from self.ask(command, body, _TARGET_MAX, self._decode_first))
+
+    def _upload_target(self, body: bytes) -> UploadTarget:
+        target = StoreTarget.decode(body)
+        return UploadTarget(target.group, self.reachable(target.endpoint), target.path_index)
+
+    def _first(self, body: bytes) -> Address:
+        return self.reachable(FileTargets.decode(body).endpoints[0])
 
     def ask(
         self, command: int, body: bytes, max_answer: int, decode: Callable[[bytes], T]
