@@ -172,8 +172,10 @@ class Operations(pyfuse3.Operations):
         try:
             entry = await self._vfs.tree.lookup(parent_inode, name)
         except (TreeError, StatusError) as exc:
-            negative_s = self._vfs.context.options.negative_timeout_s
-            if not negative_s or not is_missing(exc):
+            if not is_missing(exc):
+                raise
+            negative_s = self._vfs.tree.missing_for(parent_inode, name)
+            if not negative_s:
                 raise
             missing = EntryAttributes()
             missing.st_ino = 0

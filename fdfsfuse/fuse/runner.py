@@ -21,6 +21,7 @@ import trio
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.errors import ConnectionProblem, FdfsError
+from fdfsfuse.fuse.caches import KernelCaches
 from fdfsfuse.fuse.control import ControlSocket
 from fdfsfuse.fuse.mountpoint import MountFailed, device_of
 from fdfsfuse.fuse.operations import Operations
@@ -80,7 +81,7 @@ async def serve(mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:
     gc.set_threshold(20_000, 20, 20)
     client = f"{os.uname().nodename}:{mount.mountpoint}:{os.getpid()}"
     cluster = RemoteCluster(mount.trackers, client, mount.options.timeout_s)
-    vfs = Vfs(mount.options, cluster)
+    vfs = Vfs(mount.options, cluster, KernelCaches())
     try:
         async with trio.open_nursery() as nursery:
             await _first_contact(cluster, mount)

@@ -6,10 +6,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+import time
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from fdfsfuse.proto import names
+
+
+def lease_clock() -> float:
+    """Seconds on the clock that leases run on; it goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class ObjectInfo(NamedTuple):
@@ -19,6 +25,22 @@ class ObjectInfo(NamedTuple):
     created_s: int
     crc32: int
     source: str
+
+
+class Listener(Protocol):
+    """Who is told what happens to a volume's session. Only `resumed` may wait."""
+
+    async def resumed(self) -> None:
+        """A session was opened or taken up again."""
+
+    def held(self) -> Collection[int]:
+        """The inodes that the storage was told to keep; it must be told again."""
+
+    def recalled(self, message: names.Recall) -> None:
+        """To be confirmed by `Backend.recalled`."""
+
+    def lease_lost(self) -> None:
+        """The lease had run out; called before any further answer is given."""
 
 
 class Backend(Protocol):
@@ -37,6 +59,10 @@ class Backend(Protocol):
         """Whether the session is up right now."""
 
     @property
+    def lease_until(self) -> float:
+        """Until when (`lease_clock`) what was told, and not recalled, may be relied upon."""
+
+    @property
     def store_path_count(self) -> int:
         """Number of store paths: M00 .. of the volume's root."""
 
@@ -46,21 +72,17 @@ class Backend(Protocol):
     def state(self) -> dict[str, Any]:
         """Session and traffic, for people, as JSON has it. May be called from any thread."""
 
-    async def run(
-        self, resumed: Callable[[], Awaitable[None]], held: Callable[[], Collection[int]]
-    ) -> None:
-        """Keep the session up until `close` or cancelled.
-
-        Args:
-            resumed: awaited whenever a session was opened or taken up again.
-            held: inodes that the storage was told to keep; it must be told again then.
-        """
+    async def run(self, listener: Listener) -> None:
+        """Keep the session up until `close` or cancelled."""
 
     def close(self) -> None:
         """Let `run` end the session in good order, if that is quickly done, and return."""
 
     async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
         """Send a names request; return the answer struct that belongs to it."""
+
+    def recalled(self, number: int, kept: Sequence[int]) -> None:
+        """Confirm a recall; see `names.Recalled`."""
 
     async def read_into(self, file_id: str, offset: int, buffer: memoryview) -> int:
         """Fill *buffer* with content from *offset* on; return the number of bytes."""

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
-from msgspec.structs import replace
 
 from fdfsfuse.errors import FdfsError
 from fdfsfuse.proto.names import Attr
@@ -19,24 +18,25 @@ from fdfsfuse.vfs.options import VfsOptions
 
 if TYPE_CHECKING:
     from fdfsfuse.vfs.files import FileState
+    from fdfsfuse.vfs.recalls import Kernel
+    from fdfsfuse.vfs.volume import Volume
 
 log = logging.getLogger(__name__)
 
-_ATTRS_MAX = 16_384
+_OBJECTS_MAX = 16_384
 _PAGES_MAX = 65_536
 
 
-class AttrMemory:
-    """Attributes that answers brought, and the content version of the kernel's pages.
+class ObjectAttrs:
+    """Attributes of objects without a name, which clients may change without anybody telling us.
 
     An entry is used for ``timeout_s`` after the answer came; the kernel gets what is left of that
-    time. Own changes replace entries at once.
+    time.
     """
 
     def __init__(self, timeout_s: float) -> None:
-        self.timeout_s = timeout_s
-        self._attrs: Recent[int, tuple[float, Attr]] = Recent(_ATTRS_MAX)
-        self._pages: Recent[int, int] = Recent(_PAGES_MAX)
+        self._timeout_s = timeout_s
+        self._attrs: Recent[int, tuple[float, Attr]] = Recent(_OBJECTS_MAX)
 
     def put(self, number: int, attr: Attr) -> None:
         """An answer that has just come."""
@@ -47,53 +47,41 @@ class AttrMemory:
         found = self._attrs.get(number)
         if found is None:
             return None
-        left = found[0] + self.timeout_s - time.monotonic()
+        left = found[0] + self._timeout_s - time.monotonic()
         return (found[1], left) if left > 0 else None
-
-    def since(self, number: int, moment: float) -> Attr | None:
-        """Attributes that came after *moment* (time.monotonic)."""
-        found = self._attrs.get(number)
-        return found[1] if found is not None and found[0] > moment else None
-
-    def directory_changed(self, number: int, now_ns: int, links: int) -> None:
-        """An own change in a directory: its times, and *links* more or less subdirectories.
-
-        The kernel asks for the attributes after each change, to check permissions.
-        """
-        found = self._attrs.get(number)
-        if found is not None:
-            at, attr = found
-            nlink = attr.nlink + links
-            attr = replace(attr, mtime_ns=now_ns, ctime_ns=now_ns, nlink=nlink)
-            # Not through __setitem__: it is not newer than it was.
-            dict.__setitem__(self._attrs, number, (at, attr))
 
     def drop(self, number: int) -> None:
         """Forget the attributes."""
         self._attrs.pop(number, None)
 
-    def forget(self, number: int) -> None:
-        """The kernel does not know the inode any more, nor holds pages of it."""
-        self._attrs.pop(number, None)
-        self._pages.pop(number, None)
 
-    def pages_version(self, number: int) -> int | None:
-        """The content version that the kernel may hold pages of."""
-        return self._pages.get(number)
+class Pages:
+    """The content version of the pages that the kernel may have of a file."""
 
-    def pages_are(self, number: int, version: int) -> None:
+    def __init__(self) -> None:
+        self._versions: Recent[int, int] = Recent(_PAGES_MAX)
+
+    def version(self, number: int) -> int | None:
+        """The version; None when it is not known."""
+        return self._versions.get(number)
+
+    def are(self, number: int, version: int) -> None:
         """From now on the kernel's pages are of this version."""
-        self._pages[number] = version
+        self._versions[number] = version
 
-    def content_stored(self, number: int, old: int, new: int) -> None:
+    def stored(self, number: int, old: int, new: int) -> None:
         """This mount changed the content; the kernel's pages followed the writes.
 
         They are right only when nobody else changed the content in between.
         """
-        if self._pages.get(number) == old and new == old + 1:
-            self._pages[number] = new
+        if self._versions.get(number) == old and new == old + 1:
+            self._versions[number] = new
         else:
-            self._pages.pop(number, None)
+            self._versions.pop(number, None)
+
+    def drop(self, number: int) -> bool:
+        """The pages are not right any more; False when none were known."""
+        return self._versions.pop(number, None) is not None
 
 
 class Entry(NamedTuple):
@@ -112,35 +100,45 @@ class Context:
     the directory that lists the volumes: `ROOT`, or 0 (none) when the mount shows one volume.
     """
 
-    def __init__(self, options: VfsOptions) -> None:
+    def __init__(self, options: VfsOptions, kernel: Kernel) -> None:
         self.options = options
+        self.kernel = kernel
         self.numbers = Numbers()
         self.volumes_at = 0 if options.top else ROOT
         self.states: dict[int, FileState] = {}
-        self.attrs = AttrMemory(options.attr_timeout_s)
+        self.objects = ObjectAttrs(options.attr_timeout_s)
+        self.pages = Pages()
         self.dirty = Budget(options.dirty_bytes, self._relieve, options.timeout_s)
         self.clean_used = 0
         self.read_ahead_used = 0
         self.nursery: trio.Nursery | None = None
 
-    def entry(self, number: int, attr: Attr) -> Entry:
-        """The entry of an inode that an answer has just described."""
-        self.attrs.put(number, attr)
+    def entry(self, volume: Volume, attr: Attr, parent: int = 0, name: bytes = b"") -> Entry:
+        """The entry of an inode that *volume* has described.
+
+        Args:
+            parent, name: where the kernel is told that it is, as an inode number of the volume.
+        """
+        number = self.numbers.of_inode(volume.number, attr.ino)
+        memory = volume.memory
+        known = memory.knows(attr)
+        attr_s = memory.left() if known else 0.0
+        entry_s = memory.give(parent, name, attr.ino) if parent else attr_s
+        state = self.states.get(number)
+        if state is not None:
+            if known:
+                state.fresh_attr(attr)
+            attr = state.attributes(attr)
+        return Entry(number, attr, attr_s, entry_s)
+
+    def object_entry(self, number: int, attr: Attr) -> Entry:
+        """The entry of an object without a name that an answer has just described."""
+        self.objects.put(number, attr)
         timeout_s = self.options.attr_timeout_s
         state = self.states.get(number)
         if state is not None:
             state.fresh_attr(attr)
-            attr = state.attributes(attr)
         return Entry(number, attr, timeout_s, timeout_s)
-
-    def remembered(self, number: int) -> Entry | None:
-        """The entry of an inode, if what is known of it is not too old."""
-        found = self.attrs.get(number)
-        if found is None:
-            return None
-        attr, left_s = found
-        state = self.states.get(number)
-        return Entry(number, state.attributes(attr) if state else attr, left_s, left_s)
 
     def _relieve(self) -> None:
         for state in sorted(self.states.values(), key=lambda state: state.dirty_since):

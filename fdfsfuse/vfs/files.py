@@ -42,13 +42,17 @@ _WARN_EVERY_S = 30.0
 
 
 class FileState:
-    """See the module. ``attr`` is what the storage has; `attributes` what users see."""
+    """See the module. ``attr`` is what the storage has; `attributes` what users see.
+
+    ``transfers``: READs and WRITEs in flight; the kernel has locked their pages.
+    """
 
     __slots__ = (
         "_content_version",
         "_context",
         "_error",
-        "_fresh_until",
+        "_outdated",
+        "_recalls",
         "_size",
         "_warned_at",
         "_writing_back",
@@ -64,6 +68,7 @@ class FileState:
         "new_object",
         "number",
         "opened_at",
+        "transfers",
         "volume",
         "writer",
     )
@@ -74,7 +79,9 @@ class FileState:
         self.number = number
         self.ino = attr.ino
         self.attr = attr
-        self._fresh_until = time.monotonic() + context.options.attr_timeout_s
+        self._recalls = 0
+        self._outdated = False
+        self.transfers = 0
         self.content: bytes | bytearray | None = None
         self._content_version = -1
         self.dirty = False
@@ -109,9 +116,19 @@ class FileState:
         """The storage has told newer attributes."""
         self.attr = attr
         self.ino = attr.ino or self.ino
-        self._fresh_until = time.monotonic() + self._context.options.attr_timeout_s
+        self._outdated = bool(attr.ino) and not self.volume.memory.knows(attr)
         if self._content_version != attr.version and not self.dirty:
             self._drop_content()
+
+    def recalled(self) -> None:
+        """Somebody else has changed the inode: what is known of it may be outdated."""
+        self._recalls += 1
+        self._outdated = True
+
+    @property
+    def _is_fresh(self) -> bool:
+        """Whether ``attr`` is what the storage would tell now."""
+        return not self._outdated and (not self.ino or self.volume.memory.left() > 0)
 
     def opened(self, attr: Attr, data: bytes | None) -> None:
         """open() has brought attributes, and perhaps the content."""
@@ -125,7 +142,16 @@ class FileState:
 
     async def read(self, handle: Handle, offset: int, length: int) -> bytes | memoryview:
         """Read through *handle*. The result is valid until the caller's next checkpoint."""
-        for _ in range(_READ_TRIES):
+        self.transfers += 1
+        try:
+            return await self._read(handle, offset, length)
+        finally:
+            self.transfers -= 1
+
+    async def _read(self, handle: Handle, offset: int, length: int) -> bytes | memoryview:
+        for attempt in range(_READ_TRIES):
+            if not (self.dirty or self._is_fresh) and self._can_refresh:
+                await self._refresh()
             if offset >= self.size:
                 return b""
             content = self.content
@@ -135,15 +161,25 @@ class FileState:
             writer = self.writer
             if writer is not None:
                 return await self._read_through(writer, handle, offset, length)
+            recalls = self._recalls
             try:
-                return await handle.reader(self.attr.file_id, self.attr.size).read(offset, length)
+                data = await handle.reader(self.attr.file_id, self.attr.size).read(offset, length)
             except StatusError as exc:
                 # Another mount has stored a new object meanwhile, or changed the size.
                 if exc.errno not in (errno.ENOENT, errno.EINVAL):
                     raise
+                self._outdated = True
+            else:
+                # The kernel must not keep what another mount has overwritten meanwhile.
+                if recalls == self._recalls or attempt == _READ_TRIES - 1:
+                    return data
             handle.drop_reader()
-            await self._refresh()
         raise TreeError(errno.EIO)
+
+    @property
+    def _can_refresh(self) -> bool:
+        """Without the names primary a file that is open is read on as it was."""
+        return self._outdated or self.volume.backend.connected
 
     async def _read_through(
         self, writer: ObjectWriter, handle: Handle, offset: int, length: int
@@ -174,7 +210,7 @@ class FileState:
 
     async def _load(self) -> bytes | bytearray:
         """The whole content, for a change in memory."""
-        if self.content is not None and time.monotonic() > self._fresh_until:
+        if not self._is_fresh:
             await self._refresh()
         if self.content is not None:
             return self.content
@@ -200,6 +236,13 @@ class FileState:
         """
         # What a volume that is down cannot take must not fill the memory for the others.
         self.volume.check_up()
+        self.transfers += 1
+        try:
+            await self._write(offset, data)
+        finally:
+            self.transfers -= 1
+
+    async def _write(self, offset: int, data: bytes) -> None:
         async with self.lock:
             self._raise_error()
             end = offset + len(data)
@@ -236,7 +279,7 @@ class FileState:
     async def _open_object(self) -> None:
         """Leave memory behind: from here on an object is written to."""
         if self.content is None:
-            if not self.attr.in_place or time.monotonic() > self._fresh_until:
+            if not self.attr.in_place or not self._is_fresh:
                 self.fresh_attr(await self.volume.call(names.MakeWritable(self.ino)))
             file_id, view = self.attr.file_id, self.volume.backend.view
             self.new_object = False
@@ -365,8 +408,7 @@ class FileState:
     def _stored(self, attr: Attr) -> None:
         """The storage has all changes: clean again."""
         old = self.attr.version
-        self._context.attrs.put(self.number, attr)
-        self._context.attrs.content_stored(self.number, old, attr.version)
+        self._context.pages.stored(self.number, old, attr.version)
         content = None
         if not self.dirty:
             self._drop_content()

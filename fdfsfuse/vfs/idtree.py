@@ -67,9 +67,10 @@ class IdTree:
         """The entry of a named or unnamed object."""
         numbers = self._context.numbers
         if attr.ino:
-            return self._context.entry(numbers.of_inode(volume.number, attr.ino), attr)
+            # Found by its id: the kernel must look that up again, as it is not a name.
+            return self._context.entry(volume, attr)._replace(entry_timeout_s=0.0)
         number = numbers.of_object(volume.number, attr.file_id)
-        return self._context.entry(number, self.attributes(attr))
+        return self._context.object_entry(number, self.attributes(attr))
 
     def attributes(self, attr: Attr) -> Attr:
         """Of an unnamed object: the mount's owner, 0644, one link."""
@@ -109,7 +110,7 @@ class IdTree:
         await volume.backend.delete_object(file_id)
         number = self._context.numbers.find_object(volume.number, file_id)
         if number is not None:
-            self._context.attrs.drop(number)
+            self._context.objects.drop(number)
 
     async def _find(self, volume: Volume, directory: IdDirectory, name: bytes) -> Attr:
         try:

@@ -231,11 +231,13 @@ class DirHandle:
         if number is None:
             assert self._volume is not None
             number = context.numbers.of_object(self._volume.number, row.attr.file_id)
-        attr = context.attrs.since(number, self._fetched_at) or row.attr
-        state = context.states.get(number)
-        if state is not None:
-            attr = state.attributes(attr)
-        timeout_s = context.attrs.timeout_s
+        volume, attr = self._volume, row.attr
+        if attr.ino and volume is not None:
+            attr = volume.memory.attr(attr.ino) or attr
+            parent, _ = context.numbers.inode_and_object(self.number)
+            entry = context.entry(volume, attr, parent, row.name)
+            return Listed(row.name, entry, row.cookie + 2, True)
+        timeout_s = context.options.attr_timeout_s
         left_s = max(0.0, timeout_s - (time.monotonic() - self._fetched_at))
         return Listed(row.name, Entry(number, attr, left_s, left_s), row.cookie + 2, True)
 

@@ -134,9 +134,14 @@ class Numbers:
         lookups = self._lookups
         lookups[number] = lookups.get(number, 0) + 1
 
+    def of_volume(self, volume: int) -> list[int]:
+        """All numbers of a volume that the kernel may know."""
+        numbers = [number for number in self._lookups if volume_of(number) == volume]
+        return [ROOT, *numbers] if self._top_ino else numbers
+
     def known(self, number: int) -> bool:
         """Whether the kernel may know the number."""
-        return number in self._lookups
+        return number in self._lookups or number == ROOT
 
     def forget(self, counts: Iterable[tuple[int, int]]) -> list[int]:
         """Take lookups back. Returns the numbers that the kernel does not know any more."""

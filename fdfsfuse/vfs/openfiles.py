@@ -65,11 +65,11 @@ class OpenFiles:
             state = self._state(volume, number, entry.attr)
         else:
             state = await self._open_inode(volume, number, ino, flags, privileged)
-        attrs = self._context.attrs
+        pages = self._context.pages
         version = state.attr.version
-        keep = state.dirty or attrs.pages_version(number) == version
+        keep = state.dirty or pages.version(number) == version
         if not keep:
-            attrs.pages_are(number, version)
+            pages.are(number, version)
         return Opened(self._handle(state), keep)
 
     async def _open_inode(
@@ -77,15 +77,18 @@ class OpenFiles:
     ) -> FileState:
         state = self._context.states.get(number)
         if state is None or not state.dirty:
-            known = self._context.attrs.get(number)
-            version = self._context.attrs.pages_version(number)
+            known = volume.memory.attr(ino)
+            version = self._context.pages.version(number)
             # The kernel's pages make the content superfluous, and so does cutting it off.
-            wanted = not flags & os.O_TRUNC and (known is None or known[0].version != version)
-            limit = self._context.options.open_data_bytes if wanted else 0
-            opened: names.Opened = await volume.call(names.Open(ino, limit))
-            if not stat.S_ISREG(opened.attr.mode):
+            wanted = not flags & os.O_TRUNC and (known is None or known.version != version)
+            if known is not None and (not wanted or not known.size):
+                opened = names.Opened(known, None if known.size else b"")
+            else:
+                limit = self._context.options.open_data_bytes if wanted else 0
+                opened = await volume.call(names.Open(ino, limit))
+            if not stat.S_ISREG(opened.attr.mode) or (not opened.attr.nlink and state is None):
+                # Found by a name that is gone: the kernel looks it up again.
                 raise TreeError(errno.ESTALE)
-            self._context.attrs.put(number, opened.attr)
             state = self._state(volume, number, opened.attr)
             state.opened(opened.attr, opened.data)
         if flags & os.O_TRUNC:
@@ -108,12 +111,19 @@ class OpenFiles:
             cleared &= ~stat.S_ISGID
         if cleared != mode:
             request = Changes(mode=stat.S_IMODE(cleared)).request(state.ino)
-            self._context.entry(state.number, await state.set_attributes(request))
+            await state.set_attributes(request)
 
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, owner: Owner
     ) -> tuple[Opened, Entry]:
         """Make a file and open it. The caller counts the lookup."""
+        volume, parent_ino, _ = self._tree.inode(parent)
+        with volume.memory.locked(parent_ino):
+            return await self._create(parent, name, mode, flags, owner)
+
+    async def _create(
+        self, parent: int, name: bytes, mode: int, flags: int, owner: Owner
+    ) -> tuple[Opened, Entry]:
         try:
             entry = await self._tree.create(parent, name, stat.S_IFREG | stat.S_IMODE(mode), owner)
         except StatusError as exc:
@@ -127,7 +137,7 @@ class OpenFiles:
             return opened, self._entry(entry)
         volume, _, _ = self._tree.inode(entry.number)
         state = self._state(volume, entry.number, entry.attr)
-        self._context.attrs.pages_are(entry.number, entry.attr.version)
+        self._context.pages.are(entry.number, entry.attr.version)
         return Opened(self._handle(state), False), entry
 
     def _entry(self, entry: Entry) -> Entry:
@@ -229,18 +239,18 @@ class OpenFiles:
                     inos.add(state.ino)
             for volume in self._volumes.by_name.values():
                 inos = held.get(volume, set())
-                if inos != volume.held:
+                if inos != volume.held_open:
                     self._context.spawn(self._tell, volume, inos)
 
     async def _tell(self, volume: Volume, inos: set[int]) -> None:
         """Tell the storage what is held now. What it takes up again is told by the session."""
-        added, removed = inos - volume.held, volume.held - inos
-        volume.held = inos
+        added, removed = inos - volume.held_open, volume.held_open - inos
+        volume.held_open = inos
         try:
             await volume.backend.call(names.Holds(sorted(added), sorted(removed)), timeout_s=5.0)
         except FdfsError:
             # Tell everything again next time.
-            volume.held = volume.held - added | removed
+            volume.held_open = volume.held_open - added | removed
             raise
 
     async def store_all(self) -> int:

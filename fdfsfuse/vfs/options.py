@@ -29,10 +29,9 @@ class VfsOptions:
         lease_s: how long the mount may be out of touch before others' changes stop waiting for it;
             0 for what the volume grants, which is also the most.
         acl: POSIX ACLs are kept, and the kernel checks them.
-        attr_timeout_s: how old names and attributes may be that are answered from memory, the
-            kernel's memory included.
-        negative_timeout_s: the same for names that do not exist. 0, so that a file that another
-            machine has made is seen at once.
+        cached_entries: most inodes, and most names, of a volume that are remembered.
+        attr_timeout_s: how old attributes may be that nobody recalls: those of objects without a
+            name, and of directories that no storage describes.
         poll_interval_s: how often the trackers are asked for volumes.
         max_waiting: requests that may wait for one volume that is not connected; further ones
             fail at once, so that it does not take all request slots of the mount.
@@ -57,7 +56,7 @@ class VfsOptions:
     lease_s: float = 0.0
     acl: bool = False
     attr_timeout_s: float = 1.0
-    negative_timeout_s: float = 0.0
+    cached_entries: int = 65_536
     poll_interval_s: float = 3.0
     max_waiting: int = 32
     open_data_bytes: int = 64 << 10

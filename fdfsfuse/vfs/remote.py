@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import trio
@@ -23,12 +23,13 @@ from fdfsfuse.client.views import Candidate
 from fdfsfuse.errors import ConnectFailed, ConnectionProblem, DeadlineExceeded
 from fdfsfuse.proto import names
 from fdfsfuse.proto.storage import Download, FileInfo, FileRequest, StorageCommand
-from fdfsfuse.vfs.backend import ObjectInfo
+from fdfsfuse.vfs.backend import Listener, ObjectInfo
 
 _T = TypeVar("_T")
 
 _RETRY_S = 0.2
-_CONNECTED_POLL_S = 0.5
+_LEASE_MARGIN = 0.1
+"""Part of the lease that is not used: clocks differ, and the kernel counts from when it reads."""
 _HEAD_LENGTH = struct.Struct(">I")
 _INFO_MAX = 128
 _JOIN_BELOW = 256 << 10
@@ -92,24 +93,42 @@ class RemoteBackend:
         count, total_ns = self._traffic.get(name, (0, 0))
         self._traffic[name] = (count + 1, total_ns + time.perf_counter_ns() - start)
 
-    async def run(
-        self, resumed: Callable[[], Awaitable[None]], held: Callable[[], Collection[int]]
-    ) -> None:
-        manager = open_session(self._find, client=self._client, holds=held)
+    async def run(self, listener: Listener) -> None:
+        def pushed(push: names.Push) -> None:
+            if isinstance(push, names.Recall):
+                listener.recalled(push)
+
+        manager = open_session(
+            self._find,
+            client=self._client,
+            holds=listener.held,
+            on_push=pushed,
+            on_lease_lost=listener.lease_lost,
+        )
         async with manager as session:
             self._session = session
             self._opened.set()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch, session, resumed)
+                nursery.start_soon(self._watch, session, listener)
                 await self._closing.wait()
                 nursery.cancel_scope.cancel()
 
-    async def _watch(self, session: NamesSession, resumed: Callable[[], Awaitable[None]]) -> None:
+    async def _watch(self, session: NamesSession, listener: Listener) -> None:
         while True:
             await session.wait_connected()
-            await resumed()
-            while session.connected:  # noqa: ASYNC110 (nobody tells when it ends)
-                await trio.sleep(_CONNECTED_POLL_S)
+            await listener.resumed()
+            await session.wait_disconnected()
+
+    @property
+    def lease_until(self) -> float:
+        session = self._session
+        if session is None:
+            return 0.0
+        return session.lease_until - session.lease_s * _LEASE_MARGIN
+
+    def recalled(self, number: int, kept: Sequence[int]) -> None:
+        if self._session is not None:
+            self._session.recalled(number, kept)
 
     def close(self) -> None:
         self._closing.set()

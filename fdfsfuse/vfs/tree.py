@@ -23,6 +23,7 @@ from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.context import Context, Entry
 from fdfsfuse.vfs.idtree import IdTree, store_path_of
 from fdfsfuse.vfs.listing import DirHandles
+from fdfsfuse.vfs.memory import MISSING
 from fdfsfuse.vfs.numbers import id_directory
 from fdfsfuse.vfs.options import Ids
 from fdfsfuse.vfs.volume import Volume
@@ -112,8 +113,20 @@ class Tree:
         volume, ino = self._parent(parent)
         if ino == names.ROOT_INO and store_path_of(name) is not None:
             return self._ids.lookup_store_path(volume, name)
-        attr: Attr = await volume.call(names.Lookup(ino, name))
-        return self._entry(volume, attr)
+        known = volume.memory.lookup(ino, name)
+        if known == MISSING:
+            raise TreeError(errno.ENOENT)
+        attr: Attr | None = volume.memory.attr(known) if known is not None else None
+        if attr is None:
+            attr = await volume.call(names.Lookup(ino, name))
+        return self._context.entry(volume, attr, ino, name)
+
+    def missing_for(self, parent: int, name: bytes) -> float:
+        """For how many seconds the kernel may rely on it that there is no such name."""
+        if parent == self._context.volumes_at or id_directory(parent) is not None:
+            return 0.0
+        volume, ino = self._parent(parent)
+        return volume.memory.give(ino, name, MISSING)
 
     async def getattr(self, number: int) -> Entry:
         """The attributes of an inode."""
@@ -124,18 +137,15 @@ class Tree:
             return await self._volumes.volume_getattr(volume)
         if id_directory(number) is not None:
             return self._ids.directory_entry(number)
-        known = self._context.remembered(number)
-        if known is not None:
-            return known
-        return self._context.entry(number, await self._fetch(number))
-
-    async def _fetch(self, number: int) -> Attr:
-        volume, ino, file_id = self.inode(number)
+        _, ino, file_id = self.inode(number)
         if ino:
-            attr: Attr = await volume.call(names.GetAttr(ino))
-            return attr
+            attr = volume.memory.attr(ino) or await volume.call(names.GetAttr(ino))
+            return self._context.entry(volume, attr)
+        known = self._context.objects.get(number)
+        if known is not None:
+            return Entry(number, known[0], known[1], known[1])
         found: Attr = await volume.call(names.LookupObject(file_id))
-        return self._ids.attributes(found)
+        return self._context.object_entry(number, self._ids.attributes(found))
 
     async def readlink(self, number: int) -> bytes:
         """The target of a symlink."""
@@ -163,8 +173,8 @@ class Tree:
         state = self._context.states.get(number)
         request = changes.request(ino)
         if state is not None:
-            return self._context.entry(number, await state.set_attributes(request))
-        return self._context.entry(number, await volume.call(request))
+            return self._context.entry(volume, await state.set_attributes(request))
+        return self._context.entry(volume, await volume.call(request))
 
     async def create(
         self,
@@ -181,8 +191,7 @@ class Tree:
         now = time.time_ns()
         request = names.Create(ino, name, mode, owner.uid, owner.gid, now, rdev, target)
         attr: Attr = await volume.call(request)
-        self._context.attrs.directory_changed(parent, now, int(stat.S_ISDIR(mode)))
-        return self._entry(volume, attr)
+        return self._context.entry(volume, attr, ino, name)
 
     async def remove(self, parent: int, name: bytes, *, directory: bool) -> None:
         """unlink and rmdir."""
@@ -194,11 +203,9 @@ class Tree:
         volume, ino = self._parent(parent)
         if ino == names.ROOT_INO and store_path_of(name) is not None:
             raise TreeError(errno.EPERM)
-        now = time.time_ns()
-        attr: Attr = await volume.call(names.Remove(ino, name, directory, now))
+        attr: Attr = await volume.call(names.Remove(ino, name, directory, time.time_ns()))
         self._directories.removed(parent, name)
-        self._context.attrs.directory_changed(parent, now, -int(directory))
-        self._entry(volume, attr)
+        self._context.entry(volume, attr)
 
     async def link(self, number: int, parent: int, name: bytes) -> Entry:
         """A further name for an inode, or the first one of an object. The caller counts."""
@@ -208,10 +215,8 @@ class Tree:
         _, parent_ino = self._parent(parent)
         if file_id:
             return await self._adopt(volume, file_id, parent, name, replace=False)
-        now = time.time_ns()
-        attr: Attr = await volume.call(names.Link(ino, parent_ino, name, now))
-        self._context.attrs.directory_changed(parent, now, 0)
-        return self._entry(volume, attr)
+        attr: Attr = await volume.call(names.Link(ino, parent_ino, name, time.time_ns()))
+        return self._context.entry(volume, attr, parent_ino, name)
 
     async def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
@@ -239,13 +244,12 @@ class Tree:
             or (new_ino == names.ROOT_INO and store_path_of(new_name) is not None)
         ):
             raise TreeError(errno.EPERM)
-        now = time.time_ns()
         answer: names.Renamed = await volume.call(
-            names.Rename(ino, name, new_ino, new_name, flags, now)
+            names.Rename(ino, name, new_ino, new_name, flags, time.time_ns())
         )
         if not flags & RENAME_EXCHANGE:
             self._directories.removed(parent, name)
-        self._renamed(volume, answer, parent, new_parent)
+        self._renamed(volume, answer)
 
     async def _adopt(
         self, volume: Volume, file_id: str, parent: int, name: bytes, *, replace: bool
@@ -260,23 +264,14 @@ class Tree:
             )
         )
         self._context.numbers.adopted(volume.number, file_id, answer.moved.ino)
-        return self._renamed(volume, answer, parent)
+        self._renamed(volume, answer)
+        return self._context.entry(volume, answer.moved, parent_ino, name)
 
-    def _renamed(self, volume: Volume, answer: names.Renamed, *parents: int) -> Entry:
-        changed = (answer.moved, answer.replaced or answer.moved)
-        for parent in parents:
-            # A directory that moves or is replaced changes link counts: ask when it was one.
-            if any(stat.S_ISDIR(attr.mode) for attr in changed):
-                self._context.attrs.drop(parent)
-            else:
-                self._context.attrs.directory_changed(parent, answer.moved.ctime_ns, 0)
+    def _renamed(self, volume: Volume, answer: names.Renamed) -> None:
+        """Open files learn of it."""
         if answer.replaced is not None:
-            self._entry(volume, answer.replaced)
-        return self._entry(volume, answer.moved)
-
-    def _entry(self, volume: Volume, attr: Attr) -> Entry:
-        number = self._context.numbers.of_inode(volume.number, attr.ino)
-        return self._context.entry(number, attr)
+            self._context.entry(volume, answer.replaced)
+        self._context.entry(volume, answer.moved)
 
 
 def is_missing(exc: OSError) -> bool:

@@ -31,6 +31,7 @@ from fdfsfuse.vfs.listing import (
 from fdfsfuse.vfs.numbers import id_directory
 from fdfsfuse.vfs.openfiles import OpenFiles
 from fdfsfuse.vfs.options import VfsOptions
+from fdfsfuse.vfs.recalls import Kernel, NoKernel
 from fdfsfuse.vfs.tree import Changes, Tree
 from fdfsfuse.vfs.volume import Volume
 from fdfsfuse.vfs.volumes import Volumes
@@ -42,8 +43,8 @@ log = logging.getLogger(__name__)
 class Vfs:
     """The parts: ``tree`` (names and attributes), ``files`` (handles), ``xattrs``, directories."""
 
-    def __init__(self, options: VfsOptions, cluster: Cluster) -> None:
-        self.context = Context(options)
+    def __init__(self, options: VfsOptions, cluster: Cluster, kernel: Kernel | None = None) -> None:
+        self.context = Context(options, kernel or NoKernel())
         self.volumes = Volumes(self.context, cluster)
         self._ids = IdTree(self.context, self.volumes)
         self.directories = DirHandles()
@@ -83,7 +84,8 @@ class Vfs:
     def forget(self, counts: Iterable[tuple[int, int]]) -> None:
         """The kernel takes lookups back."""
         for number in self.context.numbers.forget(counts):
-            self.context.attrs.forget(number)
+            self.context.pages.drop(number)
+            self.context.objects.drop(number)
             self.xattrs.forget(number)
             if number not in self.context.states:
                 self.context.numbers.drop(number)

@@ -12,11 +12,14 @@ import time
 from typing import Any
 
 import trio
+from trio.lowlevel import ParkingLot
 
-from fdfsfuse.errors import ConnectFailed, ConnectionProblem, FdfsError
+from fdfsfuse.errors import ConnectFailed, ConnectionProblem, FdfsError, StatusError
 from fdfsfuse.proto import names
-from fdfsfuse.vfs.backend import Backend
-from fdfsfuse.vfs.options import VfsOptions
+from fdfsfuse.vfs.backend import Backend, lease_clock
+from fdfsfuse.vfs.context import Context
+from fdfsfuse.vfs.memory import Memory
+from fdfsfuse.vfs.recalls import Recalls
 
 log = logging.getLogger(__name__)
 
@@ -28,21 +31,32 @@ class Volume:
     """A volume with its number in this mount.
 
     ``down``: see the module. ``held`` has the inodes that the storage was told to keep.
-    ``root_attr`` are the last attributes of the root that the storage told.
+    ``root_attr`` are the last attributes of the root that the storage told. ``memory`` has what
+    may be relied upon of all that the storage told.
     """
 
-    def __init__(self, number: int, backend: Backend, options: VfsOptions) -> None:
+    def __init__(
+        self,
+        number: int,
+        backend: Backend,
+        context: Context,
+    ) -> None:
+        options = context.options
         self.number = number
         self.backend = backend
         self.name = backend.group.encode()
         self.down = False
         self.times_down = 0
-        self.held: set[int] = set()
+        self.held_open: set[int] = set()
+        self.memory = Memory(lease_clock, lambda: backend.lease_until, options.cached_entries)
         self.ended = trio.Event()
         self.root_attr: names.Attr | None = None
         self._options = options
+        self._recalls = Recalls(context, self)
         self._waiting = 0
         self._went_down = trio.Event()
+        self._answers_held: trio.Event | None = None
+        self._landed = ParkingLot()
         self._space = names.Space(0, 0, 0, 0)
         self._space_at = float("-inf")
 
@@ -51,29 +65,66 @@ class Volume:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._probe)
-                await self.backend.run(self._on_resumed, lambda: self.held)
+                await self.backend.run(self)
                 nursery.cancel_scope.cancel()
         finally:
             self.ended.set()
 
-    async def call(self, request: names.Request) -> Any:
-        """Send a names request; see `Backend.call`. Fails at once while the volume is down."""
-        if self.down or not self.backend.connected:
-            return await self._wait_and_call(request)
+    async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
+        """Send a names request; see `Backend.call`. Fails at once while the volume is down.
+
+        What the answer tells is in ``memory`` then, unless it may be outdated.
+        """
+        memory = self.memory
+        began = memory.begin(request)
         try:
-            return await self.backend.call(request)
+            answer = await self._call(request, timeout_s)
+            if self._answers_held is not None:
+                await self._wait_for_answers()
+            memory.learn(request, answer, began)
+        except StatusError as exc:
+            memory.refused(request, exc, began)
+            raise
+        finally:
+            memory.end(request)
+            if self._landed:
+                self._landed.unpark_all()
+        return answer
+
+    async def _wait_for_answers(self) -> None:
+        while self._answers_held is not None:
+            held = self._answers_held
+            await held.wait()
+            if self._answers_held is held:
+                self._answers_held = None
+
+    async def wait_landed(self, directory: int) -> None:
+        """Wait until no request about a directory is in flight."""
+        while self.memory.in_flight(directory):
+            await self._landed.park()
+
+    def hold_answers(self) -> trio.Event:
+        """No call returns before the event is set."""
+        self._answers_held = trio.Event()
+        return self._answers_held
+
+    async def _call(self, request: names.Request, timeout_s: float | None) -> Any:
+        if self.down or not self.backend.connected:
+            return await self._wait_and_call(request, timeout_s)
+        try:
+            return await self.backend.call(request, timeout_s=timeout_s)
         except ConnectionProblem:
             self._mark_down()
             raise
 
-    async def _wait_and_call(self, request: names.Request) -> Any:
+    async def _wait_and_call(self, request: names.Request, timeout_s: float | None) -> Any:
         if self.down:
             raise ConnectFailed(f"the volume {self.backend.group} does not answer")
         if self._waiting >= self._options.max_waiting:
             raise ConnectFailed(f"too many requests wait for the volume {self.backend.group}")
         self._waiting += 1
         try:
-            return await self.backend.call(request)
+            return await self.backend.call(request, timeout_s=timeout_s)
         except ConnectionProblem:
             self._mark_down()
             raise
@@ -100,7 +151,23 @@ class Volume:
                 log.debug("%s: no StatFs: %s", self.backend.group, exc)
         return self._space
 
-    async def _on_resumed(self) -> None:
+    # --- what the session tells ------------------------------------------------------------------
+
+    def held(self) -> set[int]:
+        """See `Listener`."""
+        return self.held_open
+
+    def recalled(self, message: names.Recall) -> None:
+        """See `Listener`."""
+        self._recalls.recalled(message)
+
+    def lease_lost(self) -> None:
+        """See `Listener`."""
+        log.info("%s: the lease was lost", self.backend.group)
+        self._recalls.lost()
+
+    async def resumed(self) -> None:
+        """See `Listener`."""
         self._mark_up()
         try:
             self.root_attr = await self.backend.call(names.GetAttr(names.ROOT_INO), timeout_s=5.0)

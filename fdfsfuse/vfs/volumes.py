@@ -115,11 +115,10 @@ class Volumes:
         """The entry of a volume's root, from memory; attributes that are old hold for 0 s."""
         number = self.root_of(volume)
         timeout_s = self._context.options.attr_timeout_s
-        known = self._context.remembered(number)
-        if known is not None:
-            return known._replace(entry_timeout_s=timeout_s)
-        attr = volume.root_attr or self.directory_attr()
-        return Entry(number, attr, 0.0, timeout_s)
+        attr = volume.memory.attr(names.ROOT_INO)
+        if attr is not None:
+            return self._context.entry(volume, attr)._replace(entry_timeout_s=timeout_s)
+        return Entry(number, volume.root_attr or self.directory_attr(), 0.0, timeout_s)
 
     async def volume_getattr(self, volume: Volume) -> Entry:
         """The attributes of a volume's root; those known last while it does not answer."""
@@ -127,13 +126,13 @@ class Volumes:
         if entry.attr_timeout_s > 0 or volume.down or not volume.backend.connected:
             return entry
         try:
-            attr: names.Attr = await volume.backend.call(
+            attr: names.Attr = await volume.call(
                 names.GetAttr(names.ROOT_INO), timeout_s=_ROOT_ATTR_S
             )
         except FdfsError:
             return entry
         volume.root_attr = attr
-        return self._context.entry(entry.number, attr)
+        return self._context.entry(volume, attr)
 
     def root_entry(self) -> Entry:
         """The root of the mount."""
@@ -154,7 +153,7 @@ class Volumes:
         number = zlib.crc32(group.encode()) % MAX_VOLUMES + 1
         while number in self._by_number:
             number = number % MAX_VOLUMES + 1
-        volume = Volume(number, self._cluster.backend(group), self._context.options)
+        volume = Volume(number, self._cluster.backend(group), self._context)
         self._by_number[number] = volume
         self.by_name[volume.name] = volume
         log.info("volume %s", group)

@@ -37,12 +37,15 @@ _NAME_MAX = 255
 
 
 class Xattrs:
-    """One fetch brings all of an inode's attributes; they are kept for the attribute timeout."""
+    """One fetch brings all of an inode's attributes, and the volume's memory keeps them.
+
+    Those of objects without a name are kept for the attribute timeout.
+    """
 
     def __init__(self, context: Context, tree: Tree) -> None:
         self._context = context
         self._tree = tree
-        self._cache: Recent[int, tuple[float, dict[bytes, bytes]]] = Recent(_CACHED)
+        self._objects: Recent[int, tuple[float, dict[bytes, bytes]]] = Recent(_CACHED)
         self._self_test: bytes | None = None
 
     async def get(self, number: int, name: bytes) -> bytes:
@@ -82,7 +85,7 @@ class Xattrs:
 
     def forget(self, number: int) -> None:
         """The kernel does not know the inode any more."""
-        self._cache.pop(number, None)
+        self._objects.pop(number, None)
 
     def _check_name(self, name: bytes) -> None:
         if name.startswith(HIDDEN):
@@ -93,20 +96,26 @@ class Xattrs:
             raise TreeError(errno.ERANGE)
 
     def _changed(self, number: int) -> None:
-        # ctime has changed too.
-        self._cache.pop(number, None)
-        self._context.attrs.drop(number)
+        # The change time, too; the memory of an inode has seen to that itself.
+        self._objects.pop(number, None)
+        self._context.objects.drop(number)
 
     async def _all(self, number: int) -> dict[bytes, bytes]:
         if number == self._context.volumes_at or id_directory(number) is not None:
             return {}
-        found = self._cache.get(number)
-        if found is not None and found[0] > time.monotonic():
-            return found[1]
         volume, ino, file_id = self._tree.inode(number)
+        if ino:
+            known = volume.memory.xattrs(ino)
+            if known is not None:
+                return known
+        else:
+            found = self._objects.get(number)
+            if found is not None and found[0] > time.monotonic():
+                return found[1]
         answer: names.Xattrs = await volume.call(names.ListXattrs(ino, file_id))
-        until = time.monotonic() + self._context.options.attr_timeout_s
-        self._cache[number] = (until, answer.xattrs)
+        if not ino:
+            until = time.monotonic() + self._context.options.attr_timeout_s
+            self._objects[number] = (until, answer.xattrs)
         return answer.xattrs
 
     async def _get_hidden(self, number: int, name: bytes) -> bytes:

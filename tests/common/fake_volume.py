@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from fdfsfuse.errors import DeadlineExceeded, StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.fileid import encode_base, encode_source, make_suffix
 from fdfsfuse.proto.names import Attr
-from fdfsfuse.vfs.backend import ObjectInfo
+from fdfsfuse.vfs.backend import Listener, ObjectInfo, lease_clock
 
 NEVER = 10.0**9
 
@@ -33,7 +33,10 @@ class Directory:
 
 
 class FakeBackend:
-    """One volume. ``requests`` counts them by kind; ``down`` lets calls time out."""
+    """One volume. ``requests`` counts them by kind; ``down`` lets calls time out.
+
+    ``lease_s`` is always left of the lease; ``confirmed`` has the recalls that were confirmed.
+    """
 
     def __init__(self, group: str) -> None:
         self.group = group
@@ -45,6 +48,10 @@ class FakeBackend:
         self.fail: dict[type | str, Exception] = {}
         self.gate: trio.Event | None = None
         self.closing = trio.Event()
+        self.lease_s = 60.0
+        self._recalls = 0
+        self.listener: Listener | None = None
+        self.confirmed: list[tuple[int, list[int]]] = []
         self.attrs: dict[int, Attr] = {1: _attr(1, stat.S_IFDIR | 0o755, 0, 0, 0)}
         self.directories: dict[int, Directory] = {1: Directory()}
         self.xattrs: dict[int, dict[bytes, bytes]] = {}
@@ -95,11 +102,17 @@ class FakeBackend:
     def replicas(self) -> list[str]:
         return ["127.0.0.3:23000"]
 
-    async def run(
-        self, resumed: Callable[[], Awaitable[None]], held: Callable[[], Collection[int]]
-    ) -> None:
-        await resumed()
+    @property
+    def lease_until(self) -> float:
+        return lease_clock() + self.lease_s
+
+    async def run(self, listener: Listener) -> None:
+        self.listener = listener
+        await listener.resumed()
         await self.closing.wait()
+
+    def recalled(self, number: int, kept: Sequence[int]) -> None:
+        self.confirmed.append((number, list(kept)))
 
     def close(self) -> None:
         self.closing.set()
@@ -156,6 +169,40 @@ class FakeBackend:
             raise self.fail[kind]
 
     # --- for tests --------------------------------------------------------------------------------
+
+    async def change(self, request: names.Request) -> Any:
+        """Another mount sends *request*; what it changes is recalled from this one."""
+        attrs, entries = dict(self.attrs), self._entries()
+        answer = self._handlers[type(request)](request)
+        recall = self.recall_since(attrs, entries)
+        if self.listener is not None:
+            self.listener.recalled(recall)
+            while recall.number not in (number for number, _ in self.confirmed):  # noqa: ASYNC110
+                await trio.sleep(0.001)
+        return answer
+
+    def _entries(self) -> dict[tuple[int, bytes], int]:
+        return {
+            (parent, name): ino
+            for parent, directory in self.directories.items()
+            for name, (_, ino) in directory.entries.items()
+        }
+
+    def recall_since(
+        self, attrs: dict[int, Attr], entries: dict[tuple[int, bytes], int]
+    ) -> names.Recall:
+        """What is different from the state described by *attrs* and *entries*."""
+        now = self._entries()
+        changed = [entry for entry in {**entries, **now} if entries.get(entry) != now.get(entry)]
+        inos = {ino for ino, attr in attrs.items() if self.attrs.get(ino) != attr}
+        inos |= {parent for parent, _ in changed}
+        content = [
+            ino
+            for ino in inos
+            if ino in attrs and ino in self.attrs and attrs[ino].version != self.attrs[ino].version
+        ]
+        self._recalls += 1
+        return names.Recall(self._recalls, sorted(inos), content, sorted(changed), [])
 
     def upload(self, data: bytes, mtime_s: int = 1_700_000_000) -> str:
         """An unnamed object, as a FastDFS client makes it."""

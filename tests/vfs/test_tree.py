@@ -184,11 +184,11 @@ async def test_own_changes_show_in_the_directory_without_asking() -> None:
         assert m.volume.requests["GetAttr"] == before
 
 
-async def test_old_attributes_are_asked_again() -> None:
-    async with mounted(attr_timeout_s=0.0) as m:
+async def test_attributes_are_asked_again_when_they_were_recalled() -> None:
+    async with mounted() as m:
         number = await make(m, "vol/a")
         ino = m.volume.by_path("a").ino
-        await m.volume.call(names.SetAttr(ino, 1, mode=0o111))
+        await m.volume.change(names.SetAttr(ino, 1, mode=0o111))
         assert stat.S_IMODE((await m.vfs.tree.getattr(number)).attr.mode) == 0o111
 
 
@@ -499,7 +499,7 @@ async def test_what_an_id_does_not_tell_is_asked_for() -> None:
         number = (await m.write_file("vol/a", b"x")).number
         ino = m.volume.by_path("a").ino
         m.volume.attrs[ino] = replace(m.volume.attrs[ino], file_id="M00/00/00/short")
-        m.vfs.context.attrs.drop(number)
+        m.vfs.volumes.of(number).memory.forget(ino)
         assert await m.vfs.xattrs.get(number, b"user.fdfs.crc32") == b"0000abcd"
 
 

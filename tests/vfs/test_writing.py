@@ -300,12 +300,12 @@ async def test_write_back_tells_its_error_to_the_next_call() -> None:
 
 
 async def test_a_replaced_object_is_followed_when_it_is_changed_in_memory() -> None:
-    async with mounted(attr_timeout_s=0.0) as m:
+    async with mounted() as m:
         await m.write_file("vol/a", b"first version")
         handle = await m.open("vol/a", os.O_RDWR)
         # Another mount stores something else meanwhile.
         ino = m.volume.by_path("a").ino
-        await m.volume.call(names.StoreContent(ino, b"SECOND", 5))
+        await m.volume.change(names.StoreContent(ino, b"SECOND", 5))
         await m.vfs.files.write(handle, 0, b"_")
         await m.close(handle)
         assert m.volume.content("a") == b"_ECOND"

@@ -1,0 +1,40 @@
+"""The caches that the kernel keeps for the mount, and making it forget."""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+import pyfuse3
+
+log = logging.getLogger(__name__)
+
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EINVAL, errno.ENODEV)
+"""The kernel does not know the inode or the name, or (the last two) the mount has ended."""
+
+
+class KernelCaches:
+    """A `fdfsfuse.vfs.recalls.Kernel`: an OSError that left a handler would end the mount."""
+
+    def forget_attributes(self, number: int) -> None:
+        try:
+            pyfuse3.invalidate_inode(number, attr_only=True)
+        except OSError as exc:
+            _note(exc, "attributes of", number)
+
+    def forget_pages(self, number: int) -> None:
+        try:
+            pyfuse3.invalidate_inode(number)
+        except OSError as exc:
+            _note(exc, "pages of", number)
+
+    def forget_name(self, parent: int, name: bytes) -> None:
+        try:
+            pyfuse3.invalidate_entry(parent, name)
+        except OSError as exc:
+            _note(exc, "a name in", parent)
+
+
+def _note(exc: OSError, what: str, number: int) -> None:
+    if exc.errno not in _NOTHING_THERE:
+        log.warning("the kernel did not forget %s %d: %s", what, number, exc)

@@ -1,0 +1,420 @@
+"""What a volume's storage has told this mount, and for how long it may be relied upon.
+
+Everything here is right until the storage recalls it or the session's lease runs out: then the
+storage need not ask us any more. `Memory.left` says how long that is; what is answered from memory,
+and what the kernel is told that it may keep, is always bounded by it.
+
+Requests overlap with recalls. A request in flight is counted by `begin` and `end`, and what its
+answer tells is kept only if nothing of it was recalled since it was sent: the answer may be older
+than the recall. Two requests of this mount about one inode may be answered in either order, so what
+they tell is not kept if they overlapped, except for a directory's times and link count after
+changes in it, which add up in any order.
+
+Only decisions: no I/O, no clock but that of `left`.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from fdfsfuse.errors import StatusError
+from fdfsfuse.proto import names
+from fdfsfuse.proto.names import Attr
+from fdfsfuse.vfs.lru import Recent
+
+MISSING: Final = 0
+"""In place of an inode: the name is known not to exist."""
+_RENAME_EXCHANGE: Final = 2
+_MARKS_MAX: Final = 10_000
+
+
+class Directory:
+    """Names of a directory. ``until``: the kernel may rely on some of them as long as that."""
+
+    __slots__ = ("names", "until")
+
+    def __init__(self) -> None:
+        self.names: dict[bytes, int] = {}
+        self.until = float("-inf")
+
+
+class Memory:
+    """See the module.
+
+    Args:
+        now: the clock that leases run on, in seconds.
+        lease_until: until when, on that clock, the lease is certain to last; already with a margin.
+        limit: most inodes, and most names, that are remembered.
+    """
+
+    def __init__(
+        self, now: Callable[[], float], lease_until: Callable[[], float], limit: int
+    ) -> None:
+        self._now = now
+        self._lease_until = lease_until
+        self._limit = limit
+        self._attrs: Recent[int, Attr] = Recent(limit)
+        self._xattrs: Recent[int, dict[bytes, bytes]] = Recent(limit)
+        self._directories: dict[int, Directory] = {}
+        self._names = 0
+        self._forgotten_until = float("-inf")
+        self._serial = 0
+        self._flights: dict[int, int] = {}
+        self._flying = 0
+        self._recalled_all = 0
+        self._recalled: dict[int, int] = {}
+        self._learned: dict[int, int] = {}
+        self._derived: dict[int, int] = {}
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def left(self) -> float:
+        """Seconds for which what is remembered may be relied upon; 0: not at all."""
+        return max(0.0, self._lease_until() - self._now())
+
+    def attr(self, ino: int) -> Attr | None:
+        """The attributes of an inode, as they are now."""
+        attr = self._attrs.get(ino)
+        return attr if attr is not None and self._now() < self._lease_until() else None
+
+    def knows(self, attr: Attr) -> bool:
+        """Whether *attr*, an answer, is what is remembered of the inode, however long."""
+        return self._attrs.get(attr.ino) is attr
+
+    def xattrs(self, ino: int) -> dict[bytes, bytes] | None:
+        """All extended attributes of an inode."""
+        found = self._xattrs.get(ino)
+        return found if found is not None and self._now() < self._lease_until() else None
+
+    def lookup(self, parent: int, name: bytes) -> int | None:
+        """The inode of a name, MISSING, or None when it is not known."""
+        directory = self._directories.get(parent)
+        if directory is None:
+            return None
+        ino = directory.names.get(name)
+        return ino if ino is not None and self._now() < self._lease_until() else None
+
+    def give(self, parent: int, name: bytes, ino: int) -> float:
+        """The kernel is told of the name: for how many seconds it may rely on it."""
+        directory = self._directories.get(parent)
+        if directory is None or directory.names.get(name) != ino:
+            return 0.0
+        until = self._lease_until()
+        directory.until = max(directory.until, until)
+        return max(0.0, until - self._now())
+
+    def in_use(self, directory: int) -> bool:
+        """Whether the kernel may rely on any name of the directory."""
+        found = self._directories.get(directory)
+        until = found.until if found is not None else self._forgotten_until
+        return until > self._now()
+
+    def unknown_left(self) -> float:
+        """Seconds for which the kernel may rely on names that are not remembered any more."""
+        return max(0.0, self._forgotten_until - self._now())
+
+    def names_in_use(self) -> list[tuple[int, bytes]]:
+        """All names (in their directories) on which the kernel may rely, as far as known here."""
+        now = self._now()
+        return [
+            (ino, name)
+            for ino, directory in self._directories.items()
+            if directory.until > now
+            for name in directory.names
+        ]
+
+    # --- requests in flight ----------------------------------------------------------------------
+
+    def begin(self, request: names.Request) -> int:
+        """A request is about to be sent; gives the number for `learn` and `refused`."""
+        self._serial += 1
+        self._flying += 1
+        for ino in _directories(request):
+            self._flights[ino] = self._flights.get(ino, 0) + 1
+        return self._serial
+
+    def end(self, request: names.Request) -> None:
+        """A request is over."""
+        self._flying -= 1
+        for ino in _directories(request):
+            self._unlock(ino)
+        if not self._flying or len(self._learned) > _MARKS_MAX:
+            if self._flying:
+                # Too many to tell apart: whatever is in flight now is not kept.
+                self._recalled_all = self._serial
+            self._recalled.clear()
+            self._learned.clear()
+            self._derived.clear()
+
+    @contextmanager
+    def locked(self, directory: int) -> Iterator[None]:
+        """The kernel has the directory locked for a call that makes several requests."""
+        self._flights[directory] = self._flights.get(directory, 0) + 1
+        try:
+            yield
+        finally:
+            self._unlock(directory)
+
+    def _unlock(self, directory: int) -> None:
+        count = self._flights[directory] - 1
+        if count:
+            self._flights[directory] = count
+        else:
+            del self._flights[directory]
+
+    def in_flight(self, directory: int) -> bool:
+        """Whether a request about the directory is in flight: the kernel may have it locked."""
+        return directory in self._flights
+
+    # --- learning --------------------------------------------------------------------------------
+
+    def learn(self, request: names.Request, answer: Any, began: int) -> None:
+        """A request was answered. To be called before its `end`."""
+        learn = _LEARN.get(type(request))
+        if learn is not None:
+            learn(self, request, answer, began)
+
+    def refused(self, request: names.Request, error: StatusError, began: int) -> None:
+        """A request was answered with an error."""
+        if isinstance(request, names.Lookup) and error.errno == errno.ENOENT:
+            self._name(request.parent, request.name, MISSING, began)
+
+    def _is_fresh(self, ino: int, began: int) -> bool:
+        return began > self._recalled_all and began > self._recalled.get(ino, 0)
+
+    def _attr(self, attr: Attr, began: int) -> None:
+        ino = attr.ino
+        if not ino or not self._is_fresh(ino, began):
+            return
+        if self._flying > 1:
+            overlaps = self._learned.get(ino, 0) >= began or self._derived.get(ino, 0) >= began
+            self._learned[ino] = self._serial
+            if overlaps:
+                self._attrs.pop(ino, None)
+                return
+        self._attrs[ino] = attr
+
+    def _name(self, parent: int, name: bytes, ino: int, began: int) -> None:
+        if not self._is_fresh(parent, began):
+            return
+        directory = self._directories.get(parent)
+        if directory is None:
+            directory = self._directories[parent] = Directory()
+        before = len(directory.names)
+        directory.names[name] = ino
+        self._names += len(directory.names) - before
+        while self._names > self._limit:
+            self._forget_directory(next(iter(self._directories)))
+
+    def _forget_directory(self, ino: int) -> None:
+        directory = self._directories.pop(ino)
+        self._names -= len(directory.names)
+        self._forgotten_until = max(self._forgotten_until, directory.until)
+
+    def _changed_in(self, parent: int, now_ns: int, links: int, began: int) -> None:
+        """An own change in a directory: its times, and *links* more or less subdirectories.
+
+        The kernel asks for the attributes after each change, to check permissions.
+        """
+        attr = self._attrs.get(parent)
+        if attr is None or not self._is_fresh(parent, began):
+            return
+        if self._learned.get(parent, 0) >= began:
+            del self._attrs[parent]
+            return
+        if self._flying > 1:
+            self._derived[parent] = self._serial
+        dict.__setitem__(
+            self._attrs,
+            parent,
+            replace(
+                attr,
+                mtime_ns=now_ns,
+                ctime_ns=now_ns,
+                nlink=attr.nlink + links,
+            ),
+        )
+
+    def _learn_attr(self, request: Any, answer: Attr, began: int) -> None:
+        self._attr(answer, began)
+
+    def _learn_lookup(self, request: names.Lookup, answer: Attr, began: int) -> None:
+        self._attr(answer, began)
+        self._name(request.parent, request.name, answer.ino, began)
+
+    def _learn_open(self, request: names.Open, answer: names.Opened, began: int) -> None:
+        self._attr(answer.attr, began)
+
+    def _learn_listing(self, request: names.ReadDir, answer: names.Listing, began: int) -> None:
+        for entry in answer.entries:
+            self._attr(entry.attr, began)
+            self._name(request.ino, entry.name, entry.attr.ino, began)
+
+    def _learn_create(self, request: names.Create, answer: Attr, began: int) -> None:
+        self._attr(answer, began)
+        self._name(request.parent, request.name, answer.ino, began)
+        self._changed_in(request.parent, request.now_ns, int(stat.S_ISDIR(request.mode)), began)
+
+    def _learn_link(self, request: names.Link, answer: Attr, began: int) -> None:
+        self._attr(answer, began)
+        self._name(request.parent, request.name, answer.ino, began)
+        self._changed_in(request.parent, request.now_ns, 0, began)
+
+    def _learn_remove(self, request: names.Remove, answer: Attr, began: int) -> None:
+        self._attr(answer, began)
+        self._name(request.parent, request.name, MISSING, began)
+        self._changed_in(request.parent, request.now_ns, -int(request.directory), began)
+
+    def _learn_rename(self, request: names.Rename, answer: names.Renamed, began: int) -> None:
+        moved, replaced = answer.moved, answer.replaced
+        self._attr(moved, began)
+        if replaced is not None:
+            self._attr(replaced, began)
+        for parent in {request.parent, request.new_parent}:
+            if stat.S_ISDIR(moved.mode) or (replaced and stat.S_ISDIR(replaced.mode)):
+                # Link counts change in ways that are not worth following.
+                self._attrs.pop(parent, None)
+            else:
+                self._changed_in(parent, request.now_ns, 0, began)
+        if (request.parent, request.name) == (request.new_parent, request.new_name):
+            return
+        if request.flags == _RENAME_EXCHANGE:
+            left = replaced.ino if replaced is not None else moved.ino
+        elif replaced is None and self._is_other_link(request, moved):
+            return
+        else:
+            left = MISSING
+        self._name(request.parent, request.name, left, began)
+        self._name(request.new_parent, request.new_name, moved.ino, began)
+
+    def _is_other_link(self, request: names.Rename, moved: Attr) -> bool:
+        """Renaming one link of an inode over another one does nothing; forget both names."""
+        if moved.nlink < 2:
+            return False
+        for parent, name in (
+            (request.parent, request.name),
+            (request.new_parent, request.new_name),
+        ):
+            self._drop_name(parent, name)
+        return True
+
+    def _learn_adopt(self, request: names.Adopt, answer: names.Renamed, began: int) -> None:
+        self._attr(answer.moved, began)
+        if answer.replaced is not None:
+            self._attr(answer.replaced, began)
+        self._name(request.parent, request.name, answer.moved.ino, began)
+        self._changed_in(request.parent, request.now_ns, 0, began)
+
+    def _learn_xattrs(self, request: names.ListXattrs, answer: names.Xattrs, began: int) -> None:
+        if request.ino and self._is_fresh(request.ino, began):
+            self._xattrs[request.ino] = answer.xattrs
+
+    def _learn_xattr(
+        self, request: names.SetXattr | names.RemoveXattr, answer: names.Done, began: int
+    ) -> None:
+        # The change time has changed, too.
+        self.forget(request.ino)
+
+    # --- forgetting ------------------------------------------------------------------------------
+
+    def forget(self, ino: int) -> None:
+        """Drop the attributes of an inode: they have changed, or nobody needs them."""
+        self._attrs.pop(ino, None)
+        self._xattrs.pop(ino, None)
+        if self._flying:
+            self._recalled[ino] = self._serial
+
+    def _drop_name(self, parent: int, name: bytes) -> None:
+        directory = self._directories.get(parent)
+        if directory is not None and directory.names.pop(name, None) is not None:
+            self._names -= 1
+
+    def recall(self, inos: Iterable[int], entries: Iterable[tuple[int, bytes]]) -> None:
+        """The storage says that these have changed."""
+        for ino in inos:
+            self.forget(ino)
+        for parent, name in entries:
+            self._drop_name(parent, name)
+
+    def kept(self, inos: Iterable[int]) -> list[int]:
+        """The directories among *inos* that the kernel still relies on; others are let go of."""
+        kept = []
+        for ino in inos:
+            if self.in_use(ino):
+                kept.append(ino)
+            elif ino in self._directories:
+                self._forget_directory(ino)
+        return kept
+
+    def clear(self) -> None:
+        """Nothing that was told so far may be relied upon."""
+        self._attrs.clear()
+        self._xattrs.clear()
+        self._directories.clear()
+        self._names = 0
+        self._recalled_all = self._serial
+        self._recalled.clear()
+        self._learned.clear()
+        self._derived.clear()
+
+
+def _directories(request: Any) -> tuple[int, ...]:
+    """Inodes that the kernel may have locked while the request is in flight."""
+    find = _LOCKED.get(type(request))
+    return find(request) if find is not None else ()
+
+
+def _parent(request: Any) -> tuple[int, ...]:
+    return (request.parent,)
+
+
+def _ino(request: Any) -> tuple[int, ...]:
+    return (request.ino,)
+
+
+_LOCKED: dict[type, Callable[[Any], tuple[int, ...]]] = {
+    names.Lookup: _parent,
+    names.Create: _parent,
+    names.Remove: _parent,
+    names.Link: _parent,
+    names.Adopt: _parent,
+    names.Rename: lambda request: (request.parent, request.new_parent),
+    names.ReadDir: _ino,
+    names.SetAttr: _ino,
+    names.SetXattr: _ino,
+    names.RemoveXattr: _ino,
+    names.ListXattrs: _ino,
+    names.Truncate: _ino,
+    names.StoreContent: _ino,
+    names.NameObject: _ino,
+    names.CommitWrite: _ino,
+    names.MakeWritable: _ino,
+}
+
+_LEARN: dict[type, Callable[[Memory, Any, Any, int], None]] = {
+    names.Lookup: Memory._learn_lookup,
+    names.GetAttr: Memory._learn_attr,
+    names.LookupObject: Memory._learn_attr,
+    names.ReadDir: Memory._learn_listing,
+    names.Open: Memory._learn_open,
+    names.ListXattrs: Memory._learn_xattrs,
+    names.Create: Memory._learn_create,
+    names.Remove: Memory._learn_remove,
+    names.Rename: Memory._learn_rename,
+    names.Link: Memory._learn_link,
+    names.Adopt: Memory._learn_adopt,
+    names.SetAttr: Memory._learn_attr,
+    names.SetXattr: Memory._learn_xattr,
+    names.RemoveXattr: Memory._learn_xattr,
+    names.StoreContent: Memory._learn_attr,
+    names.NameObject: Memory._learn_attr,
+    names.MakeWritable: Memory._learn_attr,
+    names.CommitWrite: Memory._learn_attr,
+    names.Truncate: Memory._learn_attr,
+}

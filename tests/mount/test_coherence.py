@@ -1,0 +1,247 @@
+"""Two mounts of one volume: what one has done, the other sees when the call that did it returns."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.common.cluster import Cluster, Mount
+from tests.common.waiting import wait_until
+
+LEASE_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def mounts(fuse: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mount, Mount]]:
+    base = tmp_path_factory.mktemp("coherence")
+    with (
+        Cluster(base) as cluster,
+        cluster.mount(base / "one") as one,
+        cluster.mount(base / "two") as two,
+    ):
+        yield one, two
+
+
+@pytest.fixture
+def pair(mounts: tuple[Mount, Mount], request: pytest.FixtureRequest) -> tuple[Path, Path]:
+    """The same new directory on both mounts."""
+    name = request.node.name.replace("/", "_")
+    paths = [mount.path / "group1" / name for mount in mounts]
+    paths[0].mkdir()
+    return paths[0], paths[1]
+
+
+def seen(path: Path) -> dict[str, tuple[int, int, int, int, int, bytes]]:
+    """All that a program can see of a directory: listing, attributes, content."""
+    found = {}
+    for name in os.listdir(path):
+        entry = path / name
+        info = entry.lstat()
+        content = b""
+        if stat.S_ISREG(info.st_mode):
+            content = entry.read_bytes()
+        elif stat.S_ISLNK(info.st_mode):
+            content = os.readlink(entry).encode()
+        found[name] = (
+            info.st_ino,
+            info.st_mode,
+            info.st_nlink,
+            info.st_size,
+            info.st_mtime_ns,
+            content,
+        )
+    return found
+
+
+def attributes(path: Path) -> list[int]:
+    """stat() without the device and the times of access."""
+    info = path.stat()
+    times = [info.st_mtime_ns, info.st_ctime_ns]
+    return [info.st_ino, info.st_mode, info.st_nlink, info.st_uid, info.st_gid, *times]
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
+
+
+CHANGES: list[tuple[str, Callable[[Path], object]]] = [
+    ("create", lambda d: _write(d / "new", b"new")),
+    ("overwrite", lambda d: _write(d / "file", b"other content")),
+    ("append", lambda d: _append(d / "file", b"more")),
+    ("truncate", lambda d: os.truncate(d / "file", 2)),
+    ("overwrite large", lambda d: _write(d / "file", b"x" * 3_000_000)),
+    ("change in place", lambda d: _append(d / "file", b"y" * 100)),
+    ("truncate large", lambda d: os.truncate(d / "file", 2_000_000)),
+    ("chmod", lambda d: os.chmod(d / "file", 0o600)),
+    ("utime", lambda d: os.utime(d / "file", ns=(5, 7))),
+    ("link", lambda d: os.link(d / "file", d / "link")),
+    ("symlink", lambda d: os.symlink("file", d / "symlink")),
+    ("mkdir", lambda d: os.mkdir(d / "sub")),
+    ("mkfifo", lambda d: os.mkfifo(d / "fifo")),
+    ("rename", lambda d: os.rename(d / "link", d / "renamed")),
+    ("rename over", lambda d: os.rename(d / "renamed", d / "new")),
+    ("rename directory", lambda d: os.rename(d / "sub", d / "sub2")),
+    ("unlink", lambda d: os.unlink(d / "file")),
+    ("rmdir", lambda d: os.rmdir(d / "sub2")),
+]
+
+
+def test_every_change_is_seen_by_the_other(pair: tuple[Path, Path]) -> None:
+    _write(pair[0] / "file", b"content")
+    here = there = 0
+    for number, (what, change) in enumerate(CHANGES):
+        for path in pair:
+            seen(path)
+        # Names that the change makes were looked for in vain.
+        for path in pair:
+            for name in ("new", "link", "symlink", "sub", "fifo", "renamed", "sub2"):
+                os.path.lexists(path / name)
+        here, there = number % 2, 1 - number % 2
+        change(pair[here])
+        assert seen(pair[there]) == seen(pair[here]), what
+        assert attributes(pair[there]) == attributes(pair[here]), what
+        for name in ("new", "link", "symlink", "sub", "fifo", "renamed", "sub2", "file"):
+            assert os.path.lexists(pair[there] / name) == os.path.lexists(pair[here] / name), what
+
+
+def test_extended_attributes(pair: tuple[Path, Path]) -> None:
+    _write(pair[0] / "file", b"content")
+    assert os.listxattr(pair[1] / "file") == []
+    os.setxattr(pair[0] / "file", "user.a", b"1")
+    assert os.getxattr(pair[1] / "file", "user.a") == b"1"
+    os.setxattr(pair[1] / "file", "user.a", b"2")
+    assert os.getxattr(pair[0] / "file", "user.a") == b"2"
+    os.removexattr(pair[0] / "file", "user.a")
+    assert os.listxattr(pair[1] / "file") == []
+
+
+def test_an_open_file_shows_what_the_other_has_stored(pair: tuple[Path, Path]) -> None:
+    for size in (1000, 3_000_000):
+        _write(pair[0] / "file", b"a" * size)
+        with (pair[1] / "file").open("rb", buffering=0) as file:
+            assert os.pread(file.fileno(), size, 0) == b"a" * size
+            _write(pair[0] / "file", b"b" * (size + 1))
+            data = b""
+            while part := os.pread(file.fileno(), size + 1, len(data)):
+                data += part
+            assert data == b"b" * (size + 1)
+            assert os.fstat(file.fileno()).st_size == size + 1
+
+
+def test_a_listing_that_is_open(pair: tuple[Path, Path]) -> None:
+    for i in range(10):
+        _write(pair[0] / f"f{i}", b"")
+    with os.scandir(pair[1]) as entries:
+        first = next(entries).name
+        os.unlink(pair[0] / "f9")
+        names = {first, *(entry.name for entry in entries)}
+    assert names >= {f"f{i}" for i in range(9)}
+    assert "f9" not in os.listdir(pair[1])
+
+
+def test_lock_files_in_one_directory(pair: tuple[Path, Path]) -> None:
+    """O_EXCL, unlink and renames over each other, at once: nobody waits for a lease."""
+    rounds = 40
+    held: list[int] = []
+    problems: list[str] = []
+    longest = [0.0, 0.0]
+
+    def work(me: int) -> None:
+        path = pair[me]
+        for number in range(rounds):
+            start = time.monotonic()
+            while True:
+                try:
+                    os.close(os.open(path / "lock", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                    break
+                except FileExistsError:
+                    time.sleep(0.001)
+            held.append(me)
+            if len(held) != 1:
+                problems.append(f"{held} hold the lock")
+            before = int((path / "counter").read_text()) if number or me in seen_counter else 0
+            _write(path / f"counter.{me}", str(before + 1).encode())
+            begun = time.monotonic()
+            os.rename(path / f"counter.{me}", path / "counter")
+            held.remove(me)
+            os.unlink(path / "lock")
+            longest[me] = max(longest[me], time.monotonic() - begun)
+            del start
+
+    _write(pair[0] / "counter", b"0")
+    seen_counter = {0, 1}
+    threads = [threading.Thread(target=work, args=(me,)) for me in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+    assert problems == []
+    assert [int((path / "counter").read_text()) for path in pair] == [2 * rounds] * 2
+    assert max(longest) < LEASE_S / 2
+
+
+def test_both_work_in_one_directory(pair: tuple[Path, Path]) -> None:
+    """Creating, renaming and removing the same names from both sides: nobody waits for a lease."""
+    longest = [0.0] * 4
+
+    def work(me: int) -> None:
+        path = pair[me % 2]
+        for number in range(60):
+            begun = time.monotonic()
+            name = path / f"n{number % 7}"
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                if number % 3 == 0:
+                    _write(name, b"x" * number)
+                elif number % 3 == 1:
+                    os.rename(name, path / f"n{(number * 5 + me) % 7}")
+                else:
+                    os.unlink(name)
+            longest[me] = max(longest[me], time.monotonic() - begun)
+
+    threads = [threading.Thread(target=work, args=(me,)) for me in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+    assert max(longest) < LEASE_S / 2
+    wait_until(lambda: seen(pair[0]) == seen(pair[1]), "both to see the same", timeout_s=5)
+
+
+def test_a_stopped_mount_is_waited_for_no_longer_than_a_lease(
+    mounts: tuple[Mount, Mount], pair: tuple[Path, Path]
+) -> None:
+    _write(pair[0] / "file", b"old")
+    assert seen(pair[1])["file"][-1] == b"old"
+    handle = os.open(pair[1] / "file", os.O_RDONLY)
+    try:
+        os.pread(handle, 10, 0)
+        mounts[1].signal(signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            _write(pair[0] / "file", b"new content")
+            _write(pair[0] / "file2", b"another")
+            os.mkdir(pair[0] / "sub")
+            waited = time.monotonic() - begun
+        finally:
+            mounts[1].signal(signal.SIGCONT)
+        assert waited < LEASE_S + 5
+        assert seen(pair[1]) == seen(pair[0])
+        assert os.pread(handle, 20, 0) == b"new content"
+        assert os.fstat(handle).st_size == len(b"new content")
+    finally:
+        os.close(handle)
