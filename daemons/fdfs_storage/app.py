@@ -21,6 +21,7 @@ from fdfs_storage.membership import Membership
 from fdfs_storage.names import Names
 from fdfs_storage.place import Place, learn
 from fdfs_storage.recovery import DiskRecovery
+from fdfs_storage.replication.answers import Answers
 from fdfs_storage.replication.service import Replication
 from fdfs_storage.service import StorageService
 from fdfs_storage.store import Store
@@ -126,6 +127,13 @@ class StorageApp:
 
     async def _serve(self, daemon: Daemon, place: Place, listeners: list[socket.socket]) -> None:
         config = self.config
+        answers = Answers(
+            self._replication,
+            self._store,
+            config.group_name,
+            place.storage_id,
+            place.source_in_names,
+        )
         service = StorageService(
             self._store,
             config.group_name,
@@ -133,7 +141,7 @@ class StorageApp:
             source_ip=_source_ips(place),
             buff_size=config.buff_size,
             names=self._names,
-            sync=self._replication.receiver.handlers,
+            sync={**self._replication.receiver.handlers, **answers.handlers},
         )
         allow = await resolve_allow_hosts(config.allow_hosts)
         self._server = TcpServer(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.names import Names
+from fdfs_storage.replication.answers import Answers
 from fdfs_storage.replication.service import Replication
 from fdfs_storage.service import StorageService
 from fdfs_storage.store import Store
@@ -77,6 +79,7 @@ class Node:
         self.members = members
         self.port = port
         self.names: Names | None = None
+        self.stop = trio.Event()
 
     @property
     def id(self) -> str:
@@ -120,6 +123,10 @@ class Node:
             return pusher is not None and pusher.acked == self.store.binlog.position
 
         await until(has_all)
+
+    def server_stops(self) -> None:
+        """Accept no connections any more."""
+        self.stop.set()
 
     def cut(self, peer: Node) -> None:
         """Break the connection on which changes go to *peer*."""
@@ -186,14 +193,20 @@ async def run_node(
     handlers = dict(replication.receiver.handlers)
     if stock:
         del handlers[150]
+    else:
+        source = f"127.0.0.{own_id}"
+        handlers |= Answers(replication, store, GROUP, own_id, source).handlers
     service = StorageService(store, GROUP, names=tree, sync=handlers)
     server = TcpServer(service.serve, service.answer, max_connections=64)
     replication.join(members)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
-            bound = await nursery.start(server.serve, open_listeners(["127.0.0.1"], port))
+            stop = trio.Event()
+            serve = partial(server.serve, stopping=stop)
+            bound = await nursery.start(serve, open_listeners(["127.0.0.1"], port))
             node = Node(store, replication, members, bound)
+            node.stop = stop
             node.names = tree
             members.set(node.brief())
             await nursery.start(replication.run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,8 +16,10 @@ from trio.testing import MockClock
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.replication.in_sync import NAME, InSync
 from fdfsfuse.client.names import NamesSession
-from fdfsfuse.proto import names
+from fdfsfuse.proto import cluster_status, copies, names
+from fdfsfuse.proto.cluster import Brief
 from fdfsfuse.proto.storage import Truncate
+from fdfsfuse.proto.tracker import ServerStatus
 from tests.common.names_calls import NOW, make, store
 from tests.daemons.sync_pair import Node, run_node, sync_config, until
 
@@ -256,3 +259,68 @@ async def test_changes_by_id_on_the_other_storage_reach_the_tree(tmp_path: Path)
         reads = a.names.tree.reads
         await until(lambda: reads.lookup(names.Lookup(names.ROOT_INO, b"grows")).size == 12)
         await until(lambda: not reads.has_inode(attr.file_id))
+
+
+async def replication_status(node: Node) -> dict[str, cluster_status.PeerReplication]:
+    async with node.connect() as client:
+        status, body = await client.call(142)
+    assert status == 0
+    report = cluster_status.decode(cluster_status.ReplicationStatus, body)
+    assert report.storage_id == node.id
+    return {peer.peer_id: peer for peer in report.peers}
+
+
+async def test_status(tmp_path: Path) -> None:
+    async with volume(tmp_path) as (a, b, _session):
+        assert await replication_status(a) == {
+            "2": cluster_status.PeerReplication("2", "idle", True, estimate_s=0.0)
+        }
+        assert (await replication_status(b))["1"].in_sync is False
+        b.server_stops()
+        a.cut(b)
+        await until(lambda: bool(a.replication.pushers["2"].problem))
+        async with a.connect() as client:
+            await client.upload(b"12345")
+            await client.upload(b"1234567")
+        peer = (await replication_status(a))["2"]
+        assert (peer.state, peer.in_sync) == ("failing", True)
+        assert "connect" in peer.reason
+        assert (peer.records_left, peer.bytes_left, peer.estimate_s) == (2, 12, None)
+        assert 0 <= peer.delay_s < 60
+
+
+async def test_a_large_backlog_is_estimated(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a:
+            a.members.sources["2"] = None
+            a.members.set(Brief(ServerStatus.ACTIVE, 1, "2", "127.0.0.1"))
+            line = b"1795352879 C M00/00/00/fwAAFWsC6S-AbOvlAAAADcRYHyQ154.txt\n"
+            a.store.binlog.append(line * 5000)
+            peer = (await replication_status(a))["2"]
+            assert (peer.records_left, peer.bytes_left) == (5000, 5000 * 13)
+
+
+async def test_waiting_for_copies(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
+
+            async def wait(name: str, count: int, timeout_s: float) -> tuple[int, bytes]:
+                request = copies.WaitForCopies("group1", name, count, timeout_s)
+                async with a.connect() as client:
+                    return await client.call(160, copies.encode(request))
+
+            async with a.connect() as client:
+                name = await client.upload(b"content")
+            assert await wait(name, 1, 30) == (0, copies.encode(copies.Copies(1)))
+            assert await wait(name, 2, 0) == (0, copies.encode(copies.Copies(1)))
+            a.meet(b)
+            assert await wait(name, 2, 30) == (0, copies.encode(copies.Copies(2)))
+            assert b.content(name) == b"content"
+            async with b.connect() as client:
+                other = await client.upload(b"other")
+            b.meet(a)
+            await b.wait_until_has_all(a)
+            assert (await wait(other, 2, 0))[0] == errno.EREMOTE
+            assert (await wait(name[:-3] + "bin", 2, 0))[0] == errno.ENOENT
+            assert (await wait(name, 0, 0))[0] == errno.EINVAL
+            assert (await wait(name, 1, 1e9))[0] == errno.EINVAL

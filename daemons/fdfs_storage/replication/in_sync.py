@@ -96,6 +96,11 @@ class InSync:
     # --- waiting ------------------------------------------------------------------------------
 
     @property
+    def keeps(self) -> bool:
+        """True when this storage keeps names, and so a set."""
+        return self._directory() is not None
+
+    @property
     def counts(self) -> bool:
         """False while there is nobody to wait for."""
         return bool(self.members or self._joining)
