@@ -86,8 +86,8 @@ class OpenFiles:
             else:
                 limit = self._context.options.open_data_bytes if wanted else 0
                 opened = await volume.call(names.Open(ino, limit))
-            if not stat.S_ISREG(opened.attr.mode) or (not opened.attr.nlink and state is None):
-                # Found by a name that is gone: the kernel looks it up again.
+            orphan = not opened.attr.nlink and state is None
+            if not stat.S_ISREG(opened.attr.mode) or (orphan and volume.recalls.refuse_orphan()):
                 raise TreeError(errno.ESTALE)
             state = self._state(volume, number, opened.attr)
             state.opened(opened.attr, opened.data)

@@ -18,6 +18,7 @@ What the request's answer tells is not kept by the kernel, as it was sent before
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _THREADS: Final = 8
+_REFUSE_AGAIN_S: Final = 1.0
 
 
 class Kernel(Protocol):
@@ -68,6 +70,8 @@ class Recalls:
         self._volume = volume
         # Threads that wait must not keep those of other volumes from working.
         self._limiter = trio.CapacityLimiter(_THREADS)
+        self._late = 0
+        self._refused_at = float("-inf")
 
     def recalled(self, message: names.Recall) -> None:
         """Carry a recall out; does not block."""
@@ -132,9 +136,26 @@ class Recalls:
             self._confirm(message)
 
     async def _forget_later(self, pages: list[int], entries: list[tuple[int, bytes]]) -> None:
-        for parent in {parent for parent, _ in entries}:
-            await self._volume.wait_landed(parent)
-        await self._forget(pages, entries)
+        self._late += len(entries)
+        try:
+            for parent in {parent for parent, _ in entries}:
+                await self._volume.wait_landed(parent)
+            await self._forget(pages, entries)
+        finally:
+            self._late -= len(entries)
+
+    def refuse_orphan(self) -> bool:
+        """Whether opening an inode without a name is to fail with ESTALE.
+
+        The kernel may have found it by a name that was recalled, but is not forgotten yet, and
+        looks it up again. It does so once for each open(), so a second refusal right after the
+        first would reach the program; the inode may as well have lost its name just now.
+        """
+        now = time.monotonic()
+        if not self._late or now - self._refused_at < _REFUSE_AGAIN_S:
+            return False
+        self._refused_at = now
+        return True
 
     async def _forget(self, pages: list[int], entries: list[tuple[int, bytes]]) -> None:
         kernel = self._context.kernel

@@ -32,7 +32,7 @@ class Volume:
 
     ``down``: see the module. ``held`` has the inodes that the storage was told to keep.
     ``root_attr`` are the last attributes of the root that the storage told. ``memory`` has what
-    may be relied upon of all that the storage told.
+    may be relied upon of all that the storage told; ``recalls`` carries out what it calls back.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Volume:
         self.ended = trio.Event()
         self.root_attr: names.Attr | None = None
         self._options = options
-        self._recalls = Recalls(context, self)
+        self.recalls = Recalls(context, self)
         self._waiting = 0
         self._went_down = trio.Event()
         self._answers_held: trio.Event | None = None
@@ -159,12 +159,12 @@ class Volume:
 
     def recalled(self, message: names.Recall) -> None:
         """See `Listener`."""
-        self._recalls.recalled(message)
+        self.recalls.recalled(message)
 
     def lease_lost(self) -> None:
         """See `Listener`."""
         log.info("%s: the lease was lost", self.backend.group)
-        self._recalls.lost()
+        self.recalls.lost()
 
     async def resumed(self) -> None:
         """See `Listener`."""
