@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 
@@ -39,7 +40,8 @@ class Client:
 
     The arguments are those of `fdfsfuse.Client`.
 
-    Use it as a context manager, or `close` it in the end.
+    Use it as a context manager, or `close` it in the end; a client that is no longer referred to
+    is closed as well.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Client:
             max_idle_s=max_idle_s,
             connect_timeout_s=connect_timeout_s,
         )
+        weakref.finalize(self, self._pool.close)
 
     def __enter__(self) -> Client:
         return self
@@ -207,7 +210,8 @@ class Client:
         """The content as a stream; use it as a context manager, or close it in the end."""
         plan = self._reading.stream(file_id, offset, count, verify=verify, chunk_size=chunk_size)
         timer = Timer(self._timeout_s if timeout_s is None else timeout_s, None)
-        return DownloadStream(BlockingRun(self._pool, f"download of {file_id}", plan, timer), timer)
+        run = BlockingRun(self._pool, f"download of {file_id}", plan, timer)
+        return DownloadStream(self, run, timer)
 
     def info(
         self,
@@ -344,7 +348,8 @@ class DownloadStream:
     ``send_file``).
     """
 
-    def __init__(self, run: BlockingRun[int], timer: Timer) -> None:
+    def __init__(self, client: Client, run: BlockingRun[int], timer: Timer) -> None:
+        self._client = client  # which must not be closed meanwhile
         self._run = run
         self._timer = timer
         self._rest = b""
