@@ -23,6 +23,8 @@ from tests.common.plain import Address, PlainClient, PlainError
 from tests.common.waiting import wait_until
 
 _TIMEOUT_S = 5.0
+_PACE_S = 0.005
+"""Between operations: replication has to get its turn on a small machine."""
 _PAUSE_S = 0.02
 """After a failure, so that a dead server is not asked thousands of times."""
 _LIVE_MAX = 60
@@ -80,6 +82,7 @@ class Worker:
             self._disconnect()
         else:
             self.counts[kind] += 1
+            stop.wait(_PACE_S)
             return
         stop.wait(_PAUSE_S)
 

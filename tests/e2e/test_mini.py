@@ -117,6 +117,25 @@ def test_process_that_dies_is_reported_and_ends_the_rest(fuse: None, mini: Mini)
     assert not is_mounted(elsewhere)
 
 
+def test_volume_of_two_storages_goes_on_when_one_is_stopped(mini: Mini, tmp_path: Path) -> None:
+    about = mini.run("--no-mount", "--volumes", "1", "--replicas", "2")
+    assert sorted(about["processes"]) == ["group1", "group1-2", "tracker"]
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(10_000))
+    file_id = fdfs("upload", str(source), tracker=about["tracker"])
+    ends = {name: Path(place["base_path"]) for name, place in about["volumes"]["group1"].items()}
+    paths = [base / "data" / file_id.split("/", 2)[2] for base in ends.values()]
+    wait_until(lambda: all(path.exists() for path in paths), "both storages to have the file")
+    os.kill(about["processes"]["group1"], signal.SIGKILL)
+    wait_until(lambda: "group1 has stopped (signal SIGKILL)" in mini.log(), "the message")
+    copy = tmp_path / "copy"
+    fdfs("download", file_id, str(copy), tracker=about["tracker"])
+    assert copy.read_bytes() == source.read_bytes()
+    assert f"fdfs-storaged {about['volumes']['group1']['group1']['conf']}" in mini.log()
+    os.kill(about["processes"]["group1-2"], signal.SIGKILL)
+    assert mini.wait() == 1  # nobody is left
+
+
 def test_nothing_outlives_a_killed_mini(fuse: None, mini: Mini) -> None:
     about = mini.run("--volumes", "1")
     path = mini.home / "mnt" / "group1" / "kept"
