@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fdfsfuse.cli.options import cluster_options, json_option, standard_input, with_client
+from fdfsfuse.cli.options import ChosenCluster, json_option, on_cluster, standard_input
 from fdfsfuse.cli.output import print_json, progress
 
 if TYPE_CHECKING:
@@ -18,14 +18,12 @@ if TYPE_CHECKING:
 @click.argument("file_id", metavar="ID")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @json_option
-@cluster_options
+@on_cluster
 def append(
     file_id: str,
     file: str,
     as_json: bool,
-    trackers: tuple[str, ...],
-    config: str | None,
-    timeout_s: float,
+    cluster: ChosenCluster,
 ) -> None:
     """Append FILE, or the standard input (-), to the appender ID.
 
@@ -44,6 +42,6 @@ def append(
             await client.append(file_id, source, progress=advance)
         return (await client.info(file_id, flags=1)).size if as_json else 0
 
-    size = with_client(use, trackers, config, timeout_s)
+    size = cluster.run(use)
     if as_json:
         print_json({"file_id": file_id, "size": size})

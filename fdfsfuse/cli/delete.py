@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fdfsfuse.cli.options import cluster_options, json_option, with_client
+from fdfsfuse.cli.options import ChosenCluster, json_option, on_cluster
 from fdfsfuse.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -16,13 +16,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("file_ids", metavar="ID...", nargs=-1, required=True)
 @json_option
-@cluster_options
+@on_cluster
 def delete(
     file_ids: tuple[str, ...],
     as_json: bool,
-    trackers: tuple[str, ...],
-    config: str | None,
-    timeout_s: float,
+    cluster: ChosenCluster,
 ) -> None:
     """Delete the files ID with their metadata, and their names on mounts.
 
@@ -40,4 +38,4 @@ def delete(
             if as_json:
                 print_json({"file_id": file_id})
 
-    with_client(use, trackers, config, timeout_s)
+    cluster.run(use)

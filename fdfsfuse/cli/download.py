@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from fdfsfuse.cli.options import cluster_options, json_option, with_client, within
+from fdfsfuse.cli.options import ChosenCluster, json_option, on_cluster, run_with, within
 from fdfsfuse.cli.output import print_json, progress
 from fdfsfuse.errors import UsageError
 
@@ -25,23 +25,30 @@ if TYPE_CHECKING:
 @click.option(
     "--count", type=click.IntRange(min=1), help="Fetch so many bytes.  [default: to the end]"
 )
+@click.option("--verify", is_flag=True, help="Check size and CRC-32 of a whole file.")
+@click.option("--resume", is_flag=True, help="Go on where this download broke off before.")
 @json_option
-@cluster_options
+@on_cluster
 def download(
     file_id: str,
     target: str | None,
     offset: int,
     count: int | None,
+    verify: bool,
+    resume: bool,
     as_json: bool,
-    trackers: tuple[str, ...],
-    config: str | None,
-    timeout_s: float,
+    cluster: ChosenCluster,
 ) -> None:
     """Fetch the file ID into FILE, into a directory, or to the standard output (-).
 
     Without FILE it goes into the current directory, under the last part of its id. FILE appears
     when it is complete: a download that breaks off leaves nothing, and keeps an older FILE.
     With --json prints an object with the keys file_id, file and size.
+
+    With --verify the content is compared with the size and CRC-32 that the id tells, for appenders
+    and slaves with those that a storage computes; FILE appears only when they agree. With
+    --resume what a broken download has fetched is kept beside FILE, and the next --resume goes on
+    from there (not for appenders and slaves, which may have changed).
 
     \b
     Examples:
@@ -55,17 +62,27 @@ def download(
 
     to_file = path != "-" and (os.path.isfile(path) or not os.path.exists(path))
 
+    settings = cluster.settings()
+
     async def use(client: Client) -> int:
         total = count
         if total is None and sys.stderr.isatty():
             total = max(0, (await client.info(file_id)).size - offset)
         with progress(file_id.rpartition("/")[2], total) as advance:
             if to_file:
-                return await client.download_to(file_id, path, offset, count, progress=advance)
-            async with client.open(file_id, offset, count) as stream:
-                return await _copy(stream, path, timeout_s, advance)
+                return await client.download_to(
+                    file_id,
+                    path,
+                    offset,
+                    count,
+                    verify=verify,
+                    resume=resume,
+                    progress=advance,
+                )
+            async with client.open(file_id, offset, count, verify=verify) as stream:
+                return await _copy(stream, path, settings.timeout_s, advance)
 
-    size = with_client(use, trackers, config, timeout_s)
+    size = run_with(settings, use)
     if as_json:
         print_json({"file_id": file_id, "file": path, "size": size})
 

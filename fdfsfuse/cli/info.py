@@ -6,8 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fdfsfuse.cli.options import cluster_options, json_option, with_client
+from fdfsfuse.cli.options import (
+    ChosenCluster,
+    NoTracker,
+    json_option,
+    on_cluster,
+    run_with,
+)
 from fdfsfuse.cli.output import print_json, size_text, when
+from fdfsfuse.errors import ProtocolError, UsageError
+from fdfsfuse.proto.fileid import FileKind, decode_name, split_file_id
 
 if TYPE_CHECKING:
     from fdfsfuse.client.client import Client
@@ -16,37 +24,72 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file_ids", metavar="ID...", nargs=-1, required=True)
+@click.option("--local", is_flag=True, help="Tell what the ids say, and ask no server.")
 @json_option
-@cluster_options
-def info(
-    file_ids: tuple[str, ...],
-    as_json: bool,
-    trackers: tuple[str, ...],
-    config: str | None,
-    timeout_s: float,
-) -> None:
+@on_cluster
+def info(file_ids: tuple[str, ...], local: bool, as_json: bool, cluster: ChosenCluster) -> None:
     """Show what the cluster knows of the files ID.
 
-    The exit code is 3 when one does not exist. With --json each line is an object with the keys
-    file_id, kind (normal, appender, slave), size, created (Unix seconds), crc32 (8 hex digits) and
-    source (address or id of the storage that took the upload).
+    The exit code is 3 when one does not exist. The id of a normal file tells everything but that:
+    with --local, or when no tracker is known, no server is asked. Of appenders and slaves only the
+    cluster knows size and CRC-32. "fdfs decode" explains the fields of an id.
+
+    With --json each line is an object with the keys file_id, kind (normal, appender, slave), size,
+    created (Unix seconds), crc32 (8 hex digits) and source (address or id of the storage that took
+    the upload).
 
     \b
     Example:
       fdfs info group1/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt
     """
 
+    def show(number: int, details: FileDetails) -> None:
+        if as_json:
+            print_json(_as_data(details))
+            return
+        if number:
+            click.echo()
+        _print(details)
+
     async def use(client: Client) -> None:
         for number, file_id in enumerate(file_ids):
-            details = await client.info(file_id)
-            if as_json:
-                print_json(_as_data(details))
-            else:
-                if number:
-                    click.echo()
-                _print(details)
+            show(number, await client.info(file_id))
 
-    with_client(use, trackers, config, timeout_s)
+    if not local:
+        try:
+            settings = cluster.settings()
+        except NoTracker as exc:
+            if not all(_tells_all(file_id) for file_id in file_ids):
+                raise
+            click.echo(f"fdfs: {exc}; nobody was asked whether the files exist", err=True)
+        else:
+            run_with(settings, use)
+            return
+    for number, file_id in enumerate(file_ids):
+        show(number, _decoded(file_id))
+
+
+def _tells_all(file_id: str) -> bool:
+    try:
+        _decoded(file_id)
+    except UsageError:
+        return False
+    return True
+
+
+def _decoded(file_id: str) -> FileDetails:
+    """What the id of a normal file tells. Raises UsageError for others."""
+    from fdfsfuse.client.plans.reading import FileDetails
+
+    _, name = split_file_id(file_id)
+    try:
+        found = decode_name(name)
+    except ProtocolError as exc:
+        raise UsageError(f"{file_id!r} is no file id: {exc}") from exc
+    if found.kind is not FileKind.NORMAL:
+        kind = found.kind.name.lower()
+        raise UsageError(f"{file_id} is of a file of the kind {kind}: only the cluster knows it")
+    return FileDetails(file_id, found.kind, found.size, found.timestamp, found.crc32, found.source)
 
 
 def _as_data(details: FileDetails) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""``fdfs meta get`` and ``fdfs meta set``."""
+"""``fdfs meta get``, ``set`` and ``merge``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fdfsfuse.cli.failure import NotFound
-from fdfsfuse.cli.options import cluster_options, json_option, with_client
+from fdfsfuse.cli.options import ChosenCluster, json_option, on_cluster
 from fdfsfuse.cli.output import print_json
 from fdfsfuse.cli.pairs import parse_pairs
 from fdfsfuse.errors import UsageError
@@ -33,14 +33,12 @@ def meta() -> None:
 @click.argument("file_id", metavar="ID")
 @click.argument("name", metavar="[NAME]", required=False)
 @json_option
-@cluster_options
+@on_cluster
 def get(
     file_id: str,
     name: str | None,
     as_json: bool,
-    trackers: tuple[str, ...],
-    config: str | None,
-    timeout_s: float,
+    cluster: ChosenCluster,
 ) -> None:
     """Print the metadata of the file ID as NAME=VALUE lines, or the value of NAME.
 
@@ -51,7 +49,7 @@ def get(
     async def use(client: Client) -> dict[str, str]:
         return await client.get_metadata(file_id)
 
-    pairs = with_client(use, trackers, config, timeout_s)
+    pairs = cluster.run(use)
     if name is not None:
         if name not in pairs:
             raise NotFound(f"{file_id} has no metadata {name!r}")
@@ -70,14 +68,12 @@ def get(
 @click.argument("file_id", metavar="ID")
 @click.argument("pairs", metavar="NAME=VALUE...", nargs=-1)
 @click.option("--replace", is_flag=True, help="Drop all other metadata of the file.")
-@cluster_options
+@on_cluster
 def set_(
     file_id: str,
     pairs: tuple[str, ...],
     replace: bool,
-    trackers: tuple[str, ...],
-    config: str | None,
-    timeout_s: float,
+    cluster: ChosenCluster,
 ) -> None:
     """Set metadata of the file ID; other names keep their values.
 
@@ -85,12 +81,25 @@ def set_(
     """
     if not pairs and not replace:
         raise UsageError("no NAME=VALUE was given")
+    _store(cluster, file_id, pairs, merge=not replace)
+
+
+@meta.command("merge")
+@click.argument("file_id", metavar="ID")
+@click.argument("pairs", metavar="NAME=VALUE...", nargs=-1, required=True)
+@on_cluster
+def merge(file_id: str, pairs: tuple[str, ...], cluster: ChosenCluster) -> None:
+    """Add metadata to the file ID, the same as "meta set" without --replace."""
+    _store(cluster, file_id, pairs, merge=True)
+
+
+def _store(cluster: ChosenCluster, file_id: str, pairs: tuple[str, ...], *, merge: bool) -> None:
     values = parse_pairs(pairs)
 
     async def use(client: Client) -> None:
-        await client.set_metadata(file_id, values, merge=not replace)
+        await client.set_metadata(file_id, values, merge=merge)
 
-    with_client(use, trackers, config, timeout_s)
+    cluster.run(use)
 
 
 def _raw(text: str) -> bytes:

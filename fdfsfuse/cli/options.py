@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import click
 
 from fdfsfuse.client.address import Address, parse_address
+from fdfsfuse.client.sockets import CONNECT_TIMEOUT_S, TIMEOUT_S
+from fdfsfuse.core.conf_file import parse_bytes
 from fdfsfuse.errors import ConfigError, DeadlineExceeded, UsageError
 
 if TYPE_CHECKING:
     from fdfsfuse.client.client import Client
+    from fdfsfuse.core.config import ClientConfig
 
 DEFAULT_CONFIG = "/etc/fdfs/client.conf"
 ENVIRONMENT = "FDFS_TRACKERS"
@@ -31,16 +36,15 @@ def cluster_options(function: F) -> F:
             "timeout_s",
             metavar="SECONDS",
             type=click.FloatRange(min=0, min_open=True),
-            default=30.0,
-            show_default=True,
-            help="Give up when nothing moves for this long.",
+            help="Give up when nothing moves for this long.  "
+            "[default: network_timeout of the client.conf, or 30]",
         ),
         click.option(
             "--config",
             "config",
             metavar="FILE",
             type=click.Path(dir_okay=False),
-            help=f"A client.conf that names the trackers.  [default: {DEFAULT_CONFIG}, if there]",
+            help=f"A client.conf: trackers and timeouts.  [default: {DEFAULT_CONFIG}, if there]",
         ),
         click.option(
             "--tracker",
@@ -55,27 +59,101 @@ def cluster_options(function: F) -> F:
     return function
 
 
+@dataclass(frozen=True, slots=True)
+class ChosenCluster:
+    """What the options of a command name; nothing is looked at before it is needed."""
+
+    trackers: tuple[str, ...]
+    config: str | None
+    timeout_s: float | None
+
+    def settings(self) -> Settings:
+        """See `settings_of`."""
+        return settings_of(self.trackers, self.config, self.timeout_s)
+
+    def run(self, use: Callable[[Client], Awaitable[T]]) -> T:
+        """Run *use* with a `Client` of the cluster."""
+        return run_with(self.settings(), use)
+
+
+def on_cluster(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`cluster_options` as one argument ``cluster``, a `ChosenCluster`."""
+
+    @cluster_options
+    @functools.wraps(function)
+    def call(
+        *args: Any,
+        trackers: tuple[str, ...],
+        config: str | None,
+        timeout_s: float | None,
+        **others: Any,
+    ) -> Any:
+        return function(*args, cluster=ChosenCluster(trackers, config, timeout_s), **others)
+
+    return call
+
+
+def size_up_to(largest: int) -> Callable[[click.Context, click.Parameter, str], int]:
+    """A callback for options such as ``4K`` or ``1MB``, of at most *largest* bytes."""
+
+    def convert(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+        try:
+            size = parse_bytes(value)
+        except ValueError as exc:
+            raise click.BadParameter(f"{value!r}: {exc}") from None
+        if size > largest:
+            raise click.BadParameter(f"{value!r}: at most {largest} bytes are allowed")
+        return size
+
+    return convert
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-def tracker_addresses(trackers: tuple[str, ...], config: str | None) -> list[Address]:
-    """The trackers that the options, the environment or a configuration file name.
+class NoTracker(UsageError):
+    """Neither options nor environment nor a configuration file name a tracker."""
+
+
+class Settings(NamedTuple):
+    """What the options of a command come to."""
+
+    trackers: list[Address]
+    timeout_s: float
+    connect_timeout_s: float
+
+
+def settings_of(trackers: tuple[str, ...], config: str | None, timeout_s: float | None) -> Settings:
+    """The trackers and timeouts that options, environment and configuration file name.
+
+    The file counts when it is given, or is what names the trackers.
 
     Raises:
-        UsageError: nothing names a tracker, or one makes no sense.
+        NoTracker: nothing names a tracker.
+        UsageError: one makes no sense.
         ConfigError: the configuration file is wrong.
     """
+    found = client_config(config) if config is not None else None
+    addresses: list[Address] = []
     if trackers:
-        return _parse(",".join(trackers))
-    if config is not None:
-        return _from_config(config)
-    if os.environ.get(ENVIRONMENT, "").strip(", "):
-        return _parse(os.environ[ENVIRONMENT])
-    if Path(DEFAULT_CONFIG).exists():
-        return _from_config(DEFAULT_CONFIG)
-    raise UsageError(
-        f"no tracker is known: use --tracker HOST[:PORT], set {ENVIRONMENT}, or write "
-        f"{DEFAULT_CONFIG}"
+        addresses = _parse(",".join(trackers))
+    elif found is None and os.environ.get(ENVIRONMENT, "").strip(", "):
+        addresses = _parse(os.environ[ENVIRONMENT])
+    elif found is None and Path(DEFAULT_CONFIG).exists():
+        found = client_config(DEFAULT_CONFIG)
+    if not addresses and found is not None:
+        addresses = [
+            Address(host, server.port) for server in found.tracker_servers for host in server.hosts
+        ]
+    if not addresses:
+        raise NoTracker(
+            f"no tracker is known: use --tracker HOST[:PORT], set {ENVIRONMENT}, or write "
+            f"{DEFAULT_CONFIG}"
+        )
+    if timeout_s is None:
+        timeout_s = TIMEOUT_S if found is None else found.network_timeout_s
+    return Settings(
+        addresses, timeout_s, CONNECT_TIMEOUT_S if found is None else found.connect_timeout_s
     )
 
 
@@ -86,7 +164,8 @@ def _parse(text: str) -> list[Address]:
     return list(dict.fromkeys(found))
 
 
-def _from_config(path: str) -> list[Address]:
+def client_config(path: str) -> ClientConfig:
+    """Read a client.conf; what it has that we do not use is told on stderr. Raises ConfigError."""
     from fdfsfuse.core.config import load_client_config
 
     try:
@@ -95,26 +174,32 @@ def _from_config(path: str) -> list[Address]:
         raise ConfigError(f"{path}: {exc.strerror}") from exc
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
-    return [
-        Address(host, server.port) for server in config.tracker_servers for host in server.hosts
-    ]
+    return config
 
 
 def with_client(
     use: Callable[[Client], Awaitable[T]],
     trackers: tuple[str, ...],
     config: str | None,
-    timeout_s: float,
+    timeout_s: float | None,
 ) -> T:
     """Run *use* with a `Client` of the cluster that the options name."""
+    settings = settings_of(trackers, config, timeout_s)
+    return run_with(settings, use)
+
+
+def run_with(settings: Settings, use: Callable[[Client], Awaitable[T]]) -> T:
+    """`with_client` for who needs the settings too."""
     import trio
 
     from fdfsfuse.client.client import Client
 
-    addresses = tracker_addresses(trackers, config)
-
     async def run() -> T:
-        async with Client(addresses, timeout_s=timeout_s) as client:
+        async with Client(
+            settings.trackers,
+            timeout_s=settings.timeout_s,
+            connect_timeout_s=settings.connect_timeout_s,
+        ) as client:
             return await use(client)
 
     return trio.run(run)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fdfsfuse.cli.failure import NotFound
-from fdfsfuse.cli.options import cluster_options, json_option, with_client
+from fdfsfuse.cli.options import cluster_options, json_option, run_with, settings_of
 from fdfsfuse.cli.output import print_json
 from fdfsfuse.errors import FdfsError, StatusError
 from fdfsfuse.proto.fileid import split_file_id
@@ -31,7 +31,7 @@ def path(
     as_json: bool,
     trackers: tuple[str, ...],
     config: str | None,
-    timeout_s: float,
+    timeout_s: float | None,
 ) -> None:
     """Print the names of the files ID as VOLUME/PATH, one per line.
 
@@ -44,9 +44,11 @@ def path(
       fdfs path group1/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt
     """
 
+    settings = settings_of(trackers, config, timeout_s)
+
     async def use(client: Client) -> None:
         for file_id in file_ids:
-            found = await find_paths(client, file_id, timeout_s)
+            found = await find_paths(client, file_id, settings.timeout_s)
             mounted = await find_mounted(found, file_id)
             if as_json:
                 paths = [os.fsdecode(item) for item in found]
@@ -56,7 +58,7 @@ def path(
                 for item in mounted or found:
                     click.echo(item)
 
-    with_client(use, trackers, config, timeout_s)
+    run_with(settings, use)
 
 
 async def find_paths(client: Client, file_id: str, timeout_s: float) -> list[bytes]:

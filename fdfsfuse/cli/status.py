@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fdfsfuse.cli.options import cluster_options, json_option, with_client
+from fdfsfuse.cli.options import cluster_options, json_option, run_with, settings_of
 from fdfsfuse.cli.output import print_json, size_text
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def status(
     as_json: bool,
     trackers: tuple[str, ...],
     config: str | None,
-    timeout_s: float,
+    timeout_s: float | None,
 ) -> None:
     """Show volumes and servers: states and why, space, heartbeats, who keeps the names.
 
@@ -43,12 +43,14 @@ def status(
       fdfs status --tracker 10.0.0.1
     """
 
+    settings = settings_of(trackers, config, timeout_s)
+
     async def use(client: Client) -> list[Volume]:
         from fdfsfuse.cli.cluster_state import look
 
-        return await look(client, timeout_s)
+        return await look(client, settings.timeout_s)
 
-    found = with_client(use, trackers, config, timeout_s)
+    found = run_with(settings, use)
     if volumes:
         found = _select(found, volumes)
     if as_json:

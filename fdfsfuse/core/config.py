@@ -215,6 +215,12 @@ class ClientConfig:
     load_fdfs_parameters_from_tracker: bool = False
     storage_ids: StorageIds | None = None
     log_level: str = "info"
+    check_token: bool = False
+    """http.anti_steal.check_token: the web servers in front of the storages want a token."""
+    secret_key: str = field(default="", repr=False)
+    """http.anti_steal.secret_key, which the tokens are made with."""
+    web_port: int = 80
+    """http.tracker_server_port: where the web server listens."""
 
 
 def _base_path(reader: ConfReader) -> str:
@@ -491,5 +497,8 @@ def load_client_config(path: str, read: ReadFile) -> tuple[ClientConfig, tuple[s
         load_fdfs_parameters_from_tracker=reader.boolean("load_fdfs_parameters_from_tracker"),
         storage_ids=_storage_ids(reader),
         log_level=_log_level(reader),
+        check_token=reader.boolean("http.anti_steal.check_token"),
+        secret_key=reader.text("http.anti_steal.secret_key", ""),
+        web_port=reader.integer("http.tracker_server_port", 80, 1, 65535),
     )
     return config, reader.finish(_SECTIONS)

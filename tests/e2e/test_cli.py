@@ -154,7 +154,7 @@ def test_appenders(command: Fdfs) -> None:
         (["upload", "-g", "group9", "-"], 3, "no volume group9"),
         (["info", "nonsense"], 2, "not a file id"),
         (["upload", "no-such-file"], 2, "no-such-file"),
-        (["upload", "/"], 2, "directory"),
+        (["append", MISSING, "/"], 2, "directory"),
         (["upload", "-e", "toolong1", "-"], 2, "not an extension"),
         (["download"], 2, "Missing argument"),
         (["no-such-command"], 2, "no-such-command"),
