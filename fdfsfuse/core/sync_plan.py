@@ -97,7 +97,7 @@ def plan(record: BinlogRecord, nature: Nature, own: Own | None, *, again: bool =
     Args:
         own: the file, None when it does not exist.
         again: the peer had acknowledged the record, but may have lost what it wrote: bytes are
-            sent whatever the size of its file is.
+            sent whatever the size of its file is, as far as they still exist.
     """
     kind = record.op.upper()
     if kind == ops.RENAME and own is None:
@@ -109,9 +109,11 @@ def plan(record: BinlogRecord, nature: Nature, own: Own | None, *, again: bool =
     if own is None or own.is_link != (kind == ops.LINK):
         return Send.SKIP
     if kind in (ops.APPEND, ops.MODIFY):
+        if again:
+            return Send.MODIFY if own.size > record.numbers[0] else Send.SKIP
         if own.size < sum(record.numbers):
             return Send.SKIP
-        return Send.APPEND if kind == ops.APPEND and not again else Send.MODIFY
+        return Send.APPEND if kind == ops.APPEND else Send.MODIFY
     return _SIMPLE[kind]
 
 

@@ -126,6 +126,8 @@ def test_what_a_record_is_sent_as(op: str, nature: Nature, own: Own | None, sent
 
 def test_bytes_that_may_be_lost_are_sent_whatever_the_size() -> None:
     assert plan(record("A"), Nature.GROWING, Own(15), again=True) is Send.MODIFY
+    assert plan(record("A"), Nature.GROWING, Own(11), again=True) is Send.MODIFY
+    assert plan(record("A"), Nature.GROWING, Own(10), again=True) is Send.SKIP
     assert plan(record("C"), Nature.FIXED, Own(13), again=True) is Send.CREATE
 
 

@@ -153,6 +153,7 @@ class Requests:
                 return Request(send, pack_header(len(data), SyncCommand.TRUNCATE) + data)
             part = send in (Send.APPEND, Send.MODIFY)
             offset, count = record.numbers if part else (0, file.size)
+            count = min(count, file.size - offset)
             if count > INLINE_MAX:
                 keep = True
                 data = self._head(send, record, count)
