@@ -111,7 +111,7 @@ def main(
         # Stat would follow a link to a dead mount; the kernel mounts on what it points to.
         mountpoint = mountpoint.absolute()
         check_mountpoint(mountpoint)
-        check_fuse(allow_other="allow_other" in parsed.libfuse)
+        check_fuse(allow_other="allow_other" in parsed.libfuse, acl=vfs.acl)
     except (FdfsError, OSError) as exc:
         sys.exit(exit_code(_complain(exc)))
     if fake:

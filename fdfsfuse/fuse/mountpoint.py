@@ -48,12 +48,14 @@ def check_mountpoint(path: Path) -> None:
         raise MountFailed(f"{path}: already mounted")
 
 
-def check_fuse(*, allow_other: bool) -> None:
+def check_fuse(*, allow_other: bool, acl: bool) -> None:
     """Raise MountFailed when this machine or user may not mount."""
     if not FUSE_DEVICE.exists():
         raise MountFailed(f"{FUSE_DEVICE} does not exist: the fuse module is not loaded")
     if os.geteuid() == 0:
         return
+    if acl:
+        raise MountFailed("-o acl: only root may do this")
     if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
         raise MountFailed(f"{FUSE_DEVICE}: no permission to use it; only root may mount here")
     if shutil.which("fusermount3") is None:

@@ -108,6 +108,7 @@ class Operations(pyfuse3.Operations):
     def __init__(self, vfs: Vfs, *, trace: bool = False) -> None:
         super().__init__()
         self._vfs = vfs
+        self.enable_acl = vfs.context.options.acl
         self._paths: Recent[int, tuple[int, bytes]] = Recent(_PATHS_MAX)
         self.stats = Stats(self._describe)
         for name in _HANDLERS:
@@ -192,14 +193,15 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        entry = await self._vfs.tree.create(parent_inode, name, mode, _owner(ctx), rdev=rdev)
+        owner, umask = _owner(ctx), self._umask(ctx)
+        entry = await self._vfs.tree.create(parent_inode, name, mode, owner, rdev=rdev, umask=umask)
         return self._given(parent_inode, name, entry)
 
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
-        mode = stat.S_IFDIR | stat.S_IMODE(mode)
-        entry = await self._vfs.tree.create(parent_inode, name, mode, _owner(ctx))
+        mode, umask = stat.S_IFDIR | stat.S_IMODE(mode), self._umask(ctx)
+        entry = await self._vfs.tree.create(parent_inode, name, mode, _owner(ctx), umask=umask)
         return self._given(parent_inode, name, entry)
 
     async def symlink(
@@ -234,6 +236,10 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         await self._vfs.tree.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    def _umask(self, ctx: RequestContext) -> int:
+        """With ACLs the kernel leaves the umask to us; without, it has been taken off."""
+        return ctx.umask if self.enable_acl else 0
 
     # --- attributes ------------------------------------------------------------------------------
 
@@ -294,7 +300,9 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        opened, entry = await self._vfs.files.create(parent_inode, name, mode, flags, _owner(ctx))
+        opened, entry = await self._vfs.files.create(
+            parent_inode, name, mode, flags, _owner(ctx), umask=self._umask(ctx)
+        )
         return _file_info(opened), self._given(parent_inode, name, entry)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:

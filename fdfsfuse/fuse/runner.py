@@ -23,6 +23,7 @@ from fdfsfuse.client.address import Address
 from fdfsfuse.errors import ConnectionProblem, FdfsError
 from fdfsfuse.fuse.caches import KernelCaches
 from fdfsfuse.fuse.control import ControlSocket
+from fdfsfuse.fuse.kernelmount import KernelMount
 from fdfsfuse.fuse.mountpoint import MountFailed, device_of
 from fdfsfuse.fuse.operations import Operations
 from fdfsfuse.fuse.report import Report
@@ -37,6 +38,7 @@ MAX_REQUESTS = 200
 each has a buffer, of which a write uses 1 MiB."""
 IDLE_TASKS = 3
 """Tasks kept waiting for requests: starting one for each request costs more."""
+_SUBTYPE = "fdfs"
 _FIRST_CONTACT_S = 10.0
 _STORE_S = 60.0
 _RETRY_S = 0.5
@@ -61,7 +63,7 @@ class Mount:
         """For pyfuse3.init, which takes ASCII. Commas inside a value are escaped."""
         source = self.source.encode("ascii", "replace").decode()
         source = source.replace("\\", "\\\\").replace(",", "\\,")
-        return {"default_permissions", f"fsname={source}", "subtype=fdfs", *self.libfuse}
+        return {"default_permissions", f"fsname={source}", f"subtype={_SUBTYPE}", *self.libfuse}
 
 
 async def serve(mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:
@@ -122,9 +124,16 @@ async def _first_contact(cluster: RemoteCluster, mount: Mount) -> None:
 async def _serve_mounted(vfs: Vfs, mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:
     operations = Operations(vfs, trace=mount.trace)
     report = Report(mount, vfs, operations.stats)
+    own: KernelMount | None = None
     try:
-        pyfuse3.init(operations, str(mount.mountpoint), mount.libfuse_options())
+        where = str(mount.mountpoint)
+        if mount.options.acl:
+            own = KernelMount(Path(report.mountpoint), mount.source, _SUBTYPE, mount.libfuse)
+            where = own.descriptor_path
+        pyfuse3.init(operations, where, mount.libfuse_options())
     except RuntimeError as exc:
+        if own is not None:
+            own.close()
         raise MountFailed(f"cannot mount on {mount.mountpoint}: {exc}") from None
     try:
         with ControlSocket(report.mountpoint, report):
@@ -137,6 +146,8 @@ async def _serve_mounted(vfs: Vfs, mount: Mount, mounted: Callable[[], Awaitable
             lost = await _store_rest(vfs)
     finally:
         pyfuse3.close(unmount=True)
+        if own is not None:
+            own.close()
     if lost:
         raise MountFailed(f"{lost} files could not be stored")
 

@@ -309,8 +309,9 @@ class Recalled(_Message, tag=12, frozen=True):
 class Create(_Message, tag=32, frozen=True):
     """-> Attr of a new inode under (parent, name): file, directory, symlink, fifo, device.
 
-    ``mode`` has the type and the permissions with the umask applied. A set-group-id parent hands
-    on its group (and the bit, to directories). EEXIST, ENOENT or ESTALE (parent deleted), ENOTDIR,
+    ``mode`` has the type and the permissions; ``umask`` is taken off them unless the parent has a
+    default ACL, which is inherited. A set-group-id parent hands on its group (and the bit, to
+    directories). EEXIST, ENOENT or ESTALE (parent deleted), ENOTDIR,
     ENAMETOOLONG, EPERM (a reserved name ``M00`` .. ``MFF`` in the root).
     """
 
@@ -322,6 +323,7 @@ class Create(_Message, tag=32, frozen=True):
     now_ns: int
     rdev: int = 0
     target: bytes = b""
+    umask: int = 0
 
 
 class Remove(_Message, tag=33, frozen=True):
@@ -384,7 +386,10 @@ class Adopt(_Message, tag=36, frozen=True):
 
 
 class SetAttr(_Message, tag=37, frozen=True):
-    """chmod, chown, utimens; None leaves a field as it is. -> Attr. ctime becomes now. ESTALE."""
+    """chmod, chown, utimens; None leaves a field as it is. -> Attr. ctime becomes now. ESTALE.
+
+    An access ACL follows the mode.
+    """
 
     ino: int
     now_ns: int
@@ -397,6 +402,9 @@ class SetAttr(_Message, tag=37, frozen=True):
 
 class SetXattr(_Message, tag=38, frozen=True):
     """-> Done. ``name`` with its namespace. What metadata can hold goes to the object's metadata.
+
+    ``system.posix_acl_access`` and ``..._default`` are ACLs (`fdfsfuse.core.acl`; EINVAL for what
+    is none); the mode follows an access ACL.
 
     ``flags`` as setxattr: 1 CREATE (EEXIST), 2 REPLACE (ENODATA). E2BIG: value over 64 KiB, or an
     unnamed object (ino 0, ``file_id``) and metadata cannot hold it. ERANGE: name over 255 bytes.

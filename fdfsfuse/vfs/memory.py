@@ -244,6 +244,12 @@ class Memory:
     def _learn_attr(self, request: Any, answer: Attr, began: int) -> None:
         self._attr(answer, began)
 
+    def _learn_set_attr(self, request: names.SetAttr, answer: Attr, began: int) -> None:
+        self._attr(answer, began)
+        if request.mode is not None:
+            # An ACL has followed the mode.
+            self._xattrs.pop(request.ino, None)
+
     def _learn_lookup(self, request: names.Lookup, answer: Attr, began: int) -> None:
         self._attr(answer, began)
         self._name(request.parent, request.name, answer.ino, began)
@@ -409,7 +415,7 @@ _LEARN: dict[type, Callable[[Memory, Any, Any, int], None]] = {
     names.Rename: Memory._learn_rename,
     names.Link: Memory._learn_link,
     names.Adopt: Memory._learn_adopt,
-    names.SetAttr: Memory._learn_attr,
+    names.SetAttr: Memory._learn_set_attr,
     names.SetXattr: Memory._learn_xattr,
     names.RemoveXattr: Memory._learn_xattr,
     names.StoreContent: Memory._learn_attr,

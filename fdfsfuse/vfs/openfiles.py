@@ -114,18 +114,19 @@ class OpenFiles:
             await state.set_attributes(request)
 
     async def create(
-        self, parent: int, name: bytes, mode: int, flags: int, owner: Owner
+        self, parent: int, name: bytes, mode: int, flags: int, owner: Owner, *, umask: int = 0
     ) -> tuple[Opened, Entry]:
         """Make a file and open it. The caller counts the lookup."""
         volume, parent_ino, _ = self._tree.inode(parent)
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
         with volume.memory.locked(parent_ino):
-            return await self._create(parent, name, mode, flags, owner)
+            return await self._create(parent, name, mode, flags, owner, umask)
 
     async def _create(
-        self, parent: int, name: bytes, mode: int, flags: int, owner: Owner
+        self, parent: int, name: bytes, mode: int, flags: int, owner: Owner, umask: int
     ) -> tuple[Opened, Entry]:
         try:
-            entry = await self._tree.create(parent, name, stat.S_IFREG | stat.S_IMODE(mode), owner)
+            entry = await self._tree.create(parent, name, mode, owner, umask=umask)
         except StatusError as exc:
             # Another mount was faster; without O_EXCL its file is as good.
             if exc.errno != errno.EEXIST or flags & os.O_EXCL:

@@ -185,11 +185,15 @@ class Tree:
         *,
         rdev: int = 0,
         target: bytes = b"",
+        umask: int = 0,
     ) -> Entry:
-        """Make an inode of any type. The caller counts the lookup."""
+        """Make an inode of any type. The caller counts the lookup.
+
+        *umask*: what the kernel has not taken off *mode* because a default ACL may take its place.
+        """
         volume, ino = self._parent(parent)
         now = time.time_ns()
-        request = names.Create(ino, name, mode, owner.uid, owner.gid, now, rdev, target)
+        request = names.Create(ino, name, mode, owner.uid, owner.gid, now, rdev, target, umask)
         attr: Attr = await volume.call(request)
         return self._context.entry(volume, attr, ino, name)
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 import errno
 import time
 
-from fdfsfuse.errors import ProtocolError, TreeError
+from fdfsfuse.core import acl
+from fdfsfuse.errors import ProtocolError, StatusError, TreeError
 from fdfsfuse.proto import fileid, names
 from fdfsfuse.vfs.backend import ObjectInfo
 from fdfsfuse.vfs.context import Context
@@ -31,7 +32,8 @@ SELF_TEST = b"user.fdfs.selftest"
 """Set and read back on the root, once, to see whether libfuse passes names on unharmed."""
 
 _CACHED = 1024
-_REFUSED = frozenset((b"security.selinux", b"system.posix_acl_access", b"system.posix_acl_default"))
+_ACLS = frozenset((acl.ACCESS, acl.DEFAULT))
+_NEVER = frozenset((b"security.selinux",))
 _CAPABILITY = b"security.capability"
 _NAME_MAX = 255
 
@@ -47,10 +49,11 @@ class Xattrs:
         self._tree = tree
         self._objects: Recent[int, tuple[float, dict[bytes, bytes]]] = Recent(_CACHED)
         self._self_test: bytes | None = None
+        self._refused = _NEVER if context.options.acl else _NEVER | _ACLS
 
     async def get(self, number: int, name: bytes) -> bytes:
         """The value. ENODATA when there is none."""
-        if name in _REFUSED:
+        if name in self._refused:
             # Answered so once, the kernel does not ask again for each file of a listing.
             raise TreeError(errno.EOPNOTSUPP)
         if name == _CAPABILITY:
@@ -64,7 +67,7 @@ class Xattrs:
 
     async def list(self, number: int) -> list[bytes]:
         """The names."""
-        return sorted(await self._all(number))
+        return sorted(name for name in await self._all(number) if name not in self._refused)
 
     async def set(self, number: int, name: bytes, value: bytes) -> None:
         """Set a value."""
@@ -80,7 +83,12 @@ class Xattrs:
         """Remove a value. ENODATA when there is none."""
         self._check_name(name)
         volume, ino, file_id = self._tree.inode(number)
-        await volume.call(names.RemoveXattr(ino, name, time.time_ns(), file_id))
+        try:
+            await volume.call(names.RemoveXattr(ino, name, time.time_ns(), file_id))
+        except StatusError as exc:
+            # Who takes an ACL away is content when there was none.
+            if exc.errno != errno.ENODATA or name not in _ACLS:
+                raise
         self._changed(number)
 
     def forget(self, number: int) -> None:
@@ -90,7 +98,7 @@ class Xattrs:
     def _check_name(self, name: bytes) -> None:
         if name.startswith(HIDDEN):
             raise TreeError(errno.EPERM)
-        if name in _REFUSED:
+        if name in self._refused:
             raise TreeError(errno.EOPNOTSUPP)
         if len(name) > _NAME_MAX:
             raise TreeError(errno.ERANGE)

@@ -11,6 +11,7 @@ import errno
 import stat
 from collections.abc import Callable
 
+from fdfsfuse.core import acl
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names
 
@@ -133,6 +134,8 @@ def _create(request: names.Create) -> None:
         raise fail(errno.EINVAL, "mode")
     if not 0 <= request.rdev <= INT64_MAX:
         raise fail(errno.EINVAL, "rdev")
+    if not 0 <= request.umask <= 0o777:
+        raise fail(errno.EINVAL, "umask")
     if file_type == stat.S_IFLNK:
         if not request.target:
             raise fail(errno.ENOENT, "target")
@@ -210,6 +213,11 @@ def _set_xattr(request: names.SetXattr) -> None:
         raise fail(errno.E2BIG)
     if request.flags not in (0, 1, 2):
         raise fail(errno.EINVAL, "flags")
+    if request.name in (acl.ACCESS, acl.DEFAULT):
+        try:
+            acl.decode(request.value)
+        except ValueError as exc:
+            raise fail(errno.EINVAL, str(exc)) from None
 
 
 def _remove_xattr(request: names.RemoveXattr) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fdfs_storage.names import tree
 from fdfs_storage.names.checks import fail
+from fdfsfuse.core import acl
 from fdfsfuse.proto import metadata, names_record
 from fdfsfuse.proto.names import Attr, Done, ObjectMade
 from fdfsfuse.proto.names_record import Change
@@ -51,10 +52,19 @@ def put_xattr(state: State, index: int, change: Change, op: names_record.PutXatt
         if used + len(op.name) + len(op.value) > XATTRS_MAX:
             raise fail(errno.ENOSPC)
     db.execute("DELETE FROM xattr WHERE ino = ? AND name = ?", (op.ino, op.name))
-    if op.value is not None:
-        db.execute("INSERT INTO xattr VALUES (?, ?, ?)", (op.ino, op.name, op.value))
+    if op.value is not None and not (op.name == acl.ACCESS and _put_access(db, op.ino, op.value)):
+        tree.put_xattr(db, op.ino, op.name, op.value)
     db.execute("UPDATE inode SET ctime_ns = ? WHERE ino = ?", (op.now_ns, op.ino))
     return Done()
+
+
+def _put_access(db: sqlite3.Connection, ino: int, value: bytes) -> bool:
+    """Let the mode follow an access ACL; True when it says everything, so nothing need be kept."""
+    entries = acl.decode(value)
+    db.execute(
+        "UPDATE inode SET mode = mode & ~511 | ? WHERE ino = ?", (acl.permissions(entries), ino)
+    )
+    return acl.is_minimal(entries)
 
 
 def check_file(attr: Attr) -> None:

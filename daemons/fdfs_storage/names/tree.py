@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fdfs_storage.names.checks import EXCHANGE, NOREPLACE, fail
 from fdfs_storage.names.schema import ATTR_COLUMNS
+from fdfsfuse.core import acl
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.names import Attr, Renamed
 from fdfsfuse.proto.names_record import Change
@@ -109,6 +110,17 @@ def drop_link(state: State, attr: Attr, now_ns: int) -> Attr:
     return get_attr(state.db, attr.ino)
 
 
+def get_xattr(db: sqlite3.Connection, ino: int, name: bytes) -> bytes:
+    """An xattr in the table, empty when there is none."""
+    row = db.execute("SELECT value FROM xattr WHERE ino = ? AND name = ?", (ino, name)).fetchone()
+    return b"" if row is None else bytes(row[0])
+
+
+def put_xattr(db: sqlite3.Connection, ino: int, name: bytes, value: bytes) -> None:
+    """Set an xattr in the table."""
+    db.execute("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (ino, name, value))
+
+
 def create(state: State, index: int, change: Change, op: names.Create) -> Attr:
     """A new inode under a new name."""
     db = state.db
@@ -119,6 +131,14 @@ def create(state: State, index: int, change: Change, op: names.Create) -> Attr:
         gid = parent_gid
         if is_directory:
             mode |= stat.S_ISGID
+    access, default = b"", b""
+    if not stat.S_ISLNK(mode):
+        default = get_xattr(db, op.parent, acl.DEFAULT)
+        if default:
+            entries, mode = acl.inherit(acl.decode(default), mode)
+            access = b"" if acl.is_minimal(entries) else acl.encode(entries)
+        else:
+            mode &= ~op.umask
     ino = state.next_ino
     try:
         # The unique index finds an existing name; a statement that fails has done nothing.
@@ -132,6 +152,10 @@ def create(state: State, index: int, change: Change, op: names.Create) -> Attr:
         "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, NULL, ?, 0)",
         (ino, mode, nlink, op.uid, gid, op.rdev, size, now, now, now, op.target),
     )
+    if access:
+        put_xattr(db, ino, acl.ACCESS, access)
+    if default and is_directory:
+        put_xattr(db, ino, acl.DEFAULT, default)
     _touch_directory(db, op.parent, now, is_directory)
     return Attr(ino, mode, nlink, op.uid, gid, op.rdev, size, now, now, now, 0, "", op.target)
 
@@ -171,7 +195,12 @@ def set_attr(state: State, index: int, change: Change, op: names.SetAttr) -> Att
     """chmod, chown, utimens."""
     db = state.db
     attr = get_attr(db, op.ino)
-    mode = attr.mode if op.mode is None else stat.S_IFMT(attr.mode) | stat.S_IMODE(op.mode)
+    mode = attr.mode
+    if op.mode is not None:
+        mode = stat.S_IFMT(attr.mode) | stat.S_IMODE(op.mode)
+        access = get_xattr(db, op.ino, acl.ACCESS)
+        if access:
+            put_xattr(db, op.ino, acl.ACCESS, acl.encode(acl.after_chmod(acl.decode(access), mode)))
     db.execute(
         "UPDATE inode SET mode = ?, uid = ?, gid = ?, atime_ns = ?, mtime_ns = ?, ctime_ns = ?"
         " WHERE ino = ?",
