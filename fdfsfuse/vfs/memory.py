@@ -32,16 +32,50 @@ MISSING: Final = 0
 """In place of an inode: the name is known not to exist."""
 _RENAME_EXCHANGE: Final = 2
 _MARKS_MAX: Final = 10_000
+_UNKNOWN_MAX: Final = 1_000
+_MISSES: Final = 3
 
 
 class Directory:
-    """Names of a directory. ``until``: the kernel may rely on some of them as long as that."""
+    """Names of a directory.
 
-    __slots__ = ("names", "until")
+    Attributes:
+        until: the kernel may rely on some of them as long as that.
+        complete: names that are neither here nor in ``unknown`` do not exist.
+        unknown: names that were recalled since.
+        listed: cookie up to which a listing from the start has brought all names; -1: none has.
+        misses: names that were not found; many make it worth while to ask for all.
+    """
+
+    __slots__ = ("complete", "listed", "misses", "names", "unknown", "until")
 
     def __init__(self) -> None:
         self.names: dict[bytes, int] = {}
         self.until = float("-inf")
+        self.complete = False
+        self.unknown: set[bytes] = set()
+        self.listed = -1
+        self.misses = 0
+
+    def get(self, name: bytes) -> int | None:
+        """The inode of a name, MISSING, or None when that is not known."""
+        ino = self.names.get(name)
+        if ino is None and self.complete and name not in self.unknown:
+            return MISSING
+        return ino
+
+    def drop(self, name: bytes) -> bool:
+        """The name is not known any more; False when it was not."""
+        if self.complete or self.listed >= 0:
+            self.unknown.add(name)
+            if len(self.unknown) > _UNKNOWN_MAX:
+                self.incomplete()
+        return self.names.pop(name, None) is not None
+
+    def incomplete(self) -> None:
+        """There may be names that are not here."""
+        self.complete, self.listed = False, -1
+        self.unknown.clear()
 
 
 class Memory:
@@ -97,13 +131,18 @@ class Memory:
         directory = self._directories.get(parent)
         if directory is None:
             return None
-        ino = directory.names.get(name)
+        ino = directory.get(name)
         return ino if ino is not None and self._now() < self._lease_until() else None
+
+    def should_list(self, parent: int) -> bool:
+        """Whether names are looked for in vain so often that all are to be asked for, once."""
+        directory = self._directories.get(parent)
+        return directory is not None and directory.misses == _MISSES
 
     def give(self, parent: int, name: bytes, ino: int) -> float:
         """The kernel is told of the name: for how many seconds it may rely on it."""
         directory = self._directories.get(parent)
-        if directory is None or directory.names.get(name) != ino:
+        if directory is None or directory.get(name) != ino:
             return 0.0
         until = self._lease_until()
         directory.until = max(directory.until, until)
@@ -184,6 +223,9 @@ class Memory:
         """A request was answered with an error."""
         if isinstance(request, names.Lookup) and error.errno == errno.ENOENT:
             self._name(request.parent, request.name, MISSING, began)
+            directory = self._directories.get(request.parent)
+            if directory is not None:
+                directory.misses += 1
 
     def _is_fresh(self, ino: int, began: int) -> bool:
         return began > self._recalled_all and began > self._recalled.get(ino, 0)
@@ -203,18 +245,27 @@ class Memory:
     def _name(self, parent: int, name: bytes, ino: int, began: int) -> None:
         if not self._is_fresh(parent, began):
             return
-        directory = self._directories.get(parent)
-        if directory is None:
-            directory = self._directories[parent] = Directory()
+        directory = self._directory(parent)
         before = len(directory.names)
-        directory.names[name] = ino
+        directory.unknown.discard(name)
+        if ino == MISSING and directory.complete:
+            directory.names.pop(name, None)
+        else:
+            directory.names[name] = ino
         self._names += len(directory.names) - before
         while self._names > self._limit:
             self._forget_directory(next(iter(self._directories)))
 
+    def _directory(self, ino: int) -> Directory:
+        directory = self._directories.get(ino)
+        if directory is None:
+            directory = self._directories[ino] = Directory()
+            self._names += 1
+        return directory
+
     def _forget_directory(self, ino: int) -> None:
         directory = self._directories.pop(ino)
-        self._names -= len(directory.names)
+        self._names -= len(directory.names) + 1
         self._forgotten_until = max(self._forgotten_until, directory.until)
 
     def _changed_in(self, parent: int, now_ns: int, links: int, began: int) -> None:
@@ -258,14 +309,27 @@ class Memory:
         self._attr(answer.attr, began)
 
     def _learn_listing(self, request: names.ReadDir, answer: names.Listing, began: int) -> None:
+        ino = request.ino
+        directory = self._directory(ino)
+        directory.misses += 1
         for entry in answer.entries:
             self._attr(entry.attr, began)
-            self._name(request.ino, entry.name, entry.attr.ino, began)
+            self._name(ino, entry.name, entry.attr.ino, began)
+        if self._directories.get(ino) is not directory:
+            return  # it has more names than are remembered
+        if not self._is_fresh(ino, began):
+            directory.listed = -1
+        elif request.cookie in (0, directory.listed) and not directory.complete:
+            directory.listed = answer.entries[-1].cookie if answer.entries else request.cookie
+            directory.complete = answer.end
 
     def _learn_create(self, request: names.Create, answer: Attr, began: int) -> None:
         self._attr(answer, began)
         self._name(request.parent, request.name, answer.ino, began)
-        self._changed_in(request.parent, request.now_ns, int(stat.S_ISDIR(request.mode)), began)
+        is_directory = stat.S_ISDIR(request.mode)
+        if is_directory and self._is_fresh(answer.ino, began):
+            self._directory(answer.ino).complete = True
+        self._changed_in(request.parent, request.now_ns, int(is_directory), began)
 
     def _learn_link(self, request: names.Link, answer: Attr, began: int) -> None:
         self._attr(answer, began)
@@ -338,7 +402,7 @@ class Memory:
 
     def _drop_name(self, parent: int, name: bytes) -> None:
         directory = self._directories.get(parent)
-        if directory is not None and directory.names.pop(name, None) is not None:
+        if directory is not None and directory.drop(name):
             self._names -= 1
 
     def recall(self, inos: Iterable[int], entries: Iterable[tuple[int, bytes]]) -> None:

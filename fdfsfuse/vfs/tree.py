@@ -113,10 +113,14 @@ class Tree:
         volume, ino = self._parent(parent)
         if ino == names.ROOT_INO and store_path_of(name) is not None:
             return self._ids.lookup_store_path(volume, name)
-        known = volume.memory.lookup(ino, name)
+        memory = volume.memory
+        known = memory.lookup(ino, name)
+        if known is None and memory.should_list(ino):
+            await volume.call(names.ReadDir(ino, 0, names.LIST_MAX))
+            known = memory.lookup(ino, name)
         if known == MISSING:
             raise TreeError(errno.ENOENT)
-        attr: Attr | None = volume.memory.attr(known) if known is not None else None
+        attr: Attr | None = memory.attr(known) if known is not None else None
         if attr is None:
             attr = await volume.call(names.Lookup(ino, name))
         return self._context.entry(volume, attr, ino, name)

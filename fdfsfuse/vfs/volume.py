@@ -170,7 +170,7 @@ class Volume:
         """See `Listener`."""
         self._mark_up()
         try:
-            self.root_attr = await self.backend.call(names.GetAttr(names.ROOT_INO), timeout_s=5.0)
+            self.root_attr = await self.call(names.GetAttr(names.ROOT_INO), timeout_s=5.0)
         except FdfsError as exc:
             log.debug("%s: no attributes of the root: %s", self.backend.group, exc)
 

@@ -8,11 +8,13 @@ import signal
 import stat
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from fdfsfuse.cli.mount_stats import find_reports
 from tests.common.cluster import Cluster, Mount
 from tests.common.waiting import wait_until
 
@@ -245,3 +247,52 @@ def test_a_stopped_mount_is_waited_for_no_longer_than_a_lease(
         assert os.fstat(handle).st_size == len(b"new content")
     finally:
         os.close(handle)
+
+
+def calls(mount: Mount) -> Counter[str]:
+    """Requests to the storages so far, by kind; KeepAlive and the like left out."""
+    (report,) = find_reports(str(mount.path))
+    counted = Counter(
+        {name: call["count"] for name, call in report["volumes"]["group1"]["calls"].items()}
+    )
+    for name in ("KeepAlive", "Holds", "StatFs"):
+        counted.pop(name, None)
+    return counted
+
+
+def test_a_lone_mount_asks_little(fuse: None, tmp_path: Path) -> None:
+    """What is held is not asked for: requests to the storage per system call."""
+    with Cluster(tmp_path / "cluster") as cluster, cluster.mount(tmp_path / "mnt") as mount:
+        path = mount.path / "group1" / "d"
+        path.mkdir()
+        files = [path / f"f{i}" for i in range(20)]
+
+        def cost(work: Callable[[Path], object]) -> dict[str, int]:
+            before = calls(mount)
+            for file in files:
+                work(file)
+            return dict(calls(mount) - before)
+
+        assert cost(lambda file: _write(file, b"x" * 4096)) == {"Create": 20, "StoreContent": 20}
+        assert cost(os.stat) == {}
+        cost(Path.read_bytes)
+        assert cost(Path.read_bytes) == {}
+        assert cost(lambda file: file.with_suffix(".none").exists()) == {}
+        assert cost(lambda file: _write(file, b"y" * 100)) == {"StoreContent": 20}
+        assert cost(lambda file: os.chmod(file, 0o600)) == {"SetAttr": 20}
+        assert cost(lambda file: os.rename(file, file.with_suffix(".new"))) == {"Rename": 20}
+        assert cost(lambda file: os.rename(file.with_suffix(".new"), file)) == {"Rename": 20}
+        assert cost(lambda file: os.listdir(path)).keys() <= {"ReadDir"}
+        assert cost(os.unlink) == {"Remove": 20}
+        assert cost(os.path.lexists) == {}
+        for file in files:
+            _write(file, b"z" * 4096)
+        mount.remount()
+        # Not known as a directory that it has made: looking in vain soon asks for all names.
+        assert cost(lambda file: _write(file.with_suffix(".more"), b"x" * 4096)) == {
+            "Lookup": 4,
+            "ReadDir": 1,
+            "Create": 20,
+            "StoreContent": 20,
+        }
+        assert cost(Path.read_bytes) == {"Open": 20}
