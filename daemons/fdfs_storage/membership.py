@@ -264,12 +264,14 @@ class Membership:
             if line.group != self.config.group_name:
                 continue
             entry = self._known.get(line.old_id)
-            if entry is not None and entry.status not in (*states.GONE, ServerStatus.NONE):
+            if entry is not None and entry.status not in group_list.MAY_BE_REMOVED:
                 continue  # it has joined again since
             logger.info("changelog of the group: %s", text.strip())
             if line.old_id == self.identity.sync_src_server:
                 await trio.to_thread.run_sync(self.identity.replace_source, line.new_id)
             self.on_changelog(line)
+            # An administrator may have forgotten it before a list told that it was removed.
+            self._learn(group_list.forget(self._known, line.old_id))
 
     # --- what the tasks of the trackers tell --------------------------------------------------
 
@@ -403,14 +405,16 @@ class Membership:
     async def _is_founder(self, task: TrackerTask) -> bool:
         """141: "nothing to copy" is not enough to found a tree, which there must be one of.
 
-        Stock trackers do not know the command (a status): they have told all that they can.
-        Raises ConnectionProblem or ProtocolError: the tracker is to be joined again.
+        Stock trackers do not know the command (22): they have told all that they can. Raises
+        one of `PROBLEMS` when the trackers cannot agree now: 87 is to be asked again.
         """
         query = FounderQuery(self.config.group_name, self.own_id, self.identity.join_time)
         try:
             data = await ask_once(task.server, self.config, AM_I_FOUNDER, encode(query))
-        except StatusError:
-            return True
+        except StatusError as exc:
+            if exc.errno == errno.EINVAL:
+                return True
+            raise
         answer = decode(FounderAnswer, data)
         if not answer.founder:
             logger.warning(

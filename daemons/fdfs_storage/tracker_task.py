@@ -8,19 +8,19 @@ wrong, it reconnects and joins again, for ever; it notices at once when the trac
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import trio
 
-from fdfs_storage.tracker_link import Retry, connect
-from fdfsfuse.client.link import Link, resolve
+from fdfs_storage.tracker_link import Retry, ask_once, connect
+from fdfsfuse.client.link import PROBLEMS, Link, resolve
 from fdfsfuse.core import members as group_list
 from fdfsfuse.core.config import ServerAddress
 from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionBroken,
     ConnectionProblem,
-    FdfsError,
     ProtocolError,
     StatusError,
 )
@@ -123,16 +123,14 @@ class TrackerTask:
                 continue
             except StatusError as exc:
                 limit_s = min(config.heart_beat_interval_s, _MAX_REFUSED_RETRY_S)
-                problem: FdfsError = exc
+                text = f"refused (status {exc.errno}, {os.strerror(exc.errno or 0)})"
             except (ConnectionProblem, ProtocolError) as exc:
-                problem = exc
+                text = str(exc)
             if lost_at is None:
                 lost_at = trio.current_time()
-            if str(problem) != last_text:
-                last_text = str(problem)
-                logger.warning(
-                    "tracker %s: %s; trying again until it works", self.server, last_text
-                )
+            if text != last_text:
+                last_text = text
+                logger.warning("tracker %s: %s; trying again until it works", self.server, text)
             await trio.sleep(retry.next_delay(limit_s))
 
     async def _join(self, link: Link) -> None:
@@ -230,18 +228,28 @@ class TrackerTask:
     async def _contradict(self, link: Link) -> bool:
         """59: bring a tracker that knows us wrongly to what the leader knows (section 3.6).
 
-        Followers tell our status at JOIN only, so they are asked again before. True when
-        something was changed: then this storage joins again.
+        Followers tell our status at JOIN only, and the leader only with heartbeats, so both are
+        asked again before. True when something was changed: then this storage joins again.
         """
         membership = self._membership
         at_leader = membership.status
-        if membership.leader in (None, self.server) or at_leader is None or self.told is None:
+        leader = membership.leader
+        if leader in (None, self.server) or at_leader is None or self.told is None:
             return False
         if not group_list.contradicts(self.told, at_leader):
             return False
         query = ServerQuery(membership.config.group_name, membership.my_ip, membership.port)
         answer = await link.request(ClusterCommand.GET_STORAGE_STATUS, query.encode())
         self.told = Brief.decode(answer).status
+        if not group_list.contradicts(self.told, at_leader):
+            return False
+        assert leader is not None
+        command = ClusterCommand.GET_STORAGE_STATUS
+        try:
+            answer = await ask_once(leader, membership.config, command, query.encode())
+        except PROBLEMS:
+            return False
+        at_leader = Brief.decode(answer).status
         if not group_list.contradicts(self.told, at_leader):
             return False
         logger.info(

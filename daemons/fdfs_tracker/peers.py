@@ -401,11 +401,11 @@ class Peers:
         chosen, problem = await self._choose_founder(query.group, wanted)
         if chosen == wanted:
             return encode(FounderAnswer(True))
-        if chosen is not None:
-            problem = f"storage {chosen.storage_id} founded the tree"
-            if chosen.storage_id == query.storage_id:
-                problem = "it founded the tree before and has lost it since"
-        return encode(FounderAnswer(False, problem))
+        if chosen is None:
+            raise StatusError(errno.EAGAIN, problem)
+        if chosen.storage_id == query.storage_id:
+            return encode(FounderAnswer(False, "it founded the tree before and has lost it since"))
+        return encode(FounderAnswer(False, f"storage {chosen.storage_id} founded the tree"))
 
     async def _choose_founder(self, group: str, wanted: Founder) -> tuple[Founder | None, str]:
         """(the founder of *group*, '') or (None, why the trackers cannot agree now)."""

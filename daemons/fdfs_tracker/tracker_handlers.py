@@ -17,8 +17,10 @@ from fdfsfuse.proto.cluster import ClusterCommand
 from fdfsfuse.proto.cluster_status import (
     ACCEPT_FOUNDER,
     CLUSTER_STATUS,
+    FORGET_SERVER,
     VERSION,
     ClusterStatus,
+    ForgetServer,
     FounderBallot,
     GroupState,
     ServerState,
@@ -55,6 +57,7 @@ class TrackerHandlers:
             ClusterCommand.PING_LEADER: self._ping_leader,
             CLUSTER_STATUS: self._cluster_status,
             ACCEPT_FOUNDER: self._accept_founder,
+            FORGET_SERVER: self._forget_server,
         }
 
     def _tracker_status(self, _session: Session, body: bytes) -> bytes:
@@ -134,6 +137,11 @@ class TrackerHandlers:
     def _accept_founder(self, _session: Session, body: bytes) -> bytes:
         return encode(self._node.cluster.vote(decode(FounderBallot, body)))
 
+    def _forget_server(self, _session: Session, body: bytes) -> bytes:
+        request = decode(ForgetServer, body)
+        self._node.cluster.forget_server(request.group, request.storage_id)
+        return b""
+
     def _cluster_status(self, _session: Session, body: bytes) -> bytes:
         expect_empty(body)
         node = self._node
@@ -182,4 +190,9 @@ def _server_state(group: Group, server: Server) -> ServerState:
         server.since,
         why,
         server.source.source_id,
+        {
+            source_id: times[server.storage_id]
+            for source_id, times in group.sync_times.items()
+            if server.storage_id in times
+        },
     )

@@ -32,7 +32,8 @@ COMMANDS = {
     "meta": ("fdfsfuse.cli.meta", "Read and change the metadata of files."),
     "id": ("fdfsfuse.cli.ids", "Path on a mount to file id."),
     "path": ("fdfsfuse.cli.paths", "File id to path on the mount."),
-    "status": ("fdfsfuse.cli.status", "Show volumes, servers, their states and why."),
+    "status": ("fdfsfuse.cli.status", "Show trackers, volumes, servers, their states and why."),
+    "admin": ("fdfsfuse.cli.admin", "Remove servers and groups."),
     "bench": ("fdfsfuse.cli.bench", "Measure how fast a cluster is."),
     "mini": ("fdfsfuse.cli.mini", "Run a small cluster and its mount on this machine."),
     "install-units": ("fdfsfuse.cli.install_units", "Install the units that systemd runs us by."),
@@ -101,6 +102,7 @@ def fdfs() -> None:
       3    there is no such file, volume or name
       4    a server could not be reached or did not answer in time
       5    a server refused it (no space, ...)
+      6    fdfs status --check: something is wrong with the cluster
       130  interrupted (Ctrl-C)
     """
 

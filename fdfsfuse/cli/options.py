@@ -177,19 +177,8 @@ def client_config(path: str) -> ClientConfig:
     return config
 
 
-def with_client(
-    use: Callable[[Client], Awaitable[T]],
-    trackers: tuple[str, ...],
-    config: str | None,
-    timeout_s: float | None,
-) -> T:
-    """Run *use* with a `Client` of the cluster that the options name."""
-    settings = settings_of(trackers, config, timeout_s)
-    return run_with(settings, use)
-
-
 def run_with(settings: Settings, use: Callable[[Client], Awaitable[T]]) -> T:
-    """`with_client` for who needs the settings too."""
+    """Run *use* with a `Client` of the cluster that the options name."""
     import trio
 
     from fdfsfuse.client.client import Client

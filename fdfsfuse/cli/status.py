@@ -2,171 +2,138 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from fdfsfuse.cli.options import cluster_options, json_option, run_with, settings_of
-from fdfsfuse.cli.output import print_json, size_text
+from fdfsfuse.cli.completing import complete_group
+from fdfsfuse.cli.failure import EXIT_NOT_WELL
+from fdfsfuse.cli.options import ChosenCluster, json_option, on_cluster
+from fdfsfuse.cli.output import print_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Callable
 
-    from fdfsfuse.cli.cluster_state import Volume
+    from fdfsfuse.cli.cluster_state import ClusterState
     from fdfsfuse.client.client import Client
-    from fdfsfuse.proto.tracker import StorageStat
 
-_COLOURS = {"ok": "green", "degraded": "yellow", "down": "red"}
+
+_PIPE_WIDTH = 10_000
+"""Lines that go to another program are not folded."""
 
 
 @click.command()
-@click.argument("volumes", metavar="[VOLUME...]", nargs=-1)
+@click.argument("volumes", metavar="[VOLUME...]", nargs=-1, shell_complete=complete_group)
+@click.option("--watch", "-w", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option(
+    "--interval",
+    "interval_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    show_default=True,
+    help="How often, with --watch.",
+)
+@click.option("--check", is_flag=True, help="Exit with 6 unless all is well, for monitoring.")
 @json_option
-@cluster_options
+@on_cluster
 def status(
     volumes: tuple[str, ...],
+    watch: bool,
+    interval_s: float,
+    check: bool,
     as_json: bool,
-    trackers: tuple[str, ...],
-    config: str | None,
-    timeout_s: float | None,
-) -> None:
-    """Show volumes and servers: states and why, space, heartbeats, who keeps the names.
+    cluster: ChosenCluster,
+) -> int:
+    """Show trackers, volumes and servers: states and why, space, what is left to copy.
 
-    With --json prints an object with the key volumes: a list of objects with name, state (ok,
-    degraded, down), why, total_mb, free_mb, reserved_mb, names (view, primary, members, volume_id,
-    problem) and storages (id, address, state, why, version, total_mb, free_mb, heartbeat_age_s,
-    joined, started, names_role).
+    A volume is ok, degraded (something is missing, everything can be reached) or down. For each
+    server it shows its state and the reason, and for each pair of servers that is not in sync what
+    is left to copy and how long that will take. FastDFS servers tell less than ours: there, the
+    delay follows from the timestamps that the trackers have.
+
+    With --json prints one object with the keys trackers, trackers_state, trackers_why and volumes;
+    with --watch, one such line each time. docs/cli.rst lists the keys.
 
     \b
-    Example:
+    Examples:
       fdfs status --tracker 10.0.0.1
+      fdfs status --watch group1
+      fdfs status --check >/dev/null || mail -s "look at fdfs" ops
+      fdfs status --json | jq '.volumes[] | select(.state != "ok") | .name'
     """
 
-    settings = settings_of(trackers, config, timeout_s)
-
-    async def use(client: Client) -> list[Volume]:
+    async def use(client: Client) -> ClusterState:
         from fdfsfuse.cli.cluster_state import look
 
-        return await look(client, settings.timeout_s)
+        found = await look(client, min(cluster.settings().timeout_s, 5.0))
+        if volumes:
+            _select(found, volumes)
+        return found
 
-    found = run_with(settings, use)
-    if volumes:
-        found = _select(found, volumes)
-    if as_json:
-        print_json({"volumes": [volume_data(volume) for volume in found]})
-    else:
-        _print(found)
+    if watch:
+        try:
+            _watch(lambda: cluster.run(use), as_json, interval_s)
+        except KeyboardInterrupt:
+            return 0
+    found = cluster.run(use)
+    _show(found, as_json)
+    return EXIT_NOT_WELL if check and not _is_well(found) else 0
 
 
-def _select(found: list[Volume], names: tuple[str, ...]) -> list[Volume]:
+def _is_well(cluster: ClusterState) -> bool:
+    from fdfsfuse.cli.cluster_state import state_of, trackers_state
+
+    states = [state_of(volume)[0] for volume in cluster.volumes]
+    return {*states, trackers_state(cluster)[0]} == {"ok"}
+
+
+def _select(found: ClusterState, names: tuple[str, ...]) -> None:
     from fdfsfuse.cli.failure import NotFound
 
-    known = {volume.stat.group: volume for volume in found}
+    known = {volume.stat.group: volume for volume in found.volumes}
     for name in names:
         if name not in known:
             raise NotFound(f"there is no volume {name}")
-    return [known[name] for name in names]
+    found.volumes = [known[name] for name in names]
 
 
-def volume_data(volume: Volume) -> dict[str, Any]:
-    """What --json shows of a volume."""
-    from fdfsfuse.cli.cluster_state import state_of
+def _show(found: ClusterState, as_json: bool) -> None:
+    from fdfsfuse.cli.status_text import cluster_data, render
 
-    state, why = state_of(volume)
-    view = volume.view
-    return {
-        "name": volume.stat.group,
-        "state": state,
-        "why": why,
-        "total_mb": volume.stat.total_mb,
-        "free_mb": volume.stat.free_mb,
-        "reserved_mb": volume.stat.reserved_mb,
-        "names": {
-            "view": view.number if view else None,
-            "primary": view.primary if view else None,
-            "members": view.members if view else [],
-            "volume_id": view.volume_id if view else None,
-            "problem": volume.view_problem or None,
-        },
-        "storages": [_storage_data(volume, storage) for storage in volume.storages],
-    }
-
-
-def _storage_data(volume: Volume, storage: StorageStat) -> dict[str, Any]:
-    from fdfsfuse.cli.cluster_state import why
-
-    beat = storage.statistics.last_heart_beat_time
-    return {
-        "id": storage.storage_id,
-        "address": f"{storage.ip}:{storage.storage_port}",
-        "state": storage.status.name,
-        "why": why(storage),
-        "version": storage.version,
-        "total_mb": storage.total_mb,
-        "free_mb": storage.free_mb,
-        "heartbeat_age_s": max(0, int(time.time()) - beat) if beat else None,
-        "joined": storage.join_time,
-        "started": storage.up_time or None,
-        "names_role": _role(volume, storage) or None,
-    }
-
-
-def _role(volume: Volume, storage: StorageStat) -> str:
-    if volume.view is None or storage.storage_id not in volume.view.members:
-        return ""
-    return "primary" if storage.storage_id == volume.view.primary else "member"
-
-
-def _print(volumes: list[Volume]) -> None:
+    if as_json:
+        print_json(cluster_data(found))
+        return
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
-    if not volumes:
-        console.print("The tracker knows no volume yet: no storage has joined it.")
-    for number, volume in enumerate(volumes):
-        if number:
-            console.print()
-        _print_volume(console, volume)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    console.print(render(found))
 
 
-def _print_volume(console: Console, volume: Volume) -> None:
-    from rich.markup import escape
+def _watch(look: Callable[[], ClusterState], as_json: bool, interval_s: float) -> None:
+    """Show the cluster until interrupted; what does not answer is shown as that."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
 
-    data = volume_data(volume)
-    colour = _COLOURS[data["state"]]
-    console.print(
-        f"[bold]{data['name']}[/bold]  [{colour}]{data['state']}[/{colour}]: {escape(data['why'])}"
-    )
-    console.print(
-        f"  space   {_mb(data['free_mb'])} free of {_mb(data['total_mb'])}, "
-        f"{_mb(data['reserved_mb'])} of it reserved"
-    )
-    names = data["names"]
-    if names["problem"]:
-        console.print(f"  names   {escape(names['problem'])}")
-    else:
-        console.print(
-            f"  names   kept by {names['primary']} (view {names['view']}, "
-            f"members: {', '.join(names['members'])})"
-        )
-    for storage in data["storages"]:
-        _print_storage(console, storage)
+    from fdfsfuse.cli.failure import explain
+    from fdfsfuse.cli.status_text import render
+    from fdfsfuse.errors import ConnectionProblem
 
-
-def _print_storage(console: Console, data: dict[str, Any]) -> None:
-    from rich.markup import escape
-
-    colour = "green" if data["state"] == "ACTIVE" else "red"
-    role = f", names {data['names_role']}" if data["names_role"] else ""
-    age = data["heartbeat_age_s"]
-    beat = "no heartbeat yet" if age is None else f"last heartbeat {age} s ago"
-    console.print(
-        f"  {data['address']:21} [{colour}]{data['state']:9}[/{colour}] "
-        f"{escape(data['why'])}{role}; {_mb(data['free_mb'])} free, {beat}, "
-        f"version {escape(data['version'] or 'unknown')}"
-    )
-
-
-def _mb(count: int) -> str:
-    return size_text(count << 20)
+    console = Console(highlight=False)
+    if as_json or not console.is_terminal:
+        while True:
+            _show(look(), as_json)
+            sys.stdout.flush()
+            time.sleep(interval_s)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            try:
+                live.update(render(look()), refresh=True)
+            except ConnectionProblem as exc:
+                live.update(Text(explain(exc)), refresh=True)
+            time.sleep(interval_s)

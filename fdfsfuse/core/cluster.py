@@ -503,6 +503,18 @@ class Cluster:
             self.founders[group.name].forget(storage_id)
         self._apply(group, server, Event.REMOVED, "deleted by an administrator")
 
+    def forget_server(self, group_name: str, storage_id: str) -> None:
+        """144: drop a server that is gone from the lists. Status 16 when it is not gone."""
+        group, server = self.server(group_name, storage_id)
+        if server.status not in states.GONE:
+            raise StatusError(errno.EBUSY, f"storage {storage_id} is {server.status.name}")
+        del group.servers[storage_id]
+        group.sync_times.pop(storage_id, None)
+        for times in group.sync_times.values():
+            times.pop(storage_id, None)
+        group.refresh()
+        self._changed(f"storage {storage_id} of {group_name} is forgotten")
+
     def delete_group(self, group_name: str) -> None:
         """108. Status 16 while it has storages, deleted ones included."""
         group = self.group(group_name)

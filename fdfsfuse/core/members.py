@@ -14,6 +14,8 @@ from fdfsfuse.proto.cluster import Brief
 from fdfsfuse.proto.tracker import ServerStatus
 
 NONE = ServerStatus.NONE
+MAY_BE_REMOVED = frozenset({states.OFFLINE, states.RECOVERY, *states.GONE, NONE})
+"""What a member can be that an administrator removed; another one has joined again since."""
 _FILLED = frozenset({states.OFFLINE, states.ONLINE, states.ACTIVE, states.RECOVERY})
 
 
@@ -76,9 +78,9 @@ def _is_ahead(status: ServerStatus, told: ServerStatus) -> bool:
 
 
 def forget(known: Mapping[str, Brief], storage_id: str) -> Mapping[str, Brief]:
-    """Drop a member that is gone; a later list that shows it alive brings it back."""
+    """Drop a member that was removed; a later list that shows it brings it back."""
     entry = known.get(storage_id)
-    if entry is None or entry.status not in states.GONE:
+    if entry is None or entry.status not in MAY_BE_REMOVED:
         return known
     return {**known, storage_id: replace(entry, status=NONE)}
 

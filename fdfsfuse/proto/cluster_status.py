@@ -12,6 +12,7 @@ cmd name               asked of      request                       response
 142 REPLICATION_STATUS a storage     empty                         ReplicationStatus
 143 ACCEPT_FOUNDER     tracker by    FounderBallot                 FounderVote
                        tracker
+144 FORGET_SERVER      a tracker     ForgetServer                  empty
 === ================== ============= ============================= ==============================
 """
 
@@ -28,6 +29,7 @@ CLUSTER_STATUS = 140
 AM_I_FOUNDER = 141
 REPLICATION_STATUS = 142
 ACCEPT_FOUNDER = 143
+FORGET_SERVER = 144
 
 
 class _Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -51,7 +53,8 @@ class ServerState(_Message, frozen=True):
 
     ``status`` is the number of cluster.md section 1.1, ``since`` the Unix time at which this
     tracker saw it change, 0 when that was before the tracker started. ``reason`` says in words
-    why it is in that state and, where something is missing, what.
+    why it is in that state and, where something is missing, what. ``synced_from`` tells by id of
+    each source until when (Unix seconds) it has that one's changes, as far as it was reported.
     """
 
     storage_id: str
@@ -61,6 +64,7 @@ class ServerState(_Message, frozen=True):
     since: int
     reason: str
     source_id: str = ""
+    synced_from: dict[str, int] = {}
 
 
 class GroupState(_Message, frozen=True):
@@ -99,10 +103,23 @@ class FounderQuery(_Message, frozen=True):
 
 
 class FounderAnswer(_Message, frozen=True):
-    """``founder`` tells whether the asking storage is it; ``reason`` in words why not."""
+    """``founder`` tells whether the asking storage is it; ``reason`` in words why not.
+
+    The status is 11 while the trackers cannot agree: ask again.
+    """
 
     founder: bool
     reason: str = ""
+
+
+class ForgetServer(_Message, frozen=True):
+    """Drop a server from the lists that was removed or took another ip; status 16 otherwise.
+
+    FastDFS keeps such servers in the lists until its trackers are restarted.
+    """
+
+    group: str
+    storage_id: str
 
 
 class Ballot(_Message, frozen=True, order=True):

@@ -548,7 +548,9 @@ async def test_a_tracker_that_knows_an_old_status_is_told_the_leaders(tmp_path: 
         stale = member(21, ServerStatus.WAIT_SYNC)
         behind = Telling(follower)
         behind.answers = {81: Joined(stale.status, "").encode(), 71: stale.encode()}
-        Telling(leader).changes = Changes(
+        ahead = Telling(leader)
+        ahead.answers = {71: member(21).encode()}
+        ahead.changes = Changes(
             leader=Brief(ServerStatus.INIT, leader.port, TRACKER_IP, TRACKER_IP),
             group=(member(21),),
         )

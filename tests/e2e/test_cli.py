@@ -204,7 +204,8 @@ def test_status(command: Fdfs) -> None:
         assert storage["names_role"] == "primary"
         assert storage["heartbeat_age_s"] < 60
     text = command("status", "group1").text
-    assert text.startswith("group1  ok")
+    assert text.startswith("trackers  ok")
+    assert "\ngroup1  ok: all storages are active" in text
     assert "group2" not in text
 
 
