@@ -263,6 +263,11 @@ def calls(mount: Mount) -> Counter[str]:
 def test_a_lone_mount_asks_little(fuse: None, tmp_path: Path) -> None:
     """What is held is not asked for: requests to the storage per system call."""
     with Cluster(tmp_path / "cluster") as cluster, cluster.mount(tmp_path / "mnt") as mount:
+
+        def settle() -> None:
+            """A new session asks for the attributes of the root, by and by."""
+            wait_until(lambda: calls(mount)["GetAttr"] > 0, "the session to be open")
+
         path = mount.path / "group1" / "d"
         path.mkdir()
         files = [path / f"f{i}" for i in range(20)]
@@ -288,6 +293,7 @@ def test_a_lone_mount_asks_little(fuse: None, tmp_path: Path) -> None:
         for file in files:
             _write(file, b"z" * 4096)
         mount.remount()
+        settle()
         # Not known as a directory that it has made: looking in vain soon asks for all names.
         assert cost(lambda file: _write(file.with_suffix(".more"), b"x" * 4096)) == {
             "Lookup": 4,
