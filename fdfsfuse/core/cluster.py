@@ -191,9 +191,12 @@ class Cluster:
         # A storage that has just joined knows of no trunk server.
         server.seen_trunk_change = -1 if group.trunk_server else group.trunk_changes
         if first_status is None:
-            self._apply(group, server, Event.JOINED, f"joined from {peer_ip}")
+            event = Event.JOINED_WITHOUT_DATA if request.init_flag else Event.JOINED
+            self._apply(group, server, event, f"joined from {peer_ip}")
         if server.status is ServerStatus.INIT:
             server.changelog_offset = len(self.changelog)
+            # That of an earlier initial copy: a new one will be chosen, with a later time.
+            server.source = SyncSource()
         return group, server
 
     def _id_entry(self, request: Join, peer_ip: str) -> StorageIdEntry | None:

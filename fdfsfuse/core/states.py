@@ -48,6 +48,9 @@ class Event(Enum):
 
     JOINED = auto()
     """It sent JOIN (81) on a new connection."""
+    JOINED_WITHOUT_DATA = auto()
+    """It sent JOIN with the init flag: it is new, or has lost what it had. The reference tells
+    this only from 87, which one tracker hears."""
     NOTHING_TO_COPY = auto()
     """87 was answered empty: it is the first of its group."""
     SOURCE_CHOSEN = auto()
@@ -72,6 +75,9 @@ class Event(Enum):
 
 TRANSITIONS: dict[Event, dict[ServerStatus, ServerStatus]] = {
     Event.JOINED: {OFFLINE: ONLINE, RECOVERY: ONLINE, DELETED: INIT, IP_CHANGED: INIT},
+    Event.JOINED_WITHOUT_DATA: dict.fromkeys(
+        (OFFLINE, ONLINE, ACTIVE, RECOVERY, DELETED, IP_CHANGED), INIT
+    ),
     Event.NOTHING_TO_COPY: {
         INIT: ONLINE,
         WAIT_SYNC: ONLINE,

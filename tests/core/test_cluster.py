@@ -193,6 +193,27 @@ def test_deleted_members_do_not_count(shell: Shell) -> None:
     assert shell.join(B, port=23001)[0] is group
 
 
+@pytest.mark.parametrize("deleted", [True, False])
+def test_server_that_comes_back_without_data_gets_a_new_copy(shell: Shell, deleted: bool) -> None:
+    """Also at a tracker that does not hear its 87: the time until which it is sent is the new one,
+    and it is not taken for one that has everything."""
+    shell.active(A)
+    group, server = shell.join(B)
+    shell.cluster.notify_source(group, server, SyncSource(A, 1000))
+    shell.cluster.report_status("group1", Brief(S.SYNCING, 0, B, B))
+    shell.cluster.report_status("group1", Brief(S.OFFLINE, 0, B, B))
+    shell.beat(group, server)
+    assert status(server) is S.ACTIVE
+    shell.cluster.disconnected(group, server, server.connection, "its connection ended")
+    if deleted:
+        shell.cluster.delete_storage("group1", B)
+    shell.join(B)
+    assert status(server) is S.INIT
+    shell.cluster.notify_source(group, server, SyncSource(A, 2000))
+    assert status(server) is S.WAIT_SYNC
+    assert shell.cluster.source_of("group1", B) == SyncSource(A, 2000)
+
+
 def test_groups_and_members_are_limited(shell: Shell) -> None:
     for number in range(32):
         shell.join(f"10.0.1.{number}")
