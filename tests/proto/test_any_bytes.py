@@ -92,7 +92,7 @@ def test_random_arguments(name: str, data: st.DataObject) -> None:
     check(DECODERS[name], *map(data.draw, parameters_of(DECODERS[name]) or ()))
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(OF_BYTES)), st.sampled_from(BODIES), st.data())
 def test_captured_bodies_with_damage(name: str, body: bytes, data: st.DataObject) -> None:
     damaged = bytearray(body[: data.draw(st.integers(0, len(body)))])
