@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fdfsfuse.cli.options import ChosenCluster, json_option, on_cluster, size_up_to
+from fdfsfuse.cli.options import ChosenCluster, group_option, json_option, on_cluster, size_up_to
 from fdfsfuse.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Figures:
     show_default=True,
     help="Operations under way at the same time.",
 )
-@click.option("--group", "-g", metavar="VOLUME", help="Store in this volume.")
+@group_option
 @json_option
 @on_cluster
 def bench(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import click
 
+from fdfsfuse.cli.completing import complete_group
 from fdfsfuse.client.address import Address, parse_address
 from fdfsfuse.client.sockets import CONNECT_TIMEOUT_S, TIMEOUT_S
 from fdfsfuse.core.conf_file import parse_bytes
@@ -108,6 +109,9 @@ def size_up_to(largest: int) -> Callable[[click.Context, click.Parameter, str], 
     return convert
 
 
+group_option = click.option(
+    "--group", "-g", metavar="VOLUME", help="Store in this volume.", shell_complete=complete_group
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 

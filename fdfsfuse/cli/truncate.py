@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fdfsfuse.cli.options import ChosenCluster, on_cluster
+from fdfsfuse.cli.options import ChosenCluster, json_option, on_cluster
+from fdfsfuse.cli.output import print_json
 
 if TYPE_CHECKING:
     from fdfsfuse.client.client import Client
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("file_id", metavar="ID")
 @click.argument("size", type=click.IntRange(min=0))
+@json_option
 @on_cluster
-def truncate(file_id: str, size: int, cluster: ChosenCluster) -> None:
+def truncate(file_id: str, size: int, as_json: bool, cluster: ChosenCluster) -> None:
     """Set the size of the appender ID to SIZE bytes; it grows with zero bytes.
+
+    With --json prints an object with the keys file_id and size.
 
     \b
     Example:
@@ -28,3 +32,5 @@ def truncate(file_id: str, size: int, cluster: ChosenCluster) -> None:
         await client.truncate(file_id, size)
 
     cluster.run(use)
+    if as_json:
+        print_json({"file_id": file_id, "size": size})

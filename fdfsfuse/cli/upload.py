@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from fdfsfuse.cli.options import ChosenCluster, json_option, on_cluster, standard_input
+from fdfsfuse.cli.options import (
+    ChosenCluster,
+    group_option,
+    json_option,
+    on_cluster,
+    standard_input,
+)
 from fdfsfuse.cli.output import print_json, progress
 from fdfsfuse.cli.pairs import parse_pairs
 from fdfsfuse.errors import ProtocolError
@@ -30,7 +36,7 @@ class Item(NamedTuple):
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, allow_dash=True))
-@click.option("--group", "-g", metavar="VOLUME", help="Store in this volume.")
+@group_option
 @click.option(
     "--extension",
     "-e",
