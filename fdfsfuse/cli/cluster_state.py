@@ -202,16 +202,28 @@ def state_of(volume: Volume) -> tuple[str, str]:
     return "ok", "all storages are active"
 
 
+def in_sync(volume: Volume, source_id: str, peer: PeerReplication) -> bool:
+    """Whether a peer has, or counts as having, what *source_id* sends it.
+
+    Who keeps the names has a set of peers that it waits for; stock storages are never in it.
+    """
+    told = volume.replication.get(peer.peer_id)
+    keeps_names = volume.view is not None and volume.view.primary == source_id
+    if keeps_names and not (told is not None and told.stock):
+        return peer.in_sync
+    return not peer.records_left
+
+
 def _out_of_sync(volume: Volume, active: Sequence[StorageStat]) -> list[str]:
-    """Ids of the active storages that a peer of theirs does not count as in sync."""
+    """Ids of the active storages that the one which keeps the names does not count any more."""
+    if volume.view is None:
+        return []
+    primary = volume.view.primary
     return [
         storage.storage_id
         for storage in active
-        if any(
-            peer is not None and not peer.in_sync
-            for other in active
-            for peer in (volume.to_peer(other.storage_id, storage.storage_id),)
-        )
+        for peer in (volume.to_peer(primary, storage.storage_id),)
+        if peer is not None and not in_sync(volume, primary, peer)
     ]
 
 

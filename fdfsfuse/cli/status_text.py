@@ -14,6 +14,7 @@ from fdfsfuse.cli.cluster_state import (
     behind_s,
     filling,
     heartbeat_age_s,
+    in_sync,
     state_of,
     trackers_state,
     why,
@@ -100,7 +101,12 @@ def _storage_data(cluster: ClusterState, volume: Volume, storage: StorageStat) -
         "behind_s": behind_s(volume, storage),
         "filling": _left_data(left) if left is not None else None,
         "peers": [
-            {"id": peer.peer_id, "state": peer.state, "in_sync": peer.in_sync, **_left_data(peer)}
+            {
+                "id": peer.peer_id,
+                "state": peer.state,
+                "in_sync": in_sync(volume, storage.storage_id, peer),
+                **_left_data(peer),
+            }
             for peer in (sent.status.peers if sent is not None and sent.status is not None else ())
         ],
         "replication_problem": sent.problem or None if sent is not None else None,
