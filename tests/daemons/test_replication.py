@@ -185,6 +185,21 @@ async def test_a_deleted_file_does_not_come_back(tmp_path: Path, slave: bool) ->
                 assert a.content(name) is None
 
 
+async def test_renamed_file_that_was_there_already_is_in_the_binlog(tmp_path: Path) -> None:
+    """A recovered disk has files that the binlog does not name; others recover by that binlog."""
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
+            async with a.connect() as client:
+                old = await client.upload(b"content", appender=True)
+                status, body = await client.call(38, old.encode())
+                assert status == 0
+            new = StoredFile.decode(body).name
+            b.path(new).write_bytes(b"content")
+            a.meet(b)
+            await a.wait_until_has_all(b)
+            assert b.lines() == [f"c {new}"]
+
+
 async def test_appender_whose_new_name_was_deleted_before_the_peer_came_back(
     tmp_path: Path,
 ) -> None:

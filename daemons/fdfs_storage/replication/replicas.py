@@ -221,6 +221,9 @@ class Replicas:
                 self._deleted.add(old.name, timestamp, by)
                 self._changes.notify("r", new, old)
                 return
+            if os.path.lexists(path):
+                # It came from a recovery, which writes no binlog: others recover by our binlog.
+                self.note(new, timestamp, "c")
             if os.path.lexists(old_path):
                 self.delete(old, timestamp, by)
         except OSError as exc:
