@@ -61,6 +61,7 @@ from fdfs_storage.naming import NAME_TRIES, Naming
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.paths import Paths, metadata_location
 from fdfs_storage.space import PathSpace, Space, TotalSpace
+from fdfs_storage.unfinished import finish_interrupted
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.fileid import (
@@ -143,7 +144,7 @@ class Store:
                 distribute_by_hash=config.file_distribute_path_mode == 1,
                 rotate_count=config.file_distribute_rotate_count,
             )
-            store._finish_interrupted()
+            finish_interrupted(store)
             return store
 
         return await trio.to_thread.run_sync(prepare)
@@ -611,45 +612,3 @@ class Store:
             await trio.to_thread.run_sync(sync)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
-
-    # --- the log ----------------------------------------------------------------------------
-
-    def _finish_interrupted(self) -> None:
-        """Carry out what is the last record of its object and was logged before a crash only."""
-        last = {record.name: record for record in self.binlog.tail()}
-        for record in last.values():
-            if not record.is_own:
-                continue
-            try:
-                location = self.locate(record.name)
-                if record.op == ops.RENAME:
-                    self._finish_rename(self.locate(record.other_name), location)
-                elif record.op == ops.DELETE:
-                    self._finish_deletion(location)
-                elif record.op == ops.TRUNCATE:
-                    self._finish_truncation(location, *record.numbers)
-            except (ProtocolError, OSError):
-                continue
-
-    def _finish_rename(self, old: Location, new: Location) -> None:
-        if not os.path.lexists(self.path(new)):
-            self.rename(old, new)
-            logger.info("finished renaming %s to %s", old.name, new.name)
-        elif os.path.lexists(self.paths.of(metadata_location(old))):
-            self._metadata.delete(metadata_location(old))
-
-    def _finish_deletion(self, location: Location) -> None:
-        path = self.path(location)
-        slot = self.slot(location)
-        if slot is not None and slot.exists():
-            logger.info("finishing the deletion of %s", location.name)
-            slot.clear()
-        elif os.path.lexists(path):
-            logger.info("finishing the deletion of %s", location.name)
-            unlink_quietly(path)
-
-    def _finish_truncation(self, location: Location, old_size: int, size: int) -> None:
-        path = self.path(location)
-        if os.lstat(path).st_size == old_size:
-            logger.info("finishing the truncation of %s", location.name)
-            os.truncate(path, size)
