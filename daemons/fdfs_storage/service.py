@@ -42,6 +42,7 @@ StreamHandler = Callable[[FramedConnection, int], Awaitable[bytes]]
 SyncHandler = Callable[[FramedConnection, Header], Awaitable[bytes]]
 """As StreamHandler, for requests of other storages, whose header may say more than a length."""
 
+_ANSWERS_MAX = 1 << 10
 _OK = pack_response()
 _REFUSED = pack_response(status=errno.EINVAL)
 
@@ -180,9 +181,9 @@ class StorageService:
     async def _serve_large(self, connection: FramedConnection, header: Header) -> bool:
         """Answer a request that is not small by nature; False closes the connection."""
         length, command, _ = header
-        sync = self._sync.get(command)
-        if sync is not None:
-            return await self._serve_stream(connection, length, sync(connection, header))
+        if command in self._sync:
+            await self._serve_sync(connection, header)
+            return True
         stream = self._streams.get(command)
         if stream is not None:
             return await self._serve_stream(connection, length, stream(connection, length))
@@ -198,21 +199,37 @@ class StorageService:
         self, connection: FramedConnection, length: int, answer: Awaitable[bytes]
     ) -> bool:
         """A request with content: if it fails early, the rest of its body is read all the same."""
-        before = connection.received()
-        try:
-            response = await answer
-        except StatusError as exc:
-            if exc.errno == errno.EINVAL:
-                raise
-            response = pack_header(0, RESPONSE, exc.errno or errno.EIO)
-        except OSError as exc:
-            logger.error("a disk failed: %s", exc)
-            response = pack_header(0, RESPONSE, status_of(exc))
+        response, rest = await _respond(connection, length, answer)
         await connection.send(response)
-        rest = length - (connection.received() - before)
         if rest:
             await connection.discard(rest)
         return True
+
+    async def _serve_sync(self, connection: FramedConnection, header: Header) -> None:
+        """Requests of another storage, as many as have arrived: answers go out together, since
+        each packet would wake the sender."""
+        answers = bytearray()
+        try:
+            while True:
+                answer = self._sync[header.command](connection, header)
+                response, rest = await _respond(connection, header.length, answer)
+                answers += response
+                following = None if rest else connection.next_whole()
+                if (
+                    following is None
+                    or following.command not in self._sync
+                    or len(answers) >= _ANSWERS_MAX
+                ):
+                    break
+                next_header = await connection.recv_header()
+                assert next_header is not None
+                header = next_header
+        except (StatusError, ProtocolError):
+            await connection.send(answers)
+            raise
+        await connection.send(answers)
+        if rest:
+            await connection.discard(rest)
 
     async def _serve_other(self, connection: FramedConnection, header: Header) -> bool:
         if header.command == StorageCommand.ACTIVE_TEST and not header.length:
@@ -234,3 +251,23 @@ class StorageService:
         """Status 22, after which a storage closes; the answer must arrive before that."""
         await connection.send(_REFUSED)
         await connection.linger()
+
+
+async def _respond(
+    connection: FramedConnection, length: int, answer: Awaitable[bytes]
+) -> tuple[bytes, int]:
+    """The response to a request, and how many of the *length* bytes of its body are unread.
+
+    Raises ProtocolError, StatusError 22.
+    """
+    before = connection.received()
+    try:
+        response = await answer
+    except StatusError as exc:
+        if exc.errno == errno.EINVAL:
+            raise
+        response = pack_header(0, RESPONSE, exc.errno or errno.EIO)
+    except OSError as exc:
+        logger.error("a disk failed: %s", exc)
+        response = pack_header(0, RESPONSE, status_of(exc))
+    return response, length - (connection.received() - before)

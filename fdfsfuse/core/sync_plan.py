@@ -18,7 +18,6 @@ import errno
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from fdfsfuse.core.replicas import Nature
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.binlog import BinlogRecord
 from fdfsfuse.proto.cluster import SyncSource
@@ -91,11 +90,15 @@ class Own:
     is_link: bool = False
 
 
-def plan(record: BinlogRecord, nature: Nature, own: Own | None, *, again: bool = False) -> Send:
-    """What to send for *record*, whose name is of *nature*.
+def plan(
+    record: BinlogRecord, own: Own | None, *, reusable: bool = False, again: bool = False
+) -> Send:
+    """What to send for *record*.
 
     Args:
         own: the file, None when it does not exist.
+        reusable: its name may be used again for other content, as those of slaves and metadata.
+            Only asked for deletions.
         again: the peer had acknowledged the record, but may have lost what it wrote: bytes are
             sent whatever the size of its file is, as far as they still exist.
     """
@@ -105,7 +108,7 @@ def plan(record: BinlogRecord, nature: Nature, own: Own | None, *, again: bool =
     if kind == ops.DELETE:
         if own is None:
             return Send.DELETE
-        return Send.UPDATE if nature is Nature.REPLACED and not own.is_link else Send.SKIP
+        return Send.UPDATE if reusable and not own.is_link else Send.SKIP
     if own is None or own.is_link != (kind == ops.LINK):
         return Send.SKIP
     if kind in (ops.APPEND, ops.MODIFY):

@@ -56,6 +56,7 @@ class FramedConnection:
         "parked",
         "peer_ip",
         "reading_since",
+        "recv_size",
         "requests",
         "sending_since",
         "sock",
@@ -69,6 +70,8 @@ class FramedConnection:
         self.requests = 0
         self.storage_id = ""
         self.is_own_kind = False
+        self.recv_size = RECV_SIZE
+        """Bytes asked for when a packet is to begin."""
         self.idle = False
         """True while the connection waits for a request and none has begun."""
         self.parked = False
@@ -107,6 +110,17 @@ class FramedConnection:
         self._pos = pos + HEADER_SIZE
         self.requests += 1
         return unpack_header_from(self._data, pos)
+
+    def next_whole(self) -> Header | None:
+        """The next packet's header if the packet has arrived whole already; it stays the next.
+
+        Raises ProtocolError: the length field is negative.
+        """
+        data, pos = self._data, self._pos
+        if len(data) - pos < HEADER_SIZE:
+            return None
+        header = unpack_header_from(data, pos)
+        return header if header.length <= len(data) - pos - HEADER_SIZE else None
 
     async def recv_exactly(self, count: int) -> bytes:
         """Exactly *count* bytes. The caller has checked that *count* is not too much.
@@ -210,7 +224,7 @@ class FramedConnection:
                 self._eager = 0
                 await trio.lowlevel.checkpoint()
             try:
-                chunk = self.sock.recv(RECV_SIZE)
+                chunk = self.sock.recv(self.recv_size)
             except BlockingIOError:
                 self._eager = 0
                 if not rest and not wait:

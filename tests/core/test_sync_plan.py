@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from fdfsfuse.core.backlog import Backlog, content_bytes
-from fdfsfuse.core.replicas import Nature
 from fdfsfuse.core.sync_plan import (
     Next,
     Own,
@@ -97,38 +96,38 @@ def test_which_records_are_for_a_peer(mark: Mark, timestamp: int, sent: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("op", "nature", "own", "sent"),
+    ("op", "reusable", "own", "sent"),
     [
-        ("C", Nature.FIXED, Own(13), Send.CREATE),
-        ("c", Nature.FIXED, Own(13), Send.CREATE),
-        ("C", Nature.FIXED, None, Send.SKIP),
-        ("C", Nature.REPLACED, Own(13, is_link=True), Send.SKIP),  # its L record follows
-        ("U", Nature.REPLACED, Own(3), Send.UPDATE),
-        ("U", Nature.REPLACED, None, Send.SKIP),
-        ("D", Nature.FIXED, None, Send.DELETE),
-        ("D", Nature.FIXED, Own(13), Send.SKIP),
-        ("D", Nature.REPLACED, Own(13), Send.UPDATE),  # the name is in use again
-        ("A", Nature.GROWING, Own(15), Send.APPEND),
-        ("A", Nature.GROWING, Own(14), Send.SKIP),
-        ("A", Nature.GROWING, None, Send.SKIP),
-        ("M", Nature.GROWING, Own(15), Send.MODIFY),
-        ("M", Nature.GROWING, Own(14), Send.SKIP),
-        ("T", Nature.GROWING, Own(4), Send.TRUNCATE),
-        ("T", Nature.GROWING, None, Send.SKIP),
-        ("L", Nature.FIXED, Own(50, is_link=True), Send.LINK),
-        ("L", Nature.FIXED, None, Send.SKIP),
-        ("R", Nature.FIXED, Own(13), Send.RENAME),
+        ("C", False, Own(13), Send.CREATE),
+        ("c", False, Own(13), Send.CREATE),
+        ("C", False, None, Send.SKIP),
+        ("C", True, Own(13, is_link=True), Send.SKIP),  # its L record follows
+        ("U", True, Own(3), Send.UPDATE),
+        ("U", True, None, Send.SKIP),
+        ("D", False, None, Send.DELETE),
+        ("D", False, Own(13), Send.SKIP),
+        ("D", True, Own(13), Send.UPDATE),  # the name is in use again
+        ("A", False, Own(15), Send.APPEND),
+        ("A", False, Own(14), Send.SKIP),
+        ("A", False, None, Send.SKIP),
+        ("M", False, Own(15), Send.MODIFY),
+        ("M", False, Own(14), Send.SKIP),
+        ("T", False, Own(4), Send.TRUNCATE),
+        ("T", False, None, Send.SKIP),
+        ("L", False, Own(50, is_link=True), Send.LINK),
+        ("L", False, None, Send.SKIP),
+        ("R", False, Own(13), Send.RENAME),
     ],
 )
-def test_what_a_record_is_sent_as(op: str, nature: Nature, own: Own | None, sent: Send) -> None:
-    assert plan(record(op), nature, own) is sent
+def test_what_a_record_is_sent_as(op: str, reusable: bool, own: Own | None, sent: Send) -> None:
+    assert plan(record(op), own, reusable=reusable) is sent
 
 
 def test_bytes_that_may_be_lost_are_sent_whatever_the_size() -> None:
-    assert plan(record("A"), Nature.GROWING, Own(15), again=True) is Send.MODIFY
-    assert plan(record("A"), Nature.GROWING, Own(11), again=True) is Send.MODIFY
-    assert plan(record("A"), Nature.GROWING, Own(10), again=True) is Send.SKIP
-    assert plan(record("C"), Nature.FIXED, Own(13), again=True) is Send.CREATE
+    assert plan(record("A"), Own(15), again=True) is Send.MODIFY
+    assert plan(record("A"), Own(11), again=True) is Send.MODIFY
+    assert plan(record("A"), Own(10), again=True) is Send.SKIP
+    assert plan(record("C"), Own(13), again=True) is Send.CREATE
 
 
 @pytest.mark.parametrize(

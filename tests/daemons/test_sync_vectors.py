@@ -120,14 +120,21 @@ async def test_links_and_renames(tmp_path: Path) -> None:
         c.path(target).write_bytes(b"picture")
         await c.send("sync_link")
         assert c.path(link).resolve() == c.path(target).resolve()
-        c.path(LOG).write_bytes(b"0123456789")
+        c.path(LOG).write_bytes(b"0123456789")  # not what the new name promises: it is sent whole
+        await c.send("sync_rename", status=2)
+        assert not c.path(LOG).exists()
+        c.path(LOG).write_bytes(b"APPENDER v")
         assert await c.send("sync_rename") == b""  # the reference echoes the request
-        assert c.path(RENAMED).read_bytes() == b"0123456789"
+        assert c.path(RENAMED).read_bytes() == b"APPENDER v"
         assert not c.path(LOG).exists()
         await c.send("sync_rename_dest_exists")
         c.path(RENAMED).unlink()
         await c.send("sync_rename_source_missing")
-        assert c.lines() == [f"l {link} {target}"] * 2 + [f"r {RENAMED} {LOG}"]
+        assert c.lines() == [
+            *[f"l {link} {target}"] * 2,
+            f"d {LOG}",
+            f"r {RENAMED} {LOG}",
+        ]
 
 
 async def test_bad_requests_are_refused(tmp_path: Path) -> None:

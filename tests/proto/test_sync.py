@@ -6,7 +6,7 @@ import pytest
 
 from fdfsfuse.errors import ProtocolError
 from fdfsfuse.proto import sync
-from fdfsfuse.proto.header import HEADER_SIZE
+from fdfsfuse.proto.header import HEADER_SIZE, pack_text
 from fdfsfuse.proto.sync import DeleteFile, FileHead, RangeHead, TwoNames
 from tests.common.vectors import CLUSTER, Vector, named
 
@@ -80,6 +80,15 @@ def test_impossible_numbers(head: FileHead | RangeHead) -> None:
     body = head.encode()
     with pytest.raises(ProtocolError):
         _ = FileHead.decode(body, 3) if isinstance(head, FileHead) else RangeHead.decode(body)
+
+
+def test_a_whole_request_in_one_go() -> None:
+    vector = named("sync_create", CLUSTER)
+    head = FileHead.decode(vector.request_body[:80], 20)
+    request = sync.pack_file_request(
+        sync.SyncCommand.CREATE, head.name, head.size, head.timestamp, pack_text(head.group, 16)
+    )
+    assert request == vector.request[:-20]
 
 
 def test_hello() -> None:

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from fdfsfuse.proto.fileid import Location
     from fdfsfuse.server.connection import FramedConnection
 
+_RECV_SIZE = 64 << 10
+"""Storages of our own kind send many requests at a time."""
 _OK = pack_response()
 _KEPT = pack_response(status=errno.EEXIST)
 _MISSING = pack_response(status=errno.ENOENT)
@@ -113,6 +115,7 @@ class Receiver:
             raise ProtocolError(f"{hello.storage_id!r} is no storage id")
         connection.storage_id = hello.storage_id
         connection.is_own_kind = True
+        connection.recv_size = _RECV_SIZE
         return pack_response(
             sync.encode_struct(sync.HelloAnswer(sync.VERSION, self._boot_id)),
         )

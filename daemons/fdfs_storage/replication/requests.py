@@ -8,13 +8,13 @@ import stat
 from typing import TYPE_CHECKING
 
 from fdfs_storage.transfer import INLINE_MAX
-from fdfsfuse.core.replicas import subject_of
+from fdfsfuse.core.replicas import Nature, subject_of
 from fdfsfuse.core.sync_plan import Own, Send, plan
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.binlog import BinlogRecord
-from fdfsfuse.proto.header import pack_header
-from fdfsfuse.proto.sync import DeleteFile, FileHead, RangeHead, SyncCommand, TwoNames
+from fdfsfuse.proto.header import GROUP_NAME_SIZE, pack_header, pack_text
+from fdfsfuse.proto.sync import DeleteFile, RangeHead, SyncCommand, TwoNames, pack_file_request
 
 if TYPE_CHECKING:
     from fdfs_storage.store import Store
@@ -65,6 +65,7 @@ class Requests:
     def __init__(self, store: Store, group: str) -> None:
         self._store = store
         self._group = group
+        self._group_field = pack_text(group, GROUP_NAME_SIZE)
 
     def make(self, record: BinlogRecord, *, again: bool = False) -> Request | None:
         """The request for *record*, None when there is nothing to send.
@@ -81,8 +82,7 @@ class Requests:
         file = self._open(location)
         if file is None:
             return None
-        nature = subject_of(record.name).nature
-        send = plan(record, nature, Own(file.size), again=again)
+        send = plan(record, Own(file.size), again=again)
         return self._with_content(send, record, file)
 
     def whole(self, record: BinlogRecord, send: Send) -> Request | None:
@@ -127,7 +127,8 @@ class Requests:
             pass
         else:
             own = Own(info.st_size, stat.S_ISLNK(info.st_mode))
-        send = plan(record, subject_of(record.name).nature, own)
+        reusable = subject_of(record.name).nature is Nature.REPLACED
+        send = plan(record, own, reusable=reusable)
         if send is Send.UPDATE:
             return self.whole(record, send)
         if send is Send.SKIP:
@@ -170,11 +171,8 @@ class Requests:
         """Header and head in front of *count* bytes."""
         if send in (Send.APPEND, Send.MODIFY):
             offset = record.numbers[0]
-            range_head = RangeHead(record.name, offset, count, record.timestamp, self._group)
-            head, command = range_head.encode(), SyncCommand.MODIFY
-            if send is Send.APPEND:
-                command = SyncCommand.APPEND
-        else:
-            head = FileHead(record.name, count, record.timestamp, self._group).encode()
-            command = SyncCommand.CREATE if send is Send.CREATE else SyncCommand.UPDATE
-        return pack_header(len(head) + count, command) + head
+            head = RangeHead(record.name, offset, count, record.timestamp, self._group).encode()
+            command = SyncCommand.APPEND if send is Send.APPEND else SyncCommand.MODIFY
+            return pack_header(len(head) + count, command) + head
+        command = SyncCommand.CREATE if send is Send.CREATE else SyncCommand.UPDATE
+        return pack_file_request(command, record.name, count, record.timestamp, self._group_field)
