@@ -18,7 +18,8 @@ default_python() {
 }
 PYTHON=${PYTHON:-$(default_python)}
 
-# Print the Debian packages that are missing, one per line.
+# Print the Debian packages that are missing, one per line.  "missing_packages tests" has those that
+# only tests need as well.
 missing_packages() {
     local command package
     # command -> package; the tests run these programs on the mount
@@ -37,6 +38,11 @@ sqlite3 sqlite3
 systemd-analyze systemd
 tar tar
 TABLE
+    if [ "${1-}" = tests ]; then
+        # For a FastDFS client that others wrote in JavaScript.
+        command -v node >/dev/null 2>&1 || echo nodejs
+        command -v npm >/dev/null 2>&1 || echo npm
+    fi
     pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
     # The C library's headers, which gcc only recommends.
     [ -e /usr/include/stdio.h ] || echo libc6-dev
@@ -59,7 +65,7 @@ as_root() {
 
 install_packages() {
     local packages
-    mapfile -t packages < <(missing_packages)
+    mapfile -t packages < <(missing_packages "$@")
     [ "${#packages[@]}" -gt 0 ] || return 0
     command -v apt-get >/dev/null 2>&1 ||
         die "Missing here: ${packages[*]} (names of Debian packages). Install them and try again."
@@ -98,8 +104,8 @@ make_venv() {
     fi
 }
 
-# Set up everything; the current directory is the top of the project.
+# Set up everything; the current directory is the top of the project.  "prepare tests" for the tests.
 prepare() {
-    install_packages
+    install_packages "$@"
     make_venv
 }

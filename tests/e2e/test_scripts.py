@@ -15,7 +15,7 @@ def missing_packages(path: str) -> list[str]:
     bash = shutil.which("bash")
     assert bash is not None
     done = subprocess.run(
-        [bash, "-c", ". scripts/lib.sh; missing_packages"],
+        [bash, "-c", ". scripts/lib.sh; missing_packages tests"],
         cwd=ROOT,
         env={**os.environ, "PATH": path, "PYTHON": sys.executable},
         capture_output=True,
@@ -27,7 +27,9 @@ def missing_packages(path: str) -> list[str]:
 
 def test_bare_machine_gets_all_packages(tmp_path: Path) -> None:
     missing = missing_packages(str(tmp_path))
-    assert {"gcc", "pkg-config", "fuse3", "libfuse3-dev", "attr", "rsync", "git"} <= set(missing)
+    assert {"gcc", "pkg-config", "fuse3", "libfuse3-dev", "attr", "rsync", "git", "npm"} <= set(
+        missing
+    )
     assert len(missing) == len(set(missing))
 
 
