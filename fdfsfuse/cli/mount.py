@@ -86,10 +86,11 @@ def main(
       acl               POSIX ACLs (getfacl, setfacl); only root can mount so
       lease=S           seconds that this mount may be out of touch before others' changes
                         stop waiting for it  [what the volume grants, which is the most]
-      attr_timeout=S    how old names and attributes may be  [1]
+      attr_timeout=S    how old attributes of objects without a name may be  [1]
       read_ahead=SIZE   memory for reading ahead, e.g. 64M  [64M]
       write_buffer=SIZE memory for content that is not stored yet  [256M]
       cache=SIZE        memory for content of small open files  [32M]
+      cache_entries=N   names and inodes of a volume that are remembered  [65536]
       log=FILE|syslog   where to log in the background  [syslog, or without one
                         ~/.cache/fdfs-mount.log]
     and nosuid, nodev, noexec, noatime, sync, dirsync; what else mount(8) passes is accepted.

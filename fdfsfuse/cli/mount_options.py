@@ -170,6 +170,15 @@ def _seconds(least: float) -> Callable[[str, str], float]:
     return parse
 
 
+def _count(least: int) -> Callable[[str, str], int]:
+    def parse(name: str, value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < least:
+            raise ConfigError(f"-o {name}={value}: a number is allowed, {least} or more")
+        return int(value)
+
+    return parse
+
+
 def _size(least: int) -> Callable[[str, str], int]:
     def parse(name: str, value: str) -> int:
         match = re.fullmatch(r"(\d{1,12})([kmgKMG]?)(i?B)?", value)
@@ -193,6 +202,7 @@ _VALUES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "lease": ("lease_s", _seconds(1)),
     "read_ahead": ("read_ahead_bytes", _size(0)),
     "cache": ("clean_bytes", _size(0)),
+    "cache_entries": ("cached_entries", _count(1000)),
     "write_buffer": ("dirty_bytes", _size(8 << 20)),
 }
 """Options with a value: the attribute of VfsOptions, and what reads the value. (And ``log``.)"""

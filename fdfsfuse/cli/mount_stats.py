@@ -246,6 +246,11 @@ def _volumes(report: dict[str, Any]) -> list[str]:
             f"  {volume['waiting']} requests wait, was down {volume['times_down']} times, "
             f"storages {', '.join(volume['storages']) or '-'}"
         )
+        shown.append(
+            "  remembered: {inodes} inodes and {names} names, {limit} of each at most".format(
+                **volume["remembered"]
+            )
+        )
         for call, counted in volume["calls"].items():
             mean = _duration(counted["seconds"] / counted["count"])
             shown.append(f"  {call:<14}{counted['count']:>12} calls, mean {mean}")

@@ -134,5 +134,6 @@ def _volume(volume: Volume) -> dict[str, Any]:
         "down": volume.down,
         "times_down": volume.times_down,
         "waiting": volume.waiting,
+        "remembered": volume.memory.usage(),
         **volume.backend.state(),
     }

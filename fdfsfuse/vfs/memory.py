@@ -106,6 +106,10 @@ class Memory:
         self._learned: dict[int, int] = {}
         self._derived: dict[int, int] = {}
 
+    def usage(self) -> dict[str, int]:
+        """How many inodes and names are remembered, and the most of each. From any thread."""
+        return {"inodes": len(self._attrs), "names": self._names, "limit": self._limit}
+
     # --- looking ---------------------------------------------------------------------------------
 
     def left(self) -> float:

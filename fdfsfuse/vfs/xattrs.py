@@ -35,7 +35,17 @@ _CACHED = 1024
 _ACLS = frozenset((acl.ACCESS, acl.DEFAULT))
 _NEVER = frozenset((b"security.selinux",))
 _CAPABILITY = b"security.capability"
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
 _NAME_MAX = 255
+
+
+def _refusal(name: bytes) -> int:
+    """The errno for a name that no file can have, as Linux has it; 0 for others."""
+    if name in _ACLS:
+        return 0
+    if name in _NAMESPACES:
+        return errno.EINVAL
+    return 0 if name.startswith(_NAMESPACES) else errno.EOPNOTSUPP
 
 
 class Xattrs:
@@ -62,7 +72,7 @@ class Xattrs:
             return await self._get_hidden(number, name)
         value = (await self._all(number)).get(name)
         if value is None:
-            raise TreeError(errno.ENODATA)
+            raise TreeError(_refusal(name) or errno.ENODATA)
         return value
 
     async def list(self, number: int) -> list[bytes]:
@@ -102,6 +112,9 @@ class Xattrs:
             raise TreeError(errno.EOPNOTSUPP)
         if len(name) > _NAME_MAX:
             raise TreeError(errno.ERANGE)
+        refusal = _refusal(name)
+        if refusal:
+            raise TreeError(refusal)
 
     def _changed(self, number: int) -> None:
         # The change time, too; the memory of an inode has seen to that itself.

@@ -6,6 +6,7 @@ attributes must agree. Times are compared when they were set (those before NOW_N
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import stat
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.common.trees import errno_name, set_time_ns
+from tests.common.twin import EXCHANGE, NOREPLACE, renameat2
 
 NAMES = ("a", "b", "c", "d", "e.txt", "f", "\u00e9")
 SIZES = (0, 1, 10, 4095, 4096, 5000, 70_000, 300_000, (1 << 20) - 1, 1 << 20, (1 << 20) + 1)
@@ -71,6 +73,7 @@ class Runner:
             (10, self.op_handle_write),
             (8, self.op_handle_read),
             (4, self.op_handle_truncate),
+            (3, self.op_handle_map),
             (4, self.op_handle_close),
             (2, self.op_handle_sync),
             (3, self.op_handle_stat),
@@ -81,6 +84,7 @@ class Runner:
             (3, self.op_rmdir),
             (6, self.op_unlink),
             (9, self.op_rename),
+            (3, self.op_rename_flags),
             (5, self.op_link),
             (3, self.op_symlink),
             (2, self.op_readlink),
@@ -103,6 +107,11 @@ class Runner:
         for operation in self.draw.choices(operations, weights, k=count):
             operation()
         self.close()
+
+    def step(self, number: int, draw: random.Random) -> None:
+        """Do one operation, chosen by *number*, with what *draw* gives."""
+        self.draw = draw
+        self._operations[number % len(self._operations)][1]()
 
     def close(self) -> None:
         """Close all handles."""
@@ -281,6 +290,31 @@ class Runner:
 
         self.both(f"ftruncate #{number} {size}", call)
 
+    def op_handle_map(self) -> None:
+        """Write some bytes through a shared mapping, and read others."""
+        number = self.handle()
+        if number is None:
+            return
+        fds, offset, data = self.handles[number], self.offset(), self.draw.randbytes(100)
+
+        def call(side: int, _root: str) -> object:
+            fd = fds[side]
+            if os.fstat(fd).st_size < offset + len(data):
+                return None
+            start = offset & ~(mmap.ALLOCATIONGRANULARITY - 1)
+            length = offset - start + len(data)
+            try:
+                area = mmap.mmap(fd, length, access=mmap.ACCESS_WRITE, offset=start)
+            except PermissionError:
+                area = mmap.mmap(fd, length, access=mmap.ACCESS_READ, offset=start)
+                with area:
+                    return zlib.crc32(area)
+            with area:
+                area[offset - start :] = data
+                return zlib.crc32(area)
+
+        self.both(f"map #{number} {offset}", call)
+
     def op_handle_sync(self) -> None:
         number = self.handle()
         if number is not None:
@@ -324,6 +358,16 @@ class Runner:
             return describe(os.lstat(f"{root}/{new}"))
 
         self.both(f"rename {old} {new}", call)
+
+    def op_rename_flags(self) -> None:
+        old, new = self.path(), self.path()
+        flags = self.draw.choice((NOREPLACE, EXCHANGE))
+
+        def call(_side: int, root: str) -> object:
+            renameat2(f"{root}/{old}", f"{root}/{new}", flags)
+            return describe(os.lstat(f"{root}/{new}"))
+
+        self.both(f"rename_flags {old} {new} {flags}", call)
 
     def op_link(self) -> None:
         old, new = self.path("-"), self.path()
@@ -391,7 +435,7 @@ class Runner:
 
     def op_utime(self) -> None:
         path = self.path()
-        times = (self.draw.randrange(10**18), self.draw.randrange(10**18))
+        times = (self.draw.randrange(10**18), self.draw.randrange(-(10**18), 10**18))
 
         def call(_side: int, root: str) -> object:
             os.utime(f"{root}/{path}", ns=times, follow_symlinks=False)
@@ -400,7 +444,7 @@ class Runner:
         self.both(f"utime {path} {times}", call)
 
     def op_setxattr(self) -> None:
-        path, name = self.path("-"), self.draw.choice(XATTRS)
+        path, name = self.path(self.draw.choice("--d")), self.draw.choice(XATTRS)
         value = self.draw.randbytes(self.draw.choice((0, 4, 100, 256, 257)))
         flags = self.draw.choice((0, 0, os.XATTR_CREATE, os.XATTR_REPLACE))
         self.both(

@@ -105,10 +105,10 @@ def look_around() -> str:
     return "\n".join(sorted(seen))
 
 
-def outcome(action: Callable[[], object]) -> str:
+def outcome(action: Callable[..., object], *args: object) -> str:
     """What *action* returns, or the name of the errno that it fails with."""
     try:
-        return str(action())
+        return str(action(*args))
     except OSError as exc:
         return errno_name(exc.errno or 0)
 
@@ -201,8 +201,8 @@ class Twin:
         self.checks = 0
         self.differences: list[str] = []
 
-    def scene(self, make: Callable[[], None]) -> None:
-        """Go on in new directories, furnished by *make*."""
+    def scene(self, make: Callable[..., object], *args: object) -> None:
+        """Go on in new directories, furnished by *make* with *args*."""
         self._scenes += 1
         self.roots = (
             self._bases[0] / f"scene{self._scenes}",
@@ -212,14 +212,14 @@ class Twin:
             root.mkdir()
             root.chmod(0o755)
             with inside(root):
-                make()
+                make(*args)
 
-    def same(self, what: str, action: Callable[[], object]) -> str:
-        """Do *action* on both sides; returns the outcome on the left."""
+    def same(self, what: str, action: Callable[..., object], *args: object) -> str:
+        """Do *action* with *args* on both sides; returns the outcome on the left."""
         outcomes = []
         for root in self.roots:
             with inside(root):
-                outcomes.append(outcome(action))
+                outcomes.append(outcome(action, *args))
         self.checks += 1
         left, right = outcomes
         if left != right:

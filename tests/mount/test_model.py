@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from tests.common.cluster import Mount
 from tests.common.model import Runner
@@ -55,6 +59,39 @@ def test_new_random_operations(local: Path, volume: Path, mounted: Mount, long_r
         assert_same_tree(left, right)
     mounted.remount()
     assert_same_tree(local, volume)
+
+
+def test_operations_that_hypothesis_chooses(local: Path, volume: Path, long_run: bool) -> None:
+    """As above, but what fails is made as short as it can be."""
+    numbers = itertools.count()
+
+    class Machine(RuleBasedStateMachine):
+        def __init__(self) -> None:
+            super().__init__()
+            name = str(next(numbers))
+            self.left, self.right = local / name, volume / name
+            self.left.mkdir()
+            self.right.mkdir()
+            self.runner = Runner(self.left, self.right, 0)
+
+        @rule(number=st.integers(0, 63), draw=st.randoms(use_true_random=False))
+        def operation(self, number: int, draw: random.Random) -> None:
+            self.runner.step(number, draw)
+
+        def teardown(self) -> None:
+            _close_all(self.runner)
+            assert_same_tree(self.left, self.right)
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=200 if long_run else 12,
+            stateful_step_count=100 if long_run else 40,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
 
 
 def _close_all(runner: Runner) -> None:

@@ -42,6 +42,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "mount.rst"
         ("write_buffer=1GiB", {"dirty_bytes": 1 << 30}),
         ("cache=512k", {"clean_bytes": 512 << 10}),
         ("attr_timeout=0", {"attr_timeout_s": 0.0}),
+        ("cache_entries=5000", {"cached_entries": 5000}),
         ("_netdev,nofail,user,x-systemd.automount,noauto,rw,relatime,user=me", {}),
     ],
 )
@@ -66,6 +67,7 @@ def test_options_arrive(text: str, wanted: dict[str, Any]) -> None:
         ("write_buffer=1M", "8M or more"),
         ("read_ahead=much", "bytes are allowed, or with K, M or G"),
         ("cache=-1", "bytes are allowed"),
+        ("cache_entries=10", "1000 or more"),
         ("log=here", "an absolute path or syslog is allowed"),
         ("hard=1", "takes no value"),
         ("ro=1", "takes no value"),

@@ -62,7 +62,7 @@ def acls(path: str) -> list[str]:
     shown = [str(look(path))]
     if not os.path.islink(path):
         for name in (ACCESS, DEFAULT):
-            shown.append(outcome(lambda name=name: os.getxattr(path, name).hex()))  # type: ignore[misc]
+            shown.append(outcome(lambda name=name: os.getxattr(path, name).hex()))
         shown += sorted(os.listxattr(path))
     return shown
 
@@ -133,7 +133,7 @@ def test_mode_and_acl_keep_step(twin: Twin) -> None:
     for what, change in CHANGES.items():
         twin.same(what, change)
         for name in ("file", "dir"):
-            twin.same(f"{name} after {what}", lambda name=name: acls(name))  # type: ignore[misc]
+            twin.same(f"{name} after {what}", acls, name)
     twin.same("after all", look_around)
     twin.check()
 

@@ -226,7 +226,7 @@ def test_one_path(operation: str, local: Path, volume: Path) -> None:
     action = OPERATIONS[operation]
     twin.scene(furnish)
     for path in PATHS:
-        left = twin.same(f"{operation} {path[:60]!r}", lambda path=path: action(path))  # type: ignore[misc]
+        left = twin.same(f"{operation} {path[:60]!r}", action, path)
         if not failed(left) and operation.startswith(CHANGING):
             twin.same(f"after {operation} {path[:60]!r}", look_around)
             twin.same("restore", furnish)
@@ -242,7 +242,7 @@ def test_two_paths(operation: str, local: Path, volume: Path) -> None:
     for old in paths:
         for new in PAIR_PATHS:
             what = f"{operation} {old[:30]!r} {new[:30]!r}"
-            left = twin.same(what, lambda old=old, new=new: action(old, new))  # type: ignore[misc]
+            left = twin.same(what, action, old, new)
             if not failed(left):
                 twin.same(f"after {what}", look_around)
                 twin.same("restore", furnish)

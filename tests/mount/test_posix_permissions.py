@@ -126,7 +126,7 @@ def test_what_a_user_may_do(name: str, local: Path, volume: Path) -> None:
             "d/osub": Wanted(stat.S_IFDIR | 0o755, OTHER),
             "d/link": Wanted(stat.S_IFLNK | 0o777, OWNER, "file"),
         }
-        twin.scene(lambda entries=entries: restore(entries))  # type: ignore[misc]
+        twin.scene(restore, entries)
         for what, action in MAY.items():
 
             def attempt(action: Callable[[User], object] = action) -> str:
@@ -136,7 +136,7 @@ def test_what_a_user_may_do(name: str, local: Path, volume: Path) -> None:
             left = twin.same(f"{name} in {mode:o}: {what}", attempt)
             if left == "None" and what not in ("chdir", "read", "write"):
                 twin.same(f"after {name} in {mode:o}: {what}", look_around)
-                twin.same("restore", lambda entries=entries: restore(entries))  # type: ignore[misc]
+                twin.same("restore", restore, entries)
     twin.check()
 
 

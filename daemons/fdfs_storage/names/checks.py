@@ -36,7 +36,7 @@ FILE_TYPES = frozenset(
     )
 )
 _HEX = frozenset(b"0123456789ABCDEFabcdef")
-_NAMESPACES = (b"user.", b"trusted.", b"security.", b"system.")
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
 
 
 def fail(status: int, what: str = "") -> StatusError:
@@ -198,7 +198,8 @@ def xattr_name(value: bytes) -> None:
         raise fail(errno.ERANGE)
     if b"\0" in value:
         raise fail(errno.EINVAL, "xattr name")
-    if not any(value.startswith(space) and len(value) > len(space) for space in _NAMESPACES):
+    named = any(value.startswith(space) and len(value) > len(space) for space in _NAMESPACES)
+    if not named and value not in (acl.ACCESS, acl.DEFAULT):
         raise fail(errno.EOPNOTSUPP)
     if value.startswith(RESERVED_XATTRS):
         raise fail(errno.EPERM)
