@@ -178,11 +178,12 @@ class Cluster:
             group.refresh()
             self._changed(f"new storage {storage_id} in {group.name}, {server.status.name}")
         else:
-            server.replaced_data = (
-                request.init_flag
-                and request.join_time != server.join_time
+            lost = (
+                request.join_time != server.join_time
                 and server.status in states.AVAILABLE | {states.RECOVERY}
             )
+            kept = server.replaced_data and server.status not in states.GONE
+            server.replaced_data = request.init_flag and (lost or kept)
         self._update(group, server, request)
         server.ips, server.rw_mode = ips, rw_mode
         server.connection = connection
