@@ -178,10 +178,9 @@ class Cluster:
             group.refresh()
             self._changed(f"new storage {storage_id} in {group.name}, {server.status.name}")
         else:
-            lost = (
-                request.join_time != server.join_time
-                and server.status in states.AVAILABLE | {states.RECOVERY}
-            )
+            lost = request.join_time != server.join_time and server.status in states.AVAILABLE | {
+                states.RECOVERY
+            }
             kept = server.replaced_data and server.status not in states.GONE
             server.replaced_data = request.init_flag and (lost or kept)
         self._update(group, server, request)
