@@ -270,6 +270,20 @@ class StorageMachine(RuleBasedStateMachine):
     def noise(self, command: int, body: bytes) -> None:
         self.send(command, body)
 
+    @rule(data=st.data(), commands=st.lists(st.sampled_from([12, 15, 22, 111]), max_size=4))
+    def back_to_back(self, data: st.DataObject, commands: list[int]) -> None:
+        """Several requests in one piece; those behind one that closes are not answered."""
+        packets, answers = b"", []
+        for command in commands:
+            body = b"" if command == 111 else GROUP.encode().ljust(16, b"\0") + self.name(data)
+            packets += struct.pack(">qBB", len(body), command, 0) + body
+            answers.append((self.model.answer(command, body), (command, body)))
+            if answers[-1][0].closed:
+                break
+        self.connection().sendall(packets)
+        for answer, request in answers:
+            self._check(answer, request)
+
     @rule(command=st.sampled_from([12, 13, 14, 15, 22, 36, 38]), more=st.integers(0, 2))
     def too_large(self, command: int, more: int) -> None:
         self.send(command, b"x" * (262144 - 11 + more))
