@@ -8,6 +8,7 @@
      +-- StatusError              the peer answered with a status other than 0 (also an OSError)
      |    +-- NotFoundError       ENOENT: no such file or group (also a FileNotFoundError)
      +-- TreeError                the tree refuses an operation (also an OSError)
+     +-- TooFewCopiesError        EAGAIN: the file is stored, but not on as many servers as asked
      +-- IntegrityError           EIO: content is not what its file id says
      +-- ConnectionProblem        EHOSTUNREACH: no answer arrived; whether the request was carried
      |    |                       out is unknown
@@ -76,6 +77,21 @@ class TreeError(FdfsError, OSError):
 
     def __init__(self, code: int) -> None:
         OSError.__init__(self, code, os.strerror(code))
+
+
+class TooFewCopiesError(FdfsError):
+    """An upload is stored, but is not known to be on as many servers as the caller asked for.
+
+    ``file_id`` is the file's id; ``count`` servers have it for sure.
+    """
+
+    errno = errno.EAGAIN
+
+    def __init__(self, file_id: str, count: int, wanted: int, why: str) -> None:
+        servers = "server" if count == 1 else "servers"
+        super().__init__(f"{file_id} is stored on {count} {servers}, not {wanted}: {why}")
+        self.file_id = file_id
+        self.count = count
 
 
 class IntegrityError(FdfsError):

@@ -93,6 +93,7 @@ class Client:
         appender: bool = False,
         metadata: Mapping[str, str] | None = None,
         size: int | None = None,
+        replicas: int = 1,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
         progress: Progress | None = None,
@@ -102,7 +103,9 @@ class Client:
             extension = content_extension(content) or ""
 
         def plan(opened: Opened) -> Plan[str]:
-            return self._changing.upload(opened, extension, group, metadata, appender=appender)
+            return self._changing.upload(
+                opened, extension, group, metadata, appender=appender, replicas=replicas
+            )
 
         return self._send("upload", content, size, plan, timeout_s, deadline_s, progress)
 

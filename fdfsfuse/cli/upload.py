@@ -44,6 +44,13 @@ class Item(NamedTuple):
     help="Extension of the ids, up to 6 characters.  [default: that of each file]",
 )
 @click.option("--appender", is_flag=True, help="Make files that can be appended to later.")
+@click.option(
+    "--replicas",
+    metavar="N",
+    type=click.IntRange(1, 32),
+    default=1,
+    help="Wait until N servers have each file.  [default: 1, the others get it soon]",
+)
 @click.option("--meta", "-m", "meta", metavar="NAME=VALUE", multiple=True, help="Metadata.")
 @click.option(
     "--jobs",
@@ -66,6 +73,7 @@ def upload(
     group: str | None,
     extension: str | None,
     appender: bool,
+    replicas: int,
     meta: tuple[str, ...],
     jobs: int,
     manifest: str | None,
@@ -87,6 +95,7 @@ def upload(
     Examples:
       fdfs upload photo.jpg
       fdfs upload --group group2 --meta width=1024 --meta height=768 photo.jpg
+      fdfs upload --replicas 2 contract.pdf
       fdfs upload --jobs 16 --manifest ids.json ~/Pictures
       mysqldump shop | fdfs upload - --extension sql
     """
@@ -112,6 +121,7 @@ def upload(
                 group=group,
                 appender=appender,
                 metadata=pairs,
+                replicas=replicas,
                 progress=advance,
             )
 

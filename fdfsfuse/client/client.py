@@ -106,6 +106,7 @@ class Client:
         appender: bool = False,
         metadata: Mapping[str, str] | None = None,
         size: int | None = None,
+        replicas: int = 1,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
         progress: Progress | None = None,
@@ -117,16 +118,22 @@ class Client:
             appender: make a file that can be changed later.
             metadata: stored with the file; if that fails, the file is deleted again.
             size: bytes of an iterable; without it, it is first written to a temporary file.
+            replicas: return when so many servers of the group have the file. By default one does,
+                and the others get it soon.
 
         Raises:
             StatusError: 28 no space, 2 no such group, 22 refused.
             ConnectionProblem: no server could be reached, or it broke off.
+            TooFewCopiesError: it is stored, but not on *replicas* servers within half a minute; or
+                nobody can tell, as stock FastDFS storages cannot.
         """
         if extension is None:
             extension = content_extension(content) or ""
 
         def plan(opened: Opened) -> Plan[str]:
-            return self._changing.upload(opened, extension, group, metadata, appender=appender)
+            return self._changing.upload(
+                opened, extension, group, metadata, appender=appender, replicas=replicas
+            )
 
         return await self._send("upload", content, size, plan, timeout_s, deadline_s, progress)
 

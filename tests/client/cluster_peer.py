@@ -6,7 +6,7 @@ import errno
 import zlib
 
 from fdfsfuse.client.address import Address
-from fdfsfuse.proto import fileid, storage
+from fdfsfuse.proto import copies, fileid, storage
 from fdfsfuse.proto.tracker import (
     Endpoint,
     FileTargets,
@@ -29,6 +29,7 @@ class MemoryStorage:
         files, metadata: by file name.
         cuts: close the connection after so many bytes of the next downloads.
         refuse: status of all answers, if not 0.
+        copies: the next answers about how many servers have a file.
     """
 
     def __init__(self) -> None:
@@ -36,6 +37,7 @@ class MemoryStorage:
         self.metadata: dict[str, bytes] = {}
         self.cuts: list[int] = []
         self.refuse: dict[int, int] = {}
+        self.copies: list[int] = []
         self.requests: list[int] = []
 
     async def handle(self, connection: PeerConnection) -> None:
@@ -56,6 +58,9 @@ class MemoryStorage:
 
     def _serve(self, request: Request) -> tuple[int, bytes]:
         command, body = request.command, request.body
+        if command == copies.WAIT_FOR_COPIES and self.copies:
+            assert copies.decode_request(body).name in self.files
+            return 0, copies.encode(copies.Copies(self.copies.pop(0)))
         if command in (storage.StorageCommand.UPLOAD, storage.StorageCommand.UPLOAD_APPENDER):
             head = storage.UploadHead.decode(body[:15], len(body))
             appender = command == storage.StorageCommand.UPLOAD_APPENDER

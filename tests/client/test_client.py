@@ -27,8 +27,10 @@ from fdfsfuse.errors import (
     DeadlineExceeded,
     IntegrityError,
     StatusError,
+    TooFewCopiesError,
     UsageError,
 )
+from fdfsfuse.proto import copies
 from fdfsfuse.proto.fileid import FileKind
 from fdfsfuse.proto.storage import StorageCommand
 from fdfsfuse.proto.tracker import TrackerCommand
@@ -293,6 +295,25 @@ async def test_uploads_go_to_another_storage_when_one_is_gone(cluster: MakeClust
             await setup.client.upload(b"content")
         with pytest.raises(ConnectFailed):
             await setup.client.delete(file_id)
+
+
+async def test_uploads_wait_for_replicas(cluster: MakeCluster) -> None:
+    async with cluster() as setup:
+        storage, client = setup.storages[0], setup.client
+        storage.copies = [1, 1, 2]
+        await client.upload(b"content", replicas=2)
+        assert storage.copies == []
+        await client.upload(b"content")
+        storage.refuse[copies.WAIT_FOR_COPIES] = errno.EINVAL
+        with pytest.raises(TooFewCopiesError, match="stock FastDFS") as caught:
+            await client.upload(b"other", replicas=2)
+        storage.refuse.clear()
+        assert await client.download(caught.value.file_id) == b"other"
+        storage.copies = [2] * 100
+        with pytest.raises(TooFewCopiesError, match="on 2 servers, not 3"):
+            await client.upload(b"content", replicas=3)
+        with pytest.raises(UsageError):
+            await client.upload(b"content", replicas=0)
 
 
 async def test_info_and_metadata(cluster: MakeCluster) -> None:

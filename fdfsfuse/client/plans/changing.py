@@ -7,6 +7,7 @@ is certain that the one before has not carried them out.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 
 from fdfsfuse.client.address import Address
@@ -21,8 +22,11 @@ from fdfsfuse.errors import (
     FdfsError,
     NotFoundError,
     ProtocolError,
+    StatusError,
+    TooFewCopiesError,
     UsageError,
 )
+from fdfsfuse.proto import copies
 from fdfsfuse.proto.derived import SIGNATURE_MAX, CreateLink, Regenerate
 from fdfsfuse.proto.fileid import EXTENSION, PREFIX, FileKind, decode_name, split_file_id
 from fdfsfuse.proto.header import FILE_NAME_MAX, GROUP_NAME_SIZE
@@ -38,9 +42,14 @@ from fdfsfuse.proto.storage import (
     Truncate,
     UploadHead,
 )
+from fdfsfuse.proto.tracker import MAX_SERVERS_PER_GROUP
 
 CLEANUP_TIMEOUT_S = 5.0
 """How long removing a file may take whose metadata could not be stored."""
+
+COPIES_WAIT_S = 2.0
+COPIES_TRIES = 15
+"""An upload with replicas waits for them this many times this long."""
 
 _UPLOAD_TRIES = 3
 _NAME_MAX = GROUP_NAME_SIZE + FILE_NAME_MAX
@@ -63,8 +72,11 @@ class ChangePlans:
         metadata: Mapping[str, str] | None,
         *,
         appender: bool,
+        replicas: int,
     ) -> Plan[str]:
-        """Store a new file; its id."""
+        """Store a new file, on *replicas* servers; its id."""
+        if not 1 <= replicas <= MAX_SERVERS_PER_GROUP:
+            raise UsageError(f"{replicas} replicas: a group has 1 to {MAX_SERVERS_PER_GROUP}")
         if not EXTENSION.match(extension):
             raise UsageError(f"{extension!r} is not an extension: up to 6 of A-Z a-z 0-9 . _ - are")
         text = metadata_text(metadata or {})
@@ -84,7 +96,34 @@ class ChangePlans:
             )
 
         address, answer = yield from self._upload(group, send)
-        return (yield from self._finish(address, answer, text))
+        file_id = yield from self._finish(address, answer, text)
+        if replicas > 1:
+            yield from self._wait_for_copies(address, file_id, replicas)
+        return file_id
+
+    def _wait_for_copies(self, address: Address, file_id: str, wanted: int) -> Plan[None]:
+        """Wait until *wanted* servers have what was uploaded to *address*.
+
+        Asked for a short while at a time, since an answer counts as progress.
+        """
+        group, name = split_file_id(file_id)
+        body = copies.encode(copies.WaitForCopies(group, name, wanted, COPIES_WAIT_S))
+        count = 1
+        try:
+            for _ in range(COPIES_TRIES):
+                step = Ask(address, copies.WAIT_FOR_COPIES, body, repeatable=True)
+                count = copies.decode_answer((yield from exchange(step))).count
+                if count >= wanted:
+                    return
+        except StatusError as exc:
+            if exc.errno != errno.EINVAL:
+                raise TooFewCopiesError(file_id, count, wanted, str(exc)) from exc
+            why = "its server is a stock FastDFS storage, which cannot tell"
+            raise TooFewCopiesError(file_id, count, wanted, why) from exc
+        except (ConnectionProblem, ProtocolError) as exc:
+            raise TooFewCopiesError(file_id, count, wanted, str(exc)) from exc
+        why = f"no more came within {COPIES_TRIES * COPIES_WAIT_S:g} s"
+        raise TooFewCopiesError(file_id, count, wanted, why)
 
     def upload_slave(
         self,
