@@ -1,21 +1,66 @@
-"""fdfsfuse: a FastDFS-compatible distributed file system that is mounted like a disk."""
+"""fdfsfuse: a FastDFS-compatible distributed file system that is mounted like a disk.
+
+`Client` is for programs that use trio; `fdfsfuse.blocking.Client` for all others.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from fdfsfuse.client.client import Client
-    from fdfsfuse.client.plans.reading import FileDetails
+from fdfsfuse.errors import (
+    ConfigError,
+    ConnectFailed,
+    ConnectionBroken,
+    ConnectionProblem,
+    DeadlineExceeded,
+    FdfsError,
+    IntegrityError,
+    NotFoundError,
+    ProtocolError,
+    StatusError,
+    UsageError,
+)
 
-__all__ = ["Client", "FileDetails", "__version__"]
+if TYPE_CHECKING:
+    from fdfsfuse.client.address import Address
+    from fdfsfuse.client.client import Client, DownloadStream
+    from fdfsfuse.client.plans.reading import FileDetails
+    from fdfsfuse.proto.fileid import FileKind
+
+__all__ = [
+    "Address",
+    "Client",
+    "ConfigError",
+    "ConnectFailed",
+    "ConnectionBroken",
+    "ConnectionProblem",
+    "DeadlineExceeded",
+    "DownloadStream",
+    "FdfsError",
+    "FileDetails",
+    "FileKind",
+    "IntegrityError",
+    "NotFoundError",
+    "ProtocolError",
+    "StatusError",
+    "UsageError",
+    "__version__",
+]
 __version__ = "0.1.0"
+
+_LAZY = {
+    "Address": "fdfsfuse.client.address",
+    "Client": "fdfsfuse.client.client",
+    "DownloadStream": "fdfsfuse.client.client",
+    "FileDetails": "fdfsfuse.client.plans.reading",
+    "FileKind": "fdfsfuse.proto.fileid",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Load the client when it is first used: the daemons and the commands start without it."""
-    if name in ("Client", "FileDetails"):
-        from fdfsfuse.client import client
+    if name in _LAZY:
+        import importlib
 
-        return getattr(client, name)
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'fdfsfuse' has no attribute {name!r}")
