@@ -62,6 +62,7 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None] | N
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # what is printed meanwhile goes above the bar
     ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)

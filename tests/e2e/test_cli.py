@@ -264,12 +264,13 @@ def environment(cluster: Cluster) -> dict[str, str]:
 
 
 def test_progress_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
-    big = tmp_path / "big"
+    big, small = tmp_path / "big", tmp_path / "small"
+    small.write_bytes(b"x")
     with big.open("wb") as file:
         file.truncate(64 << 20)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [program("fdfs"), "upload", str(big)],
+        [program("fdfs"), "upload", str(small), str(big)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=theirs,
@@ -285,8 +286,8 @@ def test_progress_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> 
         os.close(ours)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert out.startswith(b"group")
-    assert b"big" in shown
+    assert [line[:5] for line in out.splitlines()] == [b"group", b"group"]
+    assert b"2 files" in shown
     assert b"/s" in shown
 
 
