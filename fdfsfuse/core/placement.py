@@ -29,12 +29,14 @@ class WantedFile(NamedTuple):
     """What a file name tells about where its file is.
 
     ``normal`` is False for appenders and slaves. ``source`` is None when nobody of the group made
-    it. ``timestamp`` is in Unix seconds.
+    it. ``timestamp`` is in Unix seconds. ``received`` tells by storage id until when the others
+    have the changes of the source; None when nothing is known about that.
     """
 
     normal: bool
     source: Server | None
     timestamp: int
+    received: Mapping[str, int] | None = None
 
 
 def default_server(group: Group, store_server: StoreServer) -> Server | None:
@@ -55,7 +57,10 @@ def wanted_file(group: Group, name: str) -> WantedFile:
     source = group.servers.get(info.source)
     if source is None and not info.source_is_id:
         source = group.find_ip(info.source)
-    return WantedFile(info.kind is FileKind.NORMAL, source, info.timestamp)
+    received = None
+    if source is not None and group.sync_times:
+        received = group.sync_times.get(source.storage_id, {})
+    return WantedFile(info.kind is FileKind.NORMAL, source, info.timestamp, received)
 
 
 def is_source(server: Server, file: WantedFile) -> bool:
@@ -68,15 +73,27 @@ def is_old(file: WantedFile, now_s: float, max_delay_s: float) -> bool:
     return file.timestamp < now_s - max_delay_s
 
 
+def received_until(server: Server, file: WantedFile) -> int:
+    """Until when (Unix seconds) the storage has the changes of the file's source.
+
+    The reference takes the smallest (or largest) timestamp over all sources, and leaves out those
+    that the storage has not heard of: so it hands out storages that have nothing of this source.
+    What was before the storage's initial copy it has from there.
+    """
+    if file.received is None:
+        return server.last_synced_timestamp
+    return max(file.received.get(server.storage_id, 0), server.source.until)
+
+
 def is_synced(server: Server, file: WantedFile) -> bool:
     """Rule c: the storage has received later changes than this file."""
-    return server.last_synced_timestamp > file.timestamp
+    return received_until(server, file) > file.timestamp
 
 
 def is_probably_synced(server: Server, file: WantedFile, now_s: float, max_time_s: float) -> bool:
     """Rule d: it has received changes up to this file, and syncing one file cannot take longer."""
     return (
-        server.last_synced_timestamp + 1 >= file.timestamp and now_s - file.timestamp > max_time_s
+        received_until(server, file) + 1 >= file.timestamp and now_s - file.timestamp > max_time_s
     )
 
 

@@ -122,6 +122,10 @@ class PlainClient:
         answer = self.call(address, 23 if appender else 11, head + data)
         return f"{_text(answer[:16])}/{answer[16:].decode()}"
 
+    def find_fetch(self, file_id: str) -> Address:
+        """Which storage the tracker names for reading."""
+        return self._find(102, file_id)
+
     def download(self, file_id: str, offset: int = 0, count: int = 0) -> bytes:
         """The content from *offset* on, *count* bytes or all."""
         group, name = file_id.split("/", 1)

@@ -29,6 +29,7 @@ from fdfsfuse.core.placement import (
 )
 from fdfsfuse.core.storage_ids import RW_BOTH, RW_NONE, RW_READ, RW_WRITE
 from fdfsfuse.errors import StatusError
+from fdfsfuse.proto.cluster import SyncSource
 from fdfsfuse.proto.fileid import encode_base, encode_source, make_suffix
 from fdfsfuse.proto.tracker import ServerStatus
 
@@ -359,6 +360,24 @@ def test_rule_d_synced_up_to_it_and_time_has_passed() -> None:
 
 def fetched(place: Placement, name: str, now_s: float, count: int = 1) -> list[str]:
     return [place.fetch("g", name, now_s).storage_id for _ in range(count)]
+
+
+def test_a_storage_that_has_nothing_of_the_source_is_not_read_from() -> None:
+    servers = [make_server(A), make_server(B), make_server(C)]
+    group = make_group("g", servers)
+    # B and C have newer changes of each other, only B has those of A.
+    group.sync_times = {A: {B: T + 1}, B: {C: T + 50}, C: {B: T + 50}}
+    for server in servers:
+        server.last_synced_timestamp = T + 50
+    file = wanted_file(group, name_of(A, T))
+    assert [is_synced(server, file) for server in servers[1:]] == [True, False]
+    place = placement(group)
+    now_s = T + 10
+    assert {place.fetch("g", name_of(A, T), now_s).storage_id for _ in range(6)} == {A, B}
+    assert [s.storage_id for s in place.fetch_all("g", name_of(A, T), now_s)] == [A, B]
+    # What is older than its initial copy it got with that.
+    servers[2].source = SyncSource(B, T + 1)
+    assert {place.fetch("g", name_of(A, T), now_s).storage_id for _ in range(6)} == {A, B, C}
 
 
 def test_a_fresh_file_comes_from_its_source_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,8 @@ from fdfsfuse.cli.main import fdfs, run
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.client import Client
 from fdfsfuse.client.cluster_view import TrackerView, look_at_trackers
-from tests.common.cluster import Cluster, Daemon
+from tests.common.cluster import Cluster, Daemon, Storage
+from tests.common.plain import PlainClient
 from tests.common.waiting import wait_until
 
 
@@ -80,6 +82,40 @@ def test_storages_that_start_together_found_one_tree(cluster: Cluster) -> None:
     assert [group.founder] == founders(cluster)
     assert [server.reason for server in group.servers] == ["works", "works"]
     assert all(other.status is not None and other.leader == view.leader for other in others)
+
+
+def test_reads_go_to_storages_that_have_the_file_and_are_spread(cluster: Cluster) -> None:
+    by_address = {(s.address, s.port): s for s in cluster.storages}
+
+    def named(client: PlainClient, file_id: str) -> set[Storage]:
+        """The storages that a tracker names for reads, one after the other."""
+        return {by_address[client.find_fetch(file_id)] for _ in range(4)}
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(cluster.client(t)) for t in cluster.trackers]
+        for number in range(60):
+            file_id = clients[0].upload(b"%d" % number)
+            for client in clients:
+                # Read at once from whoever is named: it must have the file already.
+                address = client.find_fetch(file_id)
+                content = client.download_from(address, *file_id.split("/", 1))
+                assert content == b"%d" % number
+        first = clients[0].upload(b"spread", extension="txt")
+        source = by_address[clients[0].find_update(first)]
+        assert source.path_of(first.partition("/")[2]).exists()
+
+        def spread() -> bool:
+            # A later change of the same source tells the trackers that the first one has arrived.
+            while by_address[clients[0].find_update(clients[0].upload(b"later"))] is not source:
+                pass
+            return all(len(named(client, first)) == 2 for client in clients)
+
+        wait_until(spread, "reads of the file to be spread", poll_s=0.3)
+        for client in clients:
+            assert by_address[client.find_update(first)] is source, "updates go to the source"
+        appender = clients[0].upload(b"grows", appender=True)
+        for client in clients:
+            assert len(named(client, appender)) == 1, "an appender is read from its source"
 
 
 @pytest.mark.parametrize("number", range(3))
