@@ -89,6 +89,26 @@ async def test_large_files_and_parts(tmp_path: Path) -> None:
         assert int(b.path(normal).stat().st_mtime) == int(a.path(normal).stat().st_mtime)
 
 
+async def test_parts_of_a_file_that_went_over_whole_are_not_sent_again(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with (
+            run_node(tmp_path / "a", "1") as a,
+            run_node(tmp_path / "b", "2") as b,
+            a.connect() as client,
+        ):
+            name = await client.upload(bytes(9 << 20), appender=True)
+            for i in range(20):
+                await client.append(name, b"%d" % i * 1000)
+            a.meet(b)
+            await a.wait_until_has_all(b)
+            assert b.content(name) == a.content(name)
+            assert b.lines() == [f"c {name}"]
+            await client.append(name, b"more")
+            await a.wait_until_has_all(b)
+            assert b.content(name) == a.content(name)
+            assert len(b.lines()) == 2
+
+
 async def test_a_restarted_source_goes_on_at_its_mark(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with run_node(tmp_path / "b", "2") as b:

@@ -74,6 +74,13 @@ SYNCED_S: Final = 120.0
 """What was written this long ago is on the disk: kernels write back after 35 s."""
 RETRY_MAX_S: Final = 5.0
 _SEND_BYTES: Final = 128 << 10
+_LEVELS: Final = {1: logging.INFO, 5: logging.WARNING, 50: logging.WARNING, 500: logging.WARNING}
+"""How loudly each failed attempt in a row is told."""
+_COVER_BYTES: Final = 64 << 10
+"""Parts of a file that was smaller when it went over whole are sent nevertheless."""
+_COVERED_MAX: Final = 10_000
+_PARTS: Final = frozenset("AMT")
+_WHOLE: Final = frozenset({Send.CREATE, Send.UPDATE})
 _KEEP_ALIVE = pack_header(0, StorageCommand.ACTIVE_TEST)
 
 
@@ -108,14 +115,20 @@ class _Entry:
 
 
 class _Asked:
-    """A request under way. ``entry`` is None for a keep-alive, ``send`` for a question (22)."""
+    """A request under way. ``entry`` is None for a keep-alive, ``send`` for a question (22).
 
-    __slots__ = ("entry", "send", "size")
+    ``covers``: its content has what was logged before this position.
+    """
 
-    def __init__(self, entry: _Entry | None, send: Send | None, size: int) -> None:
+    __slots__ = ("covers", "entry", "send", "size")
+
+    def __init__(
+        self, entry: _Entry | None, send: Send | None, size: int, covers: BinlogPosition
+    ) -> None:
         self.entry = entry
         self.send = send
         self.size = size
+        self.covers = covers
 
 
 class Pusher:
@@ -170,6 +183,8 @@ class Pusher:
         self._asked: deque[_Asked] = deque()
         self._asked_bytes = 0
         self._followups: deque[tuple[_Entry, Next]] = deque()
+        self._covered: dict[str, BinlogPosition] = {}
+        """Files that went over whole, with all that was logged of them before the position."""
         self._saved: Mark | None = None
         self._again_until = BinlogPosition(0, 0)
         self._boot: BootNote | None = None
@@ -241,7 +256,7 @@ class Pusher:
             except (*PROBLEMS, PeerRefused, OSError) as exc:
                 self.problem = str(exc) or repr(exc)
                 complained += 1
-                level = logging.INFO if complained in (1, 10, 100, 1000) else logging.DEBUG
+                level = _LEVELS.get(complained, logging.DEBUG)
                 logger.log(level, "pushing to %s: %s; trying again", self._name, self.problem)
                 with trio.move_on_after(retry.next_delay()):
                     await self._changed.wait()
@@ -312,6 +327,7 @@ class Pusher:
             self._asked.clear()
             self._asked_bytes = 0
             self._followups.clear()
+            self._covered.clear()
             self.link = link
             self.problem = ""
             retry.reset()
@@ -416,7 +432,7 @@ class Pusher:
         with trio.move_on_after(self._config.heart_beat_interval_s):
             await self._wait_for_news()
             return
-        self._ask(None, None, 0)
+        self._ask(None, None, 0, end)
         await link.send(_KEEP_ALIVE)
 
     async def _wait_for_news(self) -> None:
@@ -440,19 +456,20 @@ class Pusher:
         entries: list[_Entry] = []
         self._scanned += len(records)
         for record, behind in records:
-            if record is None or not concerns(record, mark):
+            if record is None or not concerns(record, mark) or self._is_covered(record, behind):
                 self._skip_to(behind)
             else:
                 entries.append(_Entry(record, behind, behind <= self._again_until))
                 self._unfinished.append(entries[-1])
         if not entries:
             return
+        covers = self._store.binlog.position
         if now - entries[0].record.timestamp > OLD_S or entries[0].again:
             requests = await trio.to_thread.run_sync(self._make_all, entries)
         else:
             requests = self._make_all(entries)
         try:
-            await self._send_requests(link, entries, requests)
+            await self._send_requests(link, entries, requests, covers)
         finally:
             for request in requests:
                 if request is not None:
@@ -461,8 +478,17 @@ class Pusher:
     def _make_all(self, entries: list[_Entry]) -> list[Request | None]:
         return [self._requests.make(entry.record, again=entry.again) for entry in entries]
 
+    def _is_covered(self, record: BinlogRecord, behind: BinlogPosition) -> bool:
+        """True when the peer got the change as a part of its whole file."""
+        covers = self._covered.get(record.name)
+        return covers is not None and behind <= covers and record.op.upper() in _PARTS
+
     async def _send_requests(
-        self, link: PeerLink, entries: list[_Entry], requests: list[Request | None]
+        self,
+        link: PeerLink,
+        entries: list[_Entry],
+        requests: list[Request | None],
+        covers: BinlogPosition,
     ) -> None:
         out = bytearray()
         for entry, request in zip(entries, requests, strict=True):
@@ -470,7 +496,7 @@ class Pusher:
                 entry.finished = True
                 continue
             self._sent += 1
-            self._ask(entry, request.send, len(request.data) + request.count)
+            self._ask(entry, request.send, len(request.data) + request.count, covers)
             out += request.data
             if request.fd >= 0:
                 await link.send(out, more=True)
@@ -491,8 +517,10 @@ class Pusher:
         else:
             self.acked = behind
 
-    def _ask(self, entry: _Entry | None, send: Send | None, size: int) -> None:
-        self._asked.append(_Asked(entry, send, size))
+    def _ask(
+        self, entry: _Entry | None, send: Send | None, size: int, covers: BinlogPosition
+    ) -> None:
+        self._asked.append(_Asked(entry, send, size, covers))
         self._asked_bytes += size
         self._store.counters.total_sync_out_bytes += size
 
@@ -501,16 +529,17 @@ class Pusher:
         record = entry.record
         if what is Next.COMPARE_SIZE:
             body = FileRequest(self._config.group_name, record.name).encode()
-            self._ask(entry, None, len(body))
+            self._ask(entry, None, len(body), self._store.binlog.position)
             await link.send(pack_header(len(body), StorageCommand.FILE_INFO, NO_CRC) + body)
             return
         if what is Next.EXAMINE:
             await self._examine(entry)
             return
         send = Send.CREATE if what is Next.SEND_CREATE else Send.UPDATE
+        covers = self._store.binlog.position
         request = await trio.to_thread.run_sync(self._requests.whole, record, send)
         try:
-            await self._send_requests(link, [entry], [request])
+            await self._send_requests(link, [entry], [request], covers)
         finally:
             if request is not None:
                 request.close()
@@ -561,6 +590,10 @@ class Pusher:
         if what is Next.DONE:
             entry.finished = True
             self._store.counters.success_sync_out_bytes += asked.size
+            if not status and asked.send in _WHOLE and asked.size > _COVER_BYTES:
+                if len(self._covered) >= _COVERED_MAX:
+                    self._covered.clear()
+                self._covered[entry.record.name] = asked.covers
         elif what is Next.FAIL:
             problem = StatusError(status, f"{entry.record.op} {entry.record.name}")
             raise PeerRefused(f"it cannot take a change: {problem}")
