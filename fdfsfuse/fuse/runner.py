@@ -27,6 +27,7 @@ from fdfsfuse.fuse.kernelmount import KernelMount
 from fdfsfuse.fuse.mountpoint import MountFailed, device_of
 from fdfsfuse.fuse.operations import Operations
 from fdfsfuse.fuse.report import Report
+from fdfsfuse.fuse.request_turns import take_turns
 from fdfsfuse.vfs.options import VfsOptions
 from fdfsfuse.vfs.remote import RemoteCluster
 from fdfsfuse.vfs.vfs import Vfs
@@ -141,6 +142,7 @@ async def _serve_mounted(vfs: Vfs, mount: Mount, mounted: Callable[[], Awaitable
                 nursery.start_soon(_stop_on_signals, vfs, nursery.cancel_scope)
                 nursery.start_soon(mounted)
                 nursery.start_soon(_widen_read_ahead, mount.mountpoint)
+                take_turns()
                 await pyfuse3.main(IDLE_TASKS, MAX_REQUESTS)
                 nursery.cancel_scope.cancel()
             lost = await _store_rest(vfs)
