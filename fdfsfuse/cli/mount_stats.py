@@ -56,7 +56,7 @@ def mount_stats(mountpoint: str | None, watch: bool, interval_s: float, as_json:
             if as_json:
                 print_json(report)
             else:
-                click.echo("\n".join(lines(report, before.get(report["pid"]))))
+                click.echo("\n".join(_lines_of_any(report, before.get(report["pid"]))))
         if not watch:
             return
         before = {report["pid"]: report for report in reports}
@@ -103,6 +103,15 @@ def _resolved(mountpoint: str) -> str:
 
 
 # --- for people ---------------------------------------------------------------------------------
+
+
+def _lines_of_any(report: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
+    try:
+        return lines(report, before)
+    except (KeyError, TypeError):
+        # Another version of ours that is still mounted.
+        version, where = report.get("version"), report["mountpoint"]
+        return [f"{where}: version {version} tells other things; see them with --json", ""]
 
 
 def lines(report: dict[str, Any], before: dict[str, Any] | None) -> list[str]:

@@ -16,7 +16,7 @@ import pyfuse3
 import pytest
 import trio
 
-from fdfsfuse.cli.mount_stats import quantile
+from fdfsfuse.cli.mount_stats import mount_stats, quantile
 from fdfsfuse.fuse import control
 from fdfsfuse.fuse.stats import Stats
 from tests.common.cluster import Cluster, Mount
@@ -177,6 +177,17 @@ def test_outcomes_are_told_apart() -> None:
     assert [(noted.operation, noted.what, noted.error) for noted in stats.noted] == [
         ("read", "(2,)", errno.EIO)
     ]
+
+
+def test_a_report_of_another_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(control, "directory", lambda: tmp_path)
+    old = {"mountpoint": "/mnt", "version": "0.0", "pid": 1, "format": 0}
+    with control.ControlSocket("/mnt", lambda: old):
+        assert mount_stats.main(["/mnt"], standalone_mode=False) is None
+    assert "/mnt: version 0.0 tells other things" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
