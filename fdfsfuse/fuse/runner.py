@@ -34,7 +34,7 @@ from fdfsfuse.vfs.vfs import Vfs
 
 log = logging.getLogger(__name__)
 
-MAX_REQUESTS = 200
+MAX_REQUESTS = 400
 """Requests served at a time. More than several dead volumes can hold on to (`max_waiting` each);
 each has a buffer, of which a write uses 1 MiB."""
 IDLE_TASKS = 3
@@ -83,7 +83,7 @@ async def serve(mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     client = f"{os.uname().nodename}:{mount.mountpoint}:{os.getpid()}"
-    cluster = RemoteCluster(mount.trackers, client, mount.options.timeout_s)
+    cluster = RemoteCluster(mount.trackers, client, mount.options.patience_s)
     vfs = Vfs(mount.options, cluster, KernelCaches())
     try:
         async with trio.open_nursery() as nursery:

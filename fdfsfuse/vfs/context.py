@@ -108,7 +108,7 @@ class Context:
         self.states: dict[int, FileState] = {}
         self.objects = ObjectAttrs(options.attr_timeout_s)
         self.pages = Pages()
-        self.dirty = Budget(options.dirty_bytes, self._relieve, options.timeout_s)
+        self.dirty = Budget(options.dirty_bytes, self._relieve, options.patience_s)
         self.clean_used = 0
         self.read_ahead_used = 0
         self.nursery: trio.Nursery | None = None

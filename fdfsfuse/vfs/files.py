@@ -26,7 +26,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from fdfsfuse.errors import FdfsError, StatusError, TreeError
+from fdfsfuse.errors import ConnectionProblem, FdfsError, StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import SMALL_CONTENT_MAX, Attr
 from fdfsfuse.vfs.context import Context
@@ -163,7 +163,7 @@ class FileState:
                 return await self._read_through(writer, handle, offset, length)
             recalls = self._recalls
             try:
-                data = await handle.reader(self.attr.file_id, self.attr.size).read(offset, length)
+                data = await self._fetch(handle, offset, length)
             except StatusError as exc:
                 # Another mount has stored a new object meanwhile, or changed the size.
                 if exc.errno not in (errno.ENOENT, errno.EINVAL):
@@ -175,6 +175,21 @@ class FileState:
                     return data
             handle.drop_reader()
         raise TreeError(errno.EIO)
+
+    async def _fetch(self, handle: Handle, offset: int, length: int) -> bytes | memoryview:
+        """Stored content, which another storage may have when the volume is down."""
+        volume = self.volume
+        reader = handle.reader(self.attr.file_id, self.attr.size)
+        if volume.down and len(volume.backend.replicas()) > 1:
+            return await reader.read(offset, length)
+        ticket = volume.enter()
+        try:
+            return await reader.read(offset, length)
+        except ConnectionProblem:
+            volume.mark_down()
+            raise
+        finally:
+            volume.leave(ticket)
 
     @property
     def _can_refresh(self) -> bool:
@@ -235,12 +250,13 @@ class FileState:
             FdfsError, OSError: an earlier change could not be stored.
         """
         # What a volume that is down cannot take must not fill the memory for the others.
-        self.volume.check_up()
+        ticket = self.volume.enter()
         self.transfers += 1
         try:
             await self._write(offset, data)
         finally:
             self.transfers -= 1
+            self.volume.leave(ticket)
 
     async def _write(self, offset: int, data: bytes) -> None:
         async with self.lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from enum import Enum
@@ -33,8 +34,8 @@ class VfsOptions:
         attr_timeout_s: how old attributes may be that nobody recalls: those of objects without a
             name, and of directories that no storage describes.
         poll_interval_s: how often the trackers are asked for volumes.
-        max_waiting: requests that may wait for one volume that is not connected; further ones
-            fail at once, so that it does not take all request slots of the mount.
+        max_waiting: requests that may wait for one volume that does not answer; further ones fail
+            at once, so that it does not take all request slots of the mount.
         open_data_bytes: content up to this size comes along with open().
         dirty_bytes: memory for content that is not on a storage yet; writers wait beyond it.
         clean_bytes: memory for content of open files kept after it was stored.
@@ -58,7 +59,7 @@ class VfsOptions:
     attr_timeout_s: float = 1.0
     cached_entries: int = 65_536
     poll_interval_s: float = 3.0
-    max_waiting: int = 32
+    max_waiting: int = 100
     open_data_bytes: int = 64 << 10
     dirty_bytes: int = 256 << 20
     clean_bytes: int = 32 << 20
@@ -71,3 +72,8 @@ class VfsOptions:
     read_ahead_bytes: int = 64 << 20
     held_after_s: float = 1.0
     space_age_s: float = 2.0
+
+    @property
+    def patience_s(self) -> float:
+        """How long calls wait: ``timeout_s``, or for ever."""
+        return math.inf if self.hard else self.timeout_s

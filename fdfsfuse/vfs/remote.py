@@ -6,6 +6,8 @@ the mount's timeout has passed: reading, and writing bytes at an offset, may be 
 
 from __future__ import annotations
 
+import errno
+import math
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -20,14 +22,22 @@ from fdfsfuse.client.pool import Pool
 from fdfsfuse.client.session import boottime
 from fdfsfuse.client.tracker import TrackerClient
 from fdfsfuse.client.views import Candidate
-from fdfsfuse.errors import ConnectFailed, ConnectionProblem, DeadlineExceeded
-from fdfsfuse.proto import names
+from fdfsfuse.errors import (
+    ConnectFailed,
+    ConnectionProblem,
+    DeadlineExceeded,
+    ProtocolError,
+    StatusError,
+)
+from fdfsfuse.proto import fileid, names
 from fdfsfuse.proto.storage import Download, FileInfo, FileRequest, StorageCommand
 from fdfsfuse.vfs.backend import Listener, ObjectInfo
 
 _T = TypeVar("_T")
 
 _RETRY_S = 0.2
+_SILENT_S = 5.0
+"""How long a storage is waited for when another one can be asked."""
 _LEASE_MARGIN = 0.1
 """Part of the lease that is not used: clocks differ, and the kernel counts from when it reads."""
 _HEAD_LENGTH = struct.Struct(">I")
@@ -152,9 +162,46 @@ class RemoteBackend:
 
         start = time.perf_counter_ns()
         try:
-            return await self._exchange(exchange)
+            return await self._read(file_id, exchange)
         finally:
             self._count("read", start)
+
+    async def _read(self, file_id: str, exchange: Callable[[Connection], Awaitable[_T]]) -> _T:
+        """From the names primary, or when that does not answer, from another storage."""
+        problem = ""
+        with self._deadline():
+            while True:
+                sources = self._sources(file_id)
+                for address in sources:
+                    limit_s = _SILENT_S if len(sources) > 1 else math.inf
+                    try:
+                        with trio.move_on_after(limit_s):
+                            return await self._pool.call(address, exchange, repeatable=True)
+                        problem = f"{address} did not answer within {limit_s:g} s"
+                    except ConnectionProblem as exc:
+                        problem = str(exc)
+                    except StatusError as exc:
+                        # A storage that is being filled need not have it yet.
+                        if len(sources) == 1 or exc.errno != errno.ENOENT or address == self._at:
+                            raise
+                        problem = f"{address} does not have {file_id}"
+                await trio.sleep(_RETRY_S)
+        raise DeadlineExceeded(f"no storage of {self.group} answered in time: {problem}")
+
+    @property
+    def _at(self) -> Address | None:
+        """Where the names primary is, or was last."""
+        return self._session.address if self._session is not None else None
+
+    def _sources(self, file_id: str) -> list[Address]:
+        """Storages to read an object from. One that is changed in place may be older elsewhere."""
+        primary = self._at
+        others = [storage.address for storage in self._storages if storage.address != primary]
+        if primary is None:
+            return others if _is_immutable(file_id) else []
+        if not _is_immutable(file_id):
+            return [primary]
+        return [primary, *others] if self.connected else [*others, primary]
 
     async def write_object(self, head: names.WriteObject, data: Sequence[bytes]) -> None:
         encoded = names.encode(head)
@@ -195,7 +242,7 @@ class RemoteBackend:
         return self._storages
 
     def _address(self) -> Address:
-        address = self._session.address if self._session is not None else None
+        address = self._at
         if address is None:
             raise ConnectFailed(f"the volume {self.group} is not connected")
         return address
@@ -213,6 +260,13 @@ class RemoteBackend:
                     problem = exc
                 await trio.sleep(_RETRY_S)
         raise DeadlineExceeded(f"the storage of {self.group} did not answer in time: {problem}")
+
+
+def _is_immutable(file_id: str) -> bool:
+    try:
+        return fileid.decode_name(file_id).kind is fileid.FileKind.NORMAL
+    except ProtocolError:
+        return False
 
 
 class RemoteCluster:

@@ -1,8 +1,10 @@
 """One volume as the mount sees it: is it there, and what to do while it is not.
 
-A call to a volume that is not connected waits, for at most the mount's timeout. A volume whose
-call ended without an answer is *down*: further calls fail at once, until a probe was answered. So
-a dead volume costs a few waiting requests and never the others.
+A call to a volume that does not answer waits, for at most the mount's timeout (with ``hard``: as
+long as it takes). A volume whose call ended without an answer is *down*: further calls fail at
+once, until a probe was answered. Only so many may wait at a time; when the oldest of these has
+waited for a while, further ones fail at once. So a dead volume costs a few waiting requests and
+never the others.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _PROBE_INTERVAL_S = 1.0
 _PROBE_TIMEOUT_S = 3.0
+_STUCK_S = 2.0
+"""Many requests at a time are nothing unusual, unless they get no answers."""
 
 
 class Volume:
@@ -53,7 +57,8 @@ class Volume:
         self.root_attr: names.Attr | None = None
         self._options = options
         self.recalls = Recalls(context, self)
-        self._waiting = 0
+        self._waiting: dict[int, float] = {}
+        self._tickets = 0
         self._went_down = trio.Event()
         self._answers_held: trio.Event | None = None
         self._landed = ParkingLot()
@@ -109,35 +114,44 @@ class Volume:
         return self._answers_held
 
     async def _call(self, request: names.Request, timeout_s: float | None) -> Any:
-        if self.down or not self.backend.connected:
-            return await self._wait_and_call(request, timeout_s)
+        ticket = self.enter()
         try:
             return await self.backend.call(request, timeout_s=timeout_s)
         except ConnectionProblem:
-            self._mark_down()
-            raise
-
-    async def _wait_and_call(self, request: names.Request, timeout_s: float | None) -> Any:
-        if self.down:
-            raise ConnectFailed(f"the volume {self.backend.group} does not answer")
-        if self._waiting >= self._options.max_waiting:
-            raise ConnectFailed(f"too many requests wait for the volume {self.backend.group}")
-        self._waiting += 1
-        try:
-            return await self.backend.call(request, timeout_s=timeout_s)
-        except ConnectionProblem:
-            self._mark_down()
+            if timeout_s is None:
+                self.mark_down()
             raise
         finally:
-            self._waiting -= 1
+            self.leave(ticket)
+
+    def enter(self) -> int:
+        """A request or transfer begins; to be ended by `leave`.
+
+        Raises:
+            ConnectFailed: the volume is down, or so many wait for an answer already, and for so
+                long, that it may be.
+        """
+        self.check_up()
+        waiting = self._waiting
+        if len(waiting) >= self._options.max_waiting:
+            oldest = next(iter(waiting.values()))
+            if time.monotonic() - oldest > _STUCK_S or not self.backend.connected:
+                raise ConnectFailed(f"too many requests wait for the volume {self.backend.group}")
+        self._tickets += 1
+        waiting[self._tickets] = time.monotonic()
+        return self._tickets
+
+    def leave(self, ticket: int) -> None:
+        """The request or transfer is over."""
+        del self._waiting[ticket]
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a connection."""
-        return self._waiting
+        """Requests and transfers without an answer."""
+        return len(self._waiting)
 
     def check_up(self) -> None:
-        """Raise ConnectFailed while the volume is down; before data transfers."""
+        """Raise ConnectFailed while the volume is down."""
         if self.down:
             raise ConnectFailed(f"the volume {self.backend.group} does not answer")
 
@@ -179,7 +193,8 @@ class Volume:
             self.down = False
             log.warning("the volume %s answers again", self.backend.group)
 
-    def _mark_down(self) -> None:
+    def mark_down(self) -> None:
+        """A request had no answer in time: the next ones fail at once."""
         if not self.down:
             self.down = True
             self.times_down += 1

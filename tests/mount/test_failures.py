@@ -1,0 +1,233 @@
+"""Servers that die, hang and come back under a mount that is in use."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fdfsfuse.cli.mount_stats import find_reports
+from tests.common.cluster import Cluster
+from tests.common.processes import Process
+from tests.common.waiting import wait_until
+
+MIB = 1 << 20
+
+
+@contextmanager
+def hung(process: Process) -> Iterator[None]:
+    """The process does nothing in the block, and goes on behind it."""
+    process.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.signal(signal.SIGCONT)
+
+
+class InThreads:
+    """Calls that are made at the same time; the errno of each, 0 for success, or None so far."""
+
+    def __init__(self, calls: list[Callable[[], object]]) -> None:
+        self.results: list[int | None] = [None] * len(calls)
+        self._threads = [
+            threading.Thread(target=self._run, args=(number, call))
+            for number, call in enumerate(calls)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, number: int, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except OSError as exc:
+            self.results[number] = exc.errno
+        else:
+            self.results[number] = 0
+
+    @property
+    def done(self) -> int:
+        return sum(result is not None for result in self.results)
+
+    def join(self) -> list[int | None]:
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        return self.results
+
+
+def works(path: Path) -> bool:
+    try:
+        os.listdir(path)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("failure", ["hangs", "dies"])
+def test_the_other_volume_works_on(failure: str, tmp_path: Path, fuse: None) -> None:
+    """A volume takes neither the requests of the others nor their time, however many wait."""
+    with (
+        Cluster(tmp_path / "cluster", groups=("one", "two")) as cluster,
+        cluster.mount(tmp_path / "mnt", "timeout=4") as mount,
+    ):
+        one, two = mount.path / "one", mount.path / "two"
+        directories = [one / f"d{i}" for i in range(150)]
+        for directory in directories:
+            directory.mkdir()
+        storage = cluster.storage("one")
+        if failure == "hangs":
+            storage.signal(signal.SIGSTOP)
+        else:
+            storage.kill()
+        try:
+            started = time.monotonic()
+            waiting = InThreads([(directory / "new").mkdir for directory in directories])
+            for number in range(50):
+                (two / f"f{number}").write_bytes(b"x" * 5000)
+                assert (two / f"f{number}").read_bytes() == b"x" * 5000
+                assert sorted(os.listdir(mount.path)) == ["one", "two"]
+            # All that was done while the calls to the other volume were waiting still.
+            assert waiting.done < 150 or time.monotonic() - started > 4
+            assert set(waiting.join()) == {errno.EIO}
+            # It is known to be down now: nobody waits for it any more.
+            again = InThreads([(directory / "new").mkdir for directory in directories])
+            assert set(again.join()) == {errno.EIO}
+            assert mount.running
+        finally:
+            if failure == "hangs":
+                storage.signal(signal.SIGCONT)
+            else:
+                storage.start()
+        wait_until(lambda: works(one), "the volume to answer again")
+        for directory in directories[:5]:
+            (directory / "later").mkdir()
+
+
+def test_hard_waits_for_as_long_as_it_takes(tmp_path: Path, fuse: None) -> None:
+    with (
+        Cluster(tmp_path / "cluster") as cluster,
+        cluster.mount(tmp_path / "mnt", "hard", "timeout=1") as mount,
+    ):
+        path = mount.path / "group1"
+        (path / "d").mkdir()
+        storage = cluster.storage()
+        storage.kill()
+        waiting = InThreads(
+            [
+                (path / "new").mkdir,
+                lambda: (path / "d" / "file").write_bytes(b"x" * 3 * MIB),
+                lambda: os.rename(path / "d", path / "e"),
+            ]
+        )
+        time.sleep(3)
+        assert waiting.done == 0
+        storage.start()
+        assert waiting.join() == [0, 0, 0]
+        assert (path / "e" / "file").read_bytes() == b"x" * 3 * MIB
+
+
+def test_nothing_is_done_twice(tmp_path: Path, fuse: None) -> None:
+    """A request that is repeated on another connection is answered, not carried out again."""
+    with (
+        Cluster(tmp_path / "cluster") as cluster,
+        cluster.mount(tmp_path / "mnt") as mount,
+    ):
+        path = mount.path / "group1"
+        storage = cluster.storage()
+        stop = threading.Event()
+        made: list[list[str]] = [[], [], []]
+
+        def work(me: int) -> None:
+            # Each of these fails when it is carried out a second time.
+            directory = path / f"t{me}"
+            directory.mkdir()
+            while not stop.is_set():
+                name = f"n{len(made[me])}"
+                (directory / "x").mkdir()
+                os.rename(directory / "x", directory / name)
+                if len(made[me]) % 2:
+                    (directory / name).rmdir()
+                made[me].append(name)
+
+        workers = InThreads([lambda me=me: work(me) for me in range(3)])  # type: ignore[misc]
+        for _ in range(3):
+            before = [len(names) for names in made]
+            wait_until(
+                lambda b=before: all(len(n) > c + 3 for n, c in zip(made, b, strict=True)),  # type: ignore[misc]
+                "some work to be done",
+                timeout_s=60,
+            )
+            storage.kill()
+            storage.start()
+        stop.set()
+        assert workers.join() == [0, 0, 0]
+        for me, names in enumerate(made):
+            assert sorted(os.listdir(path / f"t{me}")) == sorted(names[::2])
+
+
+def test_trackers_may_be_away(tmp_path: Path, fuse: None) -> None:
+    with (
+        Cluster(tmp_path / "cluster") as cluster,
+        cluster.mount(tmp_path / "mnt", "timeout=10") as mount,
+    ):
+        path = mount.path / "group1"
+        with hung(cluster.tracker):
+            (path / "while it hangs").write_bytes(b"x" * 2 * MIB)
+            mount.clear_caches()
+            assert (path / "while it hangs").read_bytes() == b"x" * 2 * MIB
+            assert sorted(os.listdir(mount.path)) == ["group1"]
+        cluster.tracker.kill()
+        (path / "while it is away").write_bytes(b"y")
+        assert sorted(os.listdir(mount.path)) == ["group1"]
+        cluster.tracker.start()
+        cluster.wait_active()
+        mount.clear_caches()
+        assert (path / "while it is away").read_bytes() == b"y"
+
+
+@pytest.mark.parametrize("failure", ["hangs", "dies"])
+def test_reading_goes_on_at_another_storage(failure: str, tmp_path: Path, fuse: None) -> None:
+    content = random.Random(1).randbytes(MIB - 5)
+    with (
+        Cluster(tmp_path / "cluster", groups=("group1", "group1")) as cluster,
+        cluster.mount(tmp_path / "mnt", "timeout=20") as mount,
+    ):
+        path = mount.path / "group1" / "file"
+        path.write_bytes(content)
+        cluster.wait_settled()
+        primary = _primary(cluster, mount.path)
+        mount.remount()
+        with path.open("rb", buffering=0) as file:
+            fd = file.fileno()
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+            read = os.pread(fd, 4096, 0)
+            if failure == "hangs":
+                primary.signal(signal.SIGSTOP)
+            else:
+                primary.kill()
+            try:
+                while part := os.pread(fd, 128 << 10, len(read)):
+                    read += part
+            finally:
+                if failure == "hangs":
+                    primary.signal(signal.SIGCONT)
+                else:
+                    primary.start()
+        assert read == content
+        wait_until(lambda: works(path.parent), "the volume to answer again")
+
+
+def _primary(cluster: Cluster, path: Path) -> Process:
+    """The storage that keeps the names of the volume."""
+    (report,) = find_reports(str(path))
+    endpoint = report["volumes"]["group1"]["storage"]
+    (found,) = [storage for storage in cluster.storages if storage.endpoint == endpoint]
+    return found
