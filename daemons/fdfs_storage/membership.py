@@ -314,7 +314,7 @@ class Membership:
         # It may have joined again meanwhile, and the leader tells each change only once.
         self._learn(group_list.merge(self._known, self._listed, self.own_id).members)
 
-    async def took_leader(self, brief: Brief) -> None:
+    def took_leader(self, brief: Brief) -> None:
         """A tracker named the leader; port 0 means that there is none."""
         found = next(
             (task.server for task in self._tasks if task.is_at(brief.ip, brief.port)), None
@@ -323,14 +323,20 @@ class Membership:
             return
         old, self.leader = self.leader, found
         logger.info("the leader of the trackers is %s", found or "not known")
-        if old is not None and found is not None and await self._leads(old):
-            logger.warning("trackers %s and %s both lead: they are asked to elect", old, found)
-            self.leader = None
-            for server in (old, found):
-                try:
-                    await ask_once(server, self.config, ClusterCommand.RESELECT_LEADER)
-                except PROBLEMS as exc:
-                    logger.warning("tracker %s: %s", server, exc)
+        if old is not None and found is not None and self._nursery is not None:
+            self._nursery.start_soon(self._end_two_leaders, old, found)
+
+    async def _end_two_leaders(self, old: ServerAddress, new: ServerAddress) -> None:
+        """If the leader before still leads, ask both to elect again (68)."""
+        if not await self._leads(old):
+            return
+        logger.warning("trackers %s and %s both lead: they are asked to elect", old, new)
+        self.leader = None
+        for server in (old, new):
+            try:
+                await ask_once(server, self.config, ClusterCommand.RESELECT_LEADER)
+            except PROBLEMS as exc:
+                logger.warning("tracker %s: %s", server, exc)
 
     async def _leads(self, server: ServerAddress) -> bool:
         try:

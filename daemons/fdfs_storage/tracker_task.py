@@ -212,7 +212,7 @@ class TrackerTask:
         membership = self._membership
         changes = Changes.decode(await self.request(command, body))
         if changes.leader is not None:
-            await membership.took_leader(changes.leader)
+            membership.took_leader(changes.leader)
         if changes.group is None:
             return False
         for brief in changes.group:

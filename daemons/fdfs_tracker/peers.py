@@ -365,10 +365,21 @@ class Peers:
             connection.close()
 
     async def _watch(self) -> None:
-        """Know which of the others can be reached, for the cluster's status."""
+        """Know which of the others can be reached, and end it when two lead.
+
+        The reference leaves the latter to storages (68), which only those notice that reach both.
+        """
+        node = self._node
         while True:
             await trio.sleep(self._timing.watch_s)
-            await self._ask_all(ClusterCommand.TRACKER_STATUS, b"", TrackerStatus.decode)
+            found, _ = await self._ask_all(ClusterCommand.TRACKER_STATUS, b"", TrackerStatus.decode)
+            own = node.trackers.own
+            leaders = {server: status for server, status in found.items() if status.is_leader}
+            if own is not None and node.leadership.leads and leaders:
+                winner = best({**leaders, own: node.status()})
+                if winner != own:
+                    logger.warning("tracker %s leads as well: this one steps down", winner)
+                    node.leadership.adopt(None)
 
     # --- who founds the tree of a group (core/founding.py) --------------------------------------
 

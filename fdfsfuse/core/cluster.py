@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from fdfsfuse.core import states, trunk_servers
 from fdfsfuse.core.config import IdType, StoreServer, TrackerConfig
-from fdfsfuse.core.founding import Acceptor
+from fdfsfuse.core.founding import Acceptor, check_ballot
 from fdfsfuse.core.groups import Group, Server, storage_id_of_ip
 from fdfsfuse.core.placement import Placement
 from fdfsfuse.core.states import Event
@@ -442,6 +442,8 @@ class Cluster:
 
     def change_ip(self, group_name: str, old_ip: str, new_ip: str) -> None:
         """78: a storage goes on with another ip; status 2 or 17 when that cannot be."""
+        if self.config.storage_ids is not None:
+            raise StatusError(errno.EOPNOTSUPP, "storages are known by their ids")
         group = self.group(group_name)
         new_id = storage_id_of_ip(new_ip)
         known = group.servers.get(new_id)
@@ -481,7 +483,12 @@ class Cluster:
         return [s.storage_id for s in servers if s.status is ServerStatus.DELETED]
 
     def vote(self, request: FounderBallot) -> FounderVote:
-        """This tracker's vote about the founder of a group; to be on disk before it is sent."""
+        """This tracker's vote about the founder of a group; to be on disk before it is sent.
+
+        Raises:
+            ProtocolError: the request cannot be meant.
+        """
+        check_ballot(request)
         if request.group not in self.founders and len(self.founders) >= MAX_GROUPS:
             raise StatusError(errno.ENOSPC, "too many groups")
         acceptor = self.founders.setdefault(request.group, Acceptor())

@@ -14,9 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fdfsfuse.errors import ProtocolError, UsageError
+from fdfsfuse.proto.cluster import MAX_ADDRESS_TEXT
 from fdfsfuse.proto.cluster_status import Ballot, Founder, FounderBallot, FounderVote
+from fdfsfuse.proto.fileid import check_group_name
+from fdfsfuse.proto.header import STORAGE_ID_SIZE
+from fdfsfuse.proto.tracker import MAX_SERVERS_PER_GROUP
 
 FIRST = Ballot(0, "")
+_BALLOT_END = 1 << 48
+_TRACKER_MAX = 2 * MAX_ADDRESS_TEXT
 
 
 @dataclass(slots=True)
@@ -42,6 +49,26 @@ class Acceptor:
         """An administrator removed a storage: if it was the founder, there is none now."""
         if self.value is not None and self.value.storage_id == storage_id:
             self.accepted = self.value = None
+
+
+def check_ballot(request: FounderBallot) -> None:
+    """Refuse what no tracker of ours sends, and what would fill the disk or overflow a number.
+
+    Raises:
+        ProtocolError.
+    """
+    try:
+        check_group_name(request.group)
+    except UsageError as exc:
+        raise ProtocolError(str(exc)) from exc
+    ids = [*request.removed, *((request.value.storage_id,) if request.value is not None else ())]
+    if (
+        not 0 < request.ballot.number < _BALLOT_END
+        or len(request.ballot.tracker) > _TRACKER_MAX
+        or len(request.removed) > MAX_SERVERS_PER_GROUP
+        or any(not storage_id or len(storage_id) >= STORAGE_ID_SIZE for storage_id in ids)
+    ):
+        raise ProtocolError("a ballot that makes no sense")
 
 
 def majority(voters: int) -> int:

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from fdfsfuse.core.founding import (
     FIRST,
     Acceptor,
+    check_ballot,
     majority,
     next_ballot,
     value_to_propose,
 )
+from fdfsfuse.errors import ProtocolError
 from fdfsfuse.proto.cluster_status import Ballot, Founder, FounderBallot, FounderVote
 
 A, B = Founder("10.0.0.1", 1000), Founder("10.0.0.2", 2000)
@@ -51,6 +53,24 @@ def test_ballots_grow() -> None:
 @pytest.mark.parametrize(("voters", "needed"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3)])
 def test_majority(voters: int, needed: int) -> None:
     assert majority(voters) == needed
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        FounderBallot("no-group", Ballot(1, "t1")),
+        FounderBallot("group1", Ballot(0, "t1")),
+        FounderBallot("group1", Ballot((1 << 64) - 1, "t1")),
+        FounderBallot("group1", Ballot(1, "t" * 200)),
+        FounderBallot("group1", Ballot(1, "t1"), Founder("", 1)),
+        FounderBallot("group1", Ballot(1, "t1"), Founder("x" * 16, 1)),
+        FounderBallot("group1", Ballot(1, "t1"), None, ["a"] * 33),
+        FounderBallot("group1", Ballot(1, "t1"), None, ["y" * 4000]),
+    ],
+)
+def test_ballots_that_make_no_sense(request_: FounderBallot) -> None:
+    with pytest.raises(ProtocolError):
+        check_ballot(request_)
 
 
 def test_a_removed_founder_is_forgotten() -> None:
