@@ -3,6 +3,8 @@
 Measures any directory, so that other file systems can be measured in the same way::
 
     python -m benchmarks.mount --mini                  a tracker, a storage and a mount of our own
+    python -m benchmarks.mount --mini --replicas 2     ... with two storages that hold the same
+    python -m benchmarks.mount --bare                  pyfuse3 without us: bytes kept in memory
     python -m benchmarks.mount --dir /mnt/group1/x     any directory, ours or not
     python -m benchmarks.mount --mini --only small,seq --files 5000 --json
 
@@ -44,7 +46,6 @@ SMALL = 4096
 BLOCK = 1 << 20
 FILES_PER_DIRECTORY = 500
 WRITERS = 8
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -96,12 +97,11 @@ class Bench:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that a process has used."""
+    """CPU seconds that a process has used, exact, threads that have ended included."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        return time.clock_gettime(~pid << 3 | 2)  # what clock_getcpuclockid(3) computes
     except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) * TICK_S
 
 
 # --- the work; loops do nothing but system calls ------------------------------------------------
@@ -467,6 +467,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--dir", type=Path, help="the directory to measure")
     where.add_argument("--mini", action="store_true", help="start a cluster and mount it")
+    where.add_argument("--bare", action="store_true", help="mount a file system in memory")
+    parser.add_argument("--replicas", type=int, default=1, help="storages of --mini")
     parser.add_argument("--only", default=",".join(GROUPS), help=f"of {','.join(GROUPS)}")
     parser.add_argument("--files", type=int, default=2000, help="files per measurement")
     parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the large file")
@@ -483,11 +485,52 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.groups = options.only.split(",")
     if unknown := set(options.groups) - set(GROUPS):
         parser.error(f"--only: {', '.join(sorted(unknown))} is not one of {', '.join(GROUPS)}")
-    if options.cold == "remount" and options.dir is not None:
+    if options.cold == "remount" and not options.mini:
         parser.error("--cold remount needs --mini; use --cold-command")
-    if min(options.files, options.size, options.rounds) < 1:
-        parser.error("--files, --size and --rounds are at least 1")
+    if min(options.files, options.size, options.rounds, options.replicas) < 1:
+        parser.error("--files, --size, --rounds and --replicas are at least 1")
     return options
+
+
+@contextmanager
+def mini(
+    options: argparse.Namespace,
+) -> Iterator[tuple[Path, Callable[[], dict[str, int]], Callable[[], None]]]:
+    """(directory to measure, the processes that serve it, how to mount it anew) of a cluster."""
+    from tests.common.cluster import Cluster
+
+    with ExitStack() as stack:
+        base = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.data)))
+        groups = ["group1"] * options.replicas
+        cluster = stack.enter_context(Cluster(base / "cluster", groups))
+        mount = stack.enter_context(
+            cluster.mount(base / "mnt", *filter(None, options.options.split(",")))
+        )
+
+        def processes() -> dict[str, int]:
+            storages = {
+                f"storage {number + 1}": cluster.storage(number=number).pid
+                for number in range(options.replicas)
+            }
+            return {"mount": mount.pid, **storages, "tracker": cluster.tracker.pid}
+
+        yield mount.path / "group1", processes, mount.remount
+
+
+@contextmanager
+def bare() -> Iterator[tuple[Path, int]]:
+    """(mount point, process id) of `benchmarks.bare`."""
+    with tempfile.TemporaryDirectory() as name:
+        process = subprocess.Popen([sys.executable, "-m", "benchmarks.bare", name])
+        try:
+            while not os.path.ismount(name):
+                if process.poll() is not None:
+                    raise SystemExit("the file system in memory could not be mounted")
+                time.sleep(0.05)
+            yield Path(name), process.pid
+        finally:
+            subprocess.run(["fusermount3", "-u", name], check=False)
+            process.wait(30)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -508,21 +551,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cold: Callable[[Path], None] = {"drop": drop_caches, "fadvise": fadvise}.get(way, fadvise)
         processes: Callable[[], dict[str, int]] = lambda: pids  # noqa: E731
         if options.mini:
-            from tests.common.cluster import Cluster
-
-            base = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.data)))
-            cluster = stack.enter_context(Cluster(base / "cluster"))
-            mount = stack.enter_context(
-                cluster.mount(base / "mnt", *filter(None, options.options.split(",")))
-            )
-            directory = mount.path / "group1"
-            processes = lambda: {  # noqa: E731
-                "mount": mount.pid,
-                "storage": cluster.storage().pid,
-                "tracker": cluster.tracker.pid,
-            }
+            directory, processes, remount = stack.enter_context(mini(options))
             if options.cold in (None, "remount"):
-                way, cold = "remount", lambda _: mount.remount()
+                way, cold = "remount", lambda _: remount()
+        elif options.bare:
+            directory, pid = stack.enter_context(bare())
+            processes = lambda: {"mount": pid}  # noqa: E731
         if options.cold_command:
             way, cold = options.cold_command, shell_command(options.cold_command)
         bench = Bench(
@@ -534,9 +568,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             show=lambda text: progress.update(task, description=text),
         )
         run_rounds(bench, options.rounds, options.groups)
-    title = (
-        f"{options.dir or 'mini'}: {options.files} files, {options.rounds} rounds, cold by {way}"
-    )
+    what = options.dir or ("bare" if options.bare else f"mini, {options.replicas} storages")
+    title = f"{what}: {options.files} files, {options.rounds} rounds, cold by {way}"
     if options.json:
         print(as_json(bench, title))
     else:

@@ -5,8 +5,12 @@
     python -m benchmarks.wire --address 10.0.0.2:23000 --pid 4711   # a running one, also the C one
 
 CPU time is what the kernel accounted to all threads of the server (/proc/PID/task/*/schedstat),
-so it holds on a busy machine too; operations per second do not. File systems differ: ext4, for
-one, searches long for a free inode when many files were deleted just before.
+so it holds on a busy machine too; operations per second do not. Even so it depends on the machine,
+and on what else fills its caches: the first line, *echo in C*, says what a server costs just now
+that only receives and sends (`echo.c`; needs a C compiler). Read the others as multiples of it.
+
+File systems differ: ext4, for one, searches long for a free inode when many files were deleted
+just before.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -221,6 +226,41 @@ class Bench:
             client.call(StorageCommand.DELETE, FileRequest(GROUP, name).encode())
 
 
+@contextmanager
+def echo_server() -> Iterator[Bench | None]:
+    """A server in C that answers 50 bytes to whatever comes; None without a compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="fdfs-bench-") as directory:
+        program = f"{directory}/echo"
+        source = Path(__file__).with_name("echo.c")
+        subprocess.run([compiler, "-O2", "-o", program, source], check=True)
+        with subprocess.Popen([program], stdout=subprocess.PIPE) as process:
+            try:
+                assert process.stdout is not None
+                port = int(process.stdout.readline())
+                yield Bench(("127.0.0.1", port), process.pid)
+            finally:
+                process.kill()
+
+
+def measure_echo(connections: tuple[int, ...], count: int) -> None:
+    """The line to compare the others with."""
+    request = pack_header(40, StorageCommand.FILE_INFO) + bytes(40)
+
+    def exchange(client: Client, _: int) -> None:
+        client.sock.sendall(request)
+        client.sock.recv(100)
+
+    with echo_server() as bench:
+        if bench is None:
+            return
+        for number in connections:
+            bench.measure("echo in C", number, count // number, exchange)
+
+
 def serve_alone(directory: str) -> int:
     """A storage without tracker and names, for measuring the wire commands by themselves."""
     config = StorageConfig(
@@ -268,6 +308,7 @@ def main(
     if serve:
         sys.exit(serve_alone(serve))
     print(f"{'operation':<18} {'connections':>11} {'CPU us/op':>12} {'C server':>12} {'op/s':>12}")
+    measure_echo(connections, count)
     if address and pid:
         host, _, service = address.rpartition(":")
         for number in connections:
