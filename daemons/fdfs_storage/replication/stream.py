@@ -1,0 +1,370 @@
+"""What goes over one connection to a peer: requests out of the binlog, and what answers ask for.
+
+Theory of operation. Two tasks share a connection: one reads the binlog and sends requests, the
+other takes the answers, which come in the order of the requests. Storages of our own kind are sent
+many requests before the first is answered; stock ones one at a time.
+
+``_unfinished`` holds the records that were read and are not known to be dealt with, in the order of
+the binlog; ``acked`` is the position before the first of them. ``_asked`` holds what is under way,
+in the order of the requests. An answer may ask for more (the whole file, a look at its size): that
+goes to ``_followups``, which the sender sees to first, and the record stays unfinished until then.
+All of it is sent in one row on one connection, so no two requests about one file are ever carried
+out at the same time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from fdfs_storage.binlog_reader import BinlogReader
+from fdfs_storage.replication.requests import Request, Requests
+from fdfs_storage.transfer import file_crc32
+from fdfsfuse.client.link import PROBLEMS
+from fdfsfuse.core.replicas import Nature, subject_of
+from fdfsfuse.core.sync_plan import Next, Send, after_answer
+from fdfsfuse.errors import FdfsError, StatusError
+from fdfsfuse.proto.header import pack_header
+from fdfsfuse.proto.storage import NO_CRC, FileRequest, StorageCommand
+
+if TYPE_CHECKING:
+    from fdfs_storage.binlog import BinlogPosition
+    from fdfs_storage.replication.peer_link import PeerLink
+    from fdfs_storage.store import Store
+    from fdfsfuse.core.config import StorageConfig
+    from fdfsfuse.proto.binlog import BinlogRecord
+
+logger = logging.getLogger(__name__)
+
+BATCH: Final = 16
+"""Records that are sent in one go: the loop serves others about once a millisecond."""
+WINDOW: Final = 512
+WINDOW_BYTES: Final = 8 << 20
+OLD_S: Final = 60
+"""Files of records older than this may have to come from the disk: they are read in a thread."""
+_SEND_BYTES: Final = 128 << 10
+_COVER_BYTES: Final = 64 << 10
+"""Parts of a file that was smaller when it went over whole are sent nevertheless."""
+_COVERED_MAX: Final = 10_000
+_PARTS: Final = frozenset("AMT")
+_WHOLE: Final = frozenset({Send.CREATE, Send.UPDATE})
+_KEEP_ALIVE = pack_header(0, StorageCommand.ACTIVE_TEST)
+
+
+class PeerRefused(FdfsError):
+    """The peer could not take a record, or did not answer; it is sent again later."""
+
+
+FAILURES = (*PROBLEMS, PeerRefused, OSError)
+"""What may end a stream."""
+
+
+class _Entry:
+    """A record that is not known to be dealt with."""
+
+    __slots__ = ("again", "behind", "finished", "record")
+
+    def __init__(self, record: BinlogRecord, behind: BinlogPosition, again: bool) -> None:
+        self.record = record
+        self.behind = behind
+        self.again = again
+        self.finished = False
+
+
+class _Asked:
+    """A request under way. ``entry`` is None for a keep-alive, ``send`` for a question (22).
+
+    ``covers``: its content has what was logged before this position.
+    """
+
+    __slots__ = ("covers", "entry", "send", "size")
+
+    def __init__(
+        self, entry: _Entry | None, send: Send | None, size: int, covers: BinlogPosition
+    ) -> None:
+        self.entry = entry
+        self.send = send
+        self.size = size
+        self.covers = covers
+
+
+class Stream:
+    """Pushes over one connection.
+
+    Args:
+        start: where to begin in the binlog.
+        again_until: records before this position had been acknowledged, and may be lost.
+        concerns: tells which records are for the peer.
+        advanced: called with the number of records when ``acked`` has moved.
+        at_rest: called when the peer has everything; may wait.
+
+    Attributes:
+        acked: the peer has dealt with all records before this position.
+        scanned, sent: records read, and requests sent for them.
+    """
+
+    def __init__(
+        self,
+        link: PeerLink,
+        store: Store,
+        config: StorageConfig,
+        start: BinlogPosition,
+        again_until: BinlogPosition,
+        *,
+        concerns: Callable[[BinlogRecord], bool],
+        advanced: Callable[[int], None],
+        at_rest: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.acked = start
+        self.scanned = self.sent = 0
+        self._link = link
+        self._store = store
+        self._config = config
+        self._again_until = again_until
+        self._concerns = concerns
+        self._advanced = advanced
+        self._at_rest = at_rest
+        self._requests = Requests(store, config.group_name)
+        self._reader = BinlogReader(store.binlog, start)
+        self._unfinished: deque[_Entry] = deque()
+        self._asked: deque[_Asked] = deque()
+        self._asked_bytes = 0
+        self._followups: deque[tuple[_Entry, Next]] = deque()
+        self._covered: dict[str, BinlogPosition] = {}
+        """Files that went over whole, with all that was logged of them before the position."""
+        self._wake = trio.Event()
+        self._waiting = False
+
+    def wake(self) -> None:
+        """There may be something to do. Cheap."""
+        if self._waiting:
+            self._waiting = False
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Push until the connection fails, with one of `FAILURES`, or until cancelled."""
+        failure: Exception | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def end_with(task: Callable[[], Awaitable[None]]) -> None:
+                    nonlocal failure
+                    try:
+                        await task()
+                    except FAILURES as exc:
+                        failure = failure or exc
+                    nursery.cancel_scope.cancel()
+
+                for task in (self._send_all, self._receive_all, self._until_stuck):
+                    nursery.start_soon(end_with, task)
+        finally:
+            self._reader.close()
+        if failure is not None:
+            raise failure
+
+    async def _until_stuck(self) -> None:
+        """End a connection on which an answer is overdue."""
+        timeout_s = self._config.network_timeout_s
+        while True:
+            await trio.sleep(timeout_s / 4)
+            if self._asked and trio.current_time() - self._link.progress_at > timeout_s:
+                raise PeerRefused(f"no answer within {timeout_s:g} s")
+
+    # --- sending ------------------------------------------------------------------------------
+
+    async def _send_all(self) -> None:
+        own_kind = self._link.hello is not None
+        window, batch = (WINDOW, BATCH) if own_kind else (1, 1)
+        while True:
+            if len(self._asked) >= window or self._asked_bytes >= WINDOW_BYTES:
+                await self._wait_for_news()
+            elif self._followups:
+                await self._follow_up(*self._followups.popleft())
+            else:
+                records = self._reader.read(batch)
+                if records:
+                    await self._send_batch(records)
+                else:
+                    await self._rest()
+            await trio.lowlevel.checkpoint()
+
+    async def _rest(self) -> None:
+        """Nothing to send now: wait, and keep the connection alive."""
+        end = self._store.binlog.position
+        if not self._unfinished:
+            await self._at_rest()
+            if self._store.binlog.position != end:
+                return
+        with trio.move_on_after(self._config.heart_beat_interval_s):
+            await self._wait_for_news()
+            return
+        self._ask(None, None, 0, end)
+        await self._link.send(_KEEP_ALIVE)
+
+    async def _wait_for_news(self) -> None:
+        self._wake = trio.Event()
+        self._waiting = True
+        await self._wake.wait()
+
+    async def _send_batch(self, records: list[tuple[BinlogRecord | None, BinlogPosition]]) -> None:
+        entries: list[_Entry] = []
+        self.scanned += len(records)
+        for record, behind in records:
+            if record is None or not self._concerns(record) or self._is_covered(record, behind):
+                self._skip_to(behind)
+            else:
+                entries.append(_Entry(record, behind, behind <= self._again_until))
+                self._unfinished.append(entries[-1])
+        if not entries:
+            return
+        covers = self._store.binlog.position
+        if entries[0].again or time.time() - entries[0].record.timestamp > OLD_S:
+            requests = await trio.to_thread.run_sync(self._make_all, entries)
+        else:
+            requests = self._make_all(entries)
+        try:
+            await self._send_requests(entries, requests, covers)
+        finally:
+            for request in requests:
+                if request is not None:
+                    request.close()
+
+    def _make_all(self, entries: list[_Entry]) -> list[Request | None]:
+        return [self._requests.make(entry.record, again=entry.again) for entry in entries]
+
+    def _is_covered(self, record: BinlogRecord, behind: BinlogPosition) -> bool:
+        """True when the peer got the change as a part of its whole file."""
+        covers = self._covered.get(record.name)
+        return covers is not None and behind <= covers and record.op.upper() in _PARTS
+
+    def _skip_to(self, behind: BinlogPosition) -> None:
+        """Records up to *behind* need nothing."""
+        if self._unfinished:
+            self._unfinished[-1].behind = behind
+        else:
+            self.acked = behind
+            self._advanced(0)
+
+    async def _send_requests(
+        self, entries: list[_Entry], requests: list[Request | None], covers: BinlogPosition
+    ) -> None:
+        link = self._link
+        out = bytearray()
+        for entry, request in zip(entries, requests, strict=True):
+            if request is None:
+                entry.finished = True
+                continue
+            self.sent += 1
+            self._ask(entry, request.send, len(request.data) + request.count, covers)
+            out += request.data
+            if request.fd >= 0:
+                await link.send(out, more=True)
+                out = bytearray()
+                await link.send_file(request.fd, request.offset, request.count)
+            elif len(out) >= _SEND_BYTES:
+                await link.send(out)
+                out = bytearray()
+        if out:
+            await link.send(out)
+        self._advance()
+
+    def _ask(
+        self, entry: _Entry | None, send: Send | None, size: int, covers: BinlogPosition
+    ) -> None:
+        self._asked.append(_Asked(entry, send, size, covers))
+        self._asked_bytes += size
+        self._store.counters.total_sync_out_bytes += size
+
+    # --- what answers ask for -----------------------------------------------------------------
+
+    async def _follow_up(self, entry: _Entry, what: Next) -> None:
+        """Send what the answer to a record asked for."""
+        record, covers = entry.record, self._store.binlog.position
+        if what is Next.COMPARE_SIZE:
+            body = FileRequest(self._config.group_name, record.name).encode()
+            self._ask(entry, None, len(body), covers)
+            header = pack_header(len(body), StorageCommand.FILE_INFO, NO_CRC)
+            await self._link.send(header + body)
+            return
+        if what is Next.EXAMINE:
+            await self._examine(entry)
+            return
+        send = Send.CREATE if what is Next.SEND_CREATE else Send.UPDATE
+        request = await trio.to_thread.run_sync(self._requests.whole, record, send)
+        try:
+            await self._send_requests([entry], [request], covers)
+        finally:
+            if request is not None:
+                request.close()
+
+    async def _examine(self, entry: _Entry) -> None:
+        """The peer says that a file does not fit its name. If that is so here too, it is lost.
+
+        Raises:
+            PeerRefused: ours is whole, so it was damaged on its way.
+        """
+        name = entry.record.name
+        subject = subject_of(name)
+        size = self._requests.own_size(entry.record)
+        if size is not None and subject.nature is Nature.FIXED:
+            path = self._store.path(self._store.locate(name))
+            crc = await trio.to_thread.run_sync(file_crc32, path)
+            if (size, crc) == (subject.size, subject.crc32):
+                raise PeerRefused(f"{name} was damaged on its way")
+            logger.error("%s is damaged here: its content does not fit its name", name)
+        entry.finished = True
+        self._advance()
+
+    # --- answers ------------------------------------------------------------------------------
+
+    async def _receive_all(self) -> None:
+        while True:
+            for status, body in await self._link.receive():
+                if not self._asked:
+                    raise PeerRefused("it answered what it was not asked")
+                asked = self._asked.popleft()
+                self._asked_bytes -= asked.size
+                if asked.entry is not None:
+                    self._take(asked, asked.entry, status, body)
+            self._advance()
+            self.wake()
+
+    def _take(self, asked: _Asked, entry: _Entry, status: int, body: bytes) -> None:
+        if asked.send is None:
+            own = self._requests.own_size(entry.record)
+            theirs = int.from_bytes(body[:8], "big") if not status and len(body) >= 8 else None
+            if own is None or own == theirs:
+                entry.finished = True
+            else:
+                self._followups.append((entry, Next.SEND_UPDATE))
+            return
+        what = after_answer(asked.send, status)
+        if what is Next.DONE:
+            entry.finished = True
+            self._store.counters.success_sync_out_bytes += asked.size
+            if not status and asked.send in _WHOLE and asked.size > _COVER_BYTES:
+                self._cover(entry.record.name, asked.covers)
+        elif what is Next.FAIL:
+            problem = StatusError(status, f"{entry.record.op} {entry.record.name}")
+            raise PeerRefused(f"it cannot take a change: {problem}")
+        else:
+            self._followups.append((entry, what))
+
+    def _cover(self, name: str, position: BinlogPosition) -> None:
+        if len(self._covered) >= _COVERED_MAX:
+            self._covered.clear()
+        self._covered[name] = position
+
+    def _advance(self) -> None:
+        unfinished = self._unfinished
+        done = 0
+        while unfinished and unfinished[0].finished:
+            self.acked = unfinished.popleft().behind
+            done += 1
+        if done:
+            self._advanced(done)
