@@ -12,11 +12,13 @@ import click
 
 from fdfsfuse.cli.options import ChosenCluster, group_option, json_option, on_cluster, size_up_to
 from fdfsfuse.cli.output import print_json
+from fdfsfuse.errors import FdfsError
 
 if TYPE_CHECKING:
     from fdfsfuse.client.client import Client
 
 _CONTENT_MAX = 256 << 20
+_CLEANUP_S = 30.0
 
 
 @dataclass
@@ -138,9 +140,19 @@ async def _measure(
         show(await _run(Figures("download", size), download, count, jobs))
         show(await _run(Figures("delete", 0), delete, count, jobs))
     finally:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
-            while stored:
-                await client.delete(stored.pop())
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_S):
+            await _delete_all(client, stored)
+        if stored:
+            click.echo(f"{len(stored)} files stay in the cluster, such as {stored[0]}", err=True)
+
+
+async def _delete_all(client: Client, stored: list[str]) -> None:
+    while stored:
+        try:
+            await client.delete(stored[-1])
+        except FdfsError:
+            return  # what has gone wrong before says more
+        stored.pop()
 
 
 async def _run(
