@@ -1,4 +1,6 @@
-"""Files that a C server put into trunk files: read, described, deleted; never made.
+"""Files that a C server put into trunk files: read, described, deleted, and taken from peers.
+
+Only peers make new ones: the trunk server of the group gave them their places.
 
 What is a file's place is in its name (`fdfsfuse.proto.trunk`). The 24 bytes in front of the
 content say whether the file is still there: they follow from its name, and any difference means
@@ -79,6 +81,37 @@ class SlotPlace:
             return done
         finally:
             os.close(fd)
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Put the content in its place, whatever is there. May run in a thread.
+
+        There is no file in the slot until `write_header`, also after a crash. Raises OSError.
+        """
+        fd = self._open_for_writing()
+        try:
+            pwrite_all(fd, bytes(SLOT_HEADER_SIZE), self.slot.offset)
+            pwrite_all(fd, content, self.start)
+            end = self.slot.offset + self.slot.slot_size
+            if os.fstat(fd).st_size < end:
+                os.ftruncate(fd, end)
+        finally:
+            os.close(fd)
+
+    def write_header(self) -> None:
+        """The file exists from now on. Raises OSError."""
+        fd = self._open_for_writing()
+        try:
+            pwrite_all(fd, self.slot.header, self.slot.offset)
+        finally:
+            os.close(fd)
+
+    def _open_for_writing(self) -> int:
+        path, flags = f"{self.directory}/{self.slot.file_name}", os.O_RDWR | os.O_CREAT
+        try:
+            return os.open(path, flags | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            os.makedirs(self.directory, exist_ok=True)
+            return os.open(path, flags | os.O_CLOEXEC, 0o644)
 
     def clear(self) -> None:
         """Fill the slot with zeros, which is how such a file is deleted. Raises StatusError 2, 5.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,10 +12,11 @@ import pytest
 import trio
 
 from fdfsfuse.proto.derived import CreateLink
-from fdfsfuse.proto.storage import ModifyHead, SlaveHead, StoredFile, Truncate
+from fdfsfuse.proto.storage import FileRequest, ModifyHead, SlaveHead, StoredFile, Truncate
 from fdfsfuse.proto.tracker import ServerStatus
 from tests.daemons.storage_server import GROUP, Client
 from tests.daemons.sync_pair import Node, run_node, until
+from tests.daemons.trunk_file import trunk_name, write_slot
 
 
 @asynccontextmanager
@@ -69,6 +71,40 @@ async def test_every_change_reaches_the_peer_and_does_not_come_back(
         assert a.files() == b.files()
         assert all(line[0].isupper() for line in a.lines())
         assert all(line[0].islower() for line in b.lines())
+
+
+async def test_files_in_trunk_files_of_an_adopted_store_path(tmp_path: Path) -> None:
+    small, large = b"inside a trunk file", random.Random(1).randbytes(300_000)
+    names = [trunk_name(small), trunk_name(large, number=2, slot_size=400_000)]
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
+            for name, content in zip(names, (small, large), strict=True):
+                write_slot(tmp_path / "a" / "path0", name, content)
+                a.store.binlog.append(f"1700000000 C {name}\n".encode())
+            a.meet(b)
+            b.meet(a)
+            await a.wait_until_has_all(b)
+            async with a.connect() as at_source, b.connect() as at_replica:
+                for name, content in zip(names, (small, large), strict=True):
+                    assert await at_replica.download(name) == content
+                # What is sent again is recognised.
+                a.store.binlog.append(f"1700000000 C {names[0]}\n".encode())
+                await at_source.set_metadata(names[0], b"a\x021")
+                await a.wait_until_has_all(b)
+                assert await at_replica.get_metadata(names[0]) == (0, b"a\x021")
+                assert await at_source.delete(names[0]) == 0
+                await a.wait_until_has_all(b)
+                body = FileRequest(GROUP, names[0]).encode()
+                assert (await at_replica.call(22, body))[0] == errno.ENOENT
+                assert await at_replica.download(names[1]) == large
+            assert b.lines() == [
+                f"c {names[0]}",
+                f"c {names[1]}",
+                f"c {names[0]}",
+                f"c {names[0]}-m",
+                f"d {names[0]}",
+                f"d {names[0]}-m",
+            ]
 
 
 def _link(name: str) -> bytes:

@@ -64,7 +64,7 @@ async def test_files(tmp_path: Path) -> None:
         assert c.server.receiver.timestamps == {"127.0.0.22": 0x6B02E92F}
         await c.send("sync_create_metadata")
         await c.send("sync_create_storage_id")
-        await c.send("sync_create_trunk_file", status=95)  # none are made here
+        await c.send("sync_create_trunk_file")
         await c.send("sync_create_skip")
         c.path(HELLO).write_bytes(b"hello fastdfs")
         await c.send("sync_create_exists")
@@ -134,6 +134,7 @@ async def test_links_and_renames(tmp_path: Path) -> None:
             *[f"l {link} {target}"] * 2,
             f"d {LOG}",
             f"r {RENAMED} {LOG}",
+            f"c {RENAMED}",
         ]
 
 

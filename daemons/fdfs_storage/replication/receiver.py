@@ -41,11 +41,11 @@ from fdfsfuse.proto.sync import (
     TwoNames,
     name_length,
 )
-from fdfsfuse.proto.trunk import find_slot
 
 if TYPE_CHECKING:
     from fdfs_storage.service import SyncHandler
     from fdfs_storage.store import Store
+    from fdfs_storage.trunk import SlotPlace
     from fdfsfuse.proto.fileid import Location
     from fdfsfuse.server.connection import FramedConnection
 
@@ -55,6 +55,8 @@ _OK = pack_response()
 _KEPT = pack_response(status=errno.EEXIST)
 _MISSING = pack_response(status=errno.ENOENT)
 _SMALL_MAX = INLINE_MAX + RANGE_HEAD_SIZE + FILE_NAME_MAX
+_SLOT_MAX = 64 << 20
+"""Largest file inside a trunk file: it is received as a whole. FastDFS's own limit is lower."""
 _TWO_NAMES_MAX = 36 + 2 * FILE_NAME_MAX
 _RANGE_MAX = RANGE_HEAD_SIZE + FILE_NAME_MAX
 
@@ -163,8 +165,6 @@ class Receiver:
             head = FileHead.decode(fixed + name, length - len(fixed) - len(name))
         self._check_group(head.group)
         location = self._replicas.locate(head.name)
-        if find_slot(location) is not None:
-            raise StatusError(errno.EOPNOTSUPP, "no trunk files are made here")
         if header.status == sync.SKIP_CONTENT and not update:
             if content is None or content:
                 raise ProtocolError("content that was to be left out")
@@ -175,7 +175,10 @@ class Receiver:
             raise ProtocolError(f"a file of {head.size} bytes comes with {len(content)}")
         counters = self._store.counters
         counters.total_sync_in_bytes += head.size
-        if content is not None and self._store.locks.is_free(location):
+        slot = self._store.slot(location)
+        if slot is not None:
+            kept = await self._store_in_slot(connection, location, slot, head, content, op)
+        elif content is not None and self._store.locks.is_free(location):
             kept = self._store_small(connection, location, head, content, op)
         else:
             async with self._store.locks.hold(location):
@@ -186,6 +189,29 @@ class Receiver:
         counters.success_sync_in_bytes += head.size
         self._heard(connection, head.timestamp)
         return _KEPT if kept else _OK
+
+    async def _store_in_slot(
+        self,
+        connection: FramedConnection,
+        location: Location,
+        slot: SlotPlace,
+        head: FileHead,
+        content: memoryview | None,
+        op: str,
+    ) -> bool:
+        """Deal with a file inside a trunk file; True when it was dropped."""
+        replicas = self._replicas
+        if head.size != slot.slot.size or head.size > _SLOT_MAX:
+            raise StatusError(DAMAGED, f"{head.name} comes with {head.size} bytes")
+        received = content
+        if received is None:
+            received = memoryview(await connection.recv_exactly(head.size))
+        if slot.exists() or replicas.last_deletion(location) is not None:
+            replicas.note(location, head.timestamp, op)
+            return True
+        await trio.to_thread.run_sync(replicas.fill_slot, slot, received)
+        replicas.take_slot(location, slot, head.timestamp, op)
+        return False
 
     def _judge(
         self,

@@ -23,6 +23,7 @@ from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location
 if TYPE_CHECKING:
     from fdfs_storage.replication.deleted import Deleted, Deletion
     from fdfs_storage.store import Store
+    from fdfs_storage.trunk import SlotPlace
 
 DAMAGED = errno.EBADMSG
 """Status: the content does not fit size and CRC-32 in its name."""
@@ -111,6 +112,25 @@ class Replicas:
                 new.close()
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
+
+    @staticmethod
+    def fill_slot(slot: SlotPlace, content: memoryview) -> None:
+        """Write the content of a file in a trunk file. Raises StatusError DAMAGED, 28, 5."""
+        if crc32(content) != slot.slot.crc32:
+            raise StatusError(DAMAGED)
+        try:
+            slot.write(content)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def take_slot(self, location: Location, slot: SlotPlace, timestamp: int, op: str) -> None:
+        """The file in *slot*, which `fill_slot` has written, exists now. Raises StatusError."""
+        try:
+            self._changes.log_received(op, location.name, timestamp)
+            slot.write_header()
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        self._changes.notify(op, location)
 
     def note(self, location: Location, timestamp: int, op: str) -> None:
         """Log a record that changes nothing here."""
