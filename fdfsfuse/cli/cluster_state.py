@@ -65,6 +65,14 @@ class ClusterState:
         leaders = {view.leader for view in self.trackers if not view.problem}
         return leaders.pop() if len(leaders) == 1 else ""
 
+    def founder(self, group: str) -> str:
+        """Id of the storage that founded the tree of a group, '' when no tracker knows."""
+        for view in self.trackers:
+            for state in view.status.groups if view.status is not None else ():
+                if state.name == group and state.founder:
+                    return state.founder
+        return ""
+
     def told(self, group: str, storage_id: str) -> ServerState | None:
         """A storage as the leader knows it, or else any tracker that tells."""
         leading = [

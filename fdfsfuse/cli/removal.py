@@ -61,9 +61,10 @@ def plan_server(cluster: ClusterState, volume: Volume, storage: StorageStat) -> 
         plan.losses.append(f"no other server of {group} has all files yet")
     else:
         plan.losses += _changes_without_copy(cluster, volume, storage, others)
-    if volume.view is not None and volume.view.primary == name:
+    keeper = volume.view.primary if volume.view is not None else cluster.founder(group)
+    if keeper == name:
         plan.losses.append(f"{name} keeps the names of {group}: its directory tree")
-    elif volume.view is None and not volume.stock and others:
+    elif not keeper and not volume.stock and others:
         plan.losses.append(
             f"the names of {group}, if {name} keeps them: its directory tree cannot be reached now"
         )

@@ -74,10 +74,20 @@ def volume_data(cluster: ClusterState, volume: Volume) -> dict[str, Any]:
             "primary": view.primary if view else None,
             "members": view.members if view else [],
             "volume_id": view.volume_id if view else None,
-            "problem": volume.view_problem or None,
+            "problem": _names_problem(cluster, volume) or None,
         },
         "storages": [_storage_data(cluster, volume, storage) for storage in volume.storages],
     }
+
+
+def _names_problem(cluster: ClusterState, volume: Volume) -> str:
+    founder = cluster.founder(volume.stat.group)
+    if volume.view is not None or volume.stock or not founder:
+        return volume.view_problem
+    known = [s.status.name for s in volume.storages if s.storage_id == founder]
+    if not known:
+        return f"kept by {founder}, which is not a server of this volume any more"
+    return f"kept by {founder}, which is {known[0]}: {volume.view_problem}"
 
 
 def _storage_data(cluster: ClusterState, volume: Volume, storage: StorageStat) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fdfsfuse.core.config import IdType, StoreServer, TrackerConfig
 from fdfsfuse.core.founding import Acceptor, check_ballot
 from fdfsfuse.core.groups import Group, Server, storage_id_of_ip
 from fdfsfuse.core.placement import Placement
+from fdfsfuse.core.reasons import FILLED
 from fdfsfuse.core.states import Event
 from fdfsfuse.core.storage_ids import RW_BOTH, StorageIdEntry
 from fdfsfuse.errors import StatusError
@@ -434,7 +435,8 @@ class Cluster:
             self._changed(f"storage {brief.storage_id} of {group.name} was reported by another")
             return
         status = states.merge_report(server.status, brief.status)
-        self._set_status(group, server, status, "reported by a storage")
+        filled = server.status is ServerStatus.SYNCING and status is ServerStatus.OFFLINE
+        self._set_status(group, server, status, FILLED if filled else "reported by a storage")
 
     def change_status(self, group: Group, server: Server, told: ServerStatus) -> None:
         """59: the storage brings the status that it has at the leader."""

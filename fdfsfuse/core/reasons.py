@@ -20,6 +20,10 @@ WHY = {
 """Each state; protocol/load-balancing.md section 1."""
 
 
+FILLED = "has been filled; its next heartbeat makes it ACTIVE"
+"""What made a storage OFFLINE at the end of its initial copy."""
+
+
 def reason(
     status: ServerStatus,
     *,
@@ -35,7 +39,7 @@ def reason(
     """
     text = WHY[status].format(source=source_id or "another storage")
     if status is states.OFFLINE and event:
-        return f"not connected: {event}"
+        return event if event == FILLED else f"not connected: {event}"
     filled = status in (states.WAIT_SYNC, states.SYNCING)
     if filled and source_status not in (None, states.ACTIVE):
         assert source_status is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -79,6 +80,10 @@ def tracker(address: str, leader: str, *servers: ServerState) -> TrackerView:
 def told(storage_id: str, status: S, reason: str, **synced_from: int) -> ServerState:
     ids = {key.replace("_", ".")[1:]: until for key, until in synced_from.items()}
     return ServerState(storage_id, storage_id, 23000, int(status), 5, reason, "", ids)
+
+
+def replace_groups(status: ClusterStatus, founder: str) -> ClusterStatus:
+    return msgspec.structs.replace(status, groups=[GroupState("group1", [], founder)])
 
 
 def text_of(cluster: ClusterState) -> str:
@@ -214,9 +219,18 @@ def test_who_keeps_the_names() -> None:
     found = volume(storage(A, S.OFFLINE), storage(B))
     plan = plan_server(cluster_of(found), found, found.storages[0])
     assert plan.losses == ["10.0.0.4 keeps the names of group1: its directory tree"]
-    found.view = None
+    found.view, found.view_problem = None, "no storage answers"
     plan = plan_server(cluster_of(found), found, found.storages[0])
     assert "if 10.0.0.4 keeps them" in plan.losses[0]
+    # The trackers remember who founded the tree.
+    for founder, losses in ((A, 1), (B, 0)):
+        cluster = cluster_of(found)
+        status = cluster.trackers[0].status
+        assert status is not None
+        cluster.trackers[0].status = replace_groups(status, founder)
+        assert len(plan_server(cluster, found, found.storages[0]).losses) == losses
+        state = found.storages[0 if founder == A else 1].status.name
+        assert f"kept by {founder}, which is {state}: no storage answers" in text_of(cluster)
 
 
 def test_removed_already() -> None:
