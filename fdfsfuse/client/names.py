@@ -23,6 +23,7 @@ def open_session(
     on_session_lost: Callable[[], Awaitable[None]] | None = None,
     on_push: Callable[[names.Push], None] | None = None,
     on_lease_lost: Callable[[], None] | None = None,
+    lease_s: float = 0.0,
 ) -> AbstractAsyncContextManager[NamesSession]:
     """A names session that lasts as long as the ``async with`` block.
 
@@ -38,8 +39,9 @@ def open_session(
             confirmed at once: for users who keep nothing that they were told.
         on_lease_lost: called when the lease had run out, before the next answer is given; must not
             block.
+        lease_s: a shorter lease than the server would grant; 0 for what it grants.
     """
-    session = NamesSession(find, client, holds, on_session_lost, on_push, on_lease_lost)
+    session = NamesSession(find, client, holds, on_session_lost, on_push, on_lease_lost, lease_s)
     return _SessionManager(session)
 
 

@@ -25,7 +25,7 @@ class SessionEnded(ConnectionProblem):
 
 
 async def exchange_open(
-    sock: socket.socket, session: int, token: bytes, client: str
+    sock: socket.socket, session: int, token: bytes, client: str, lease_s: float
 ) -> names.SessionOpened:
     """Open a session (*session* 0) or take one up on a fresh connection.
 
@@ -37,7 +37,7 @@ async def exchange_open(
         ConnectionProblem: it is not the primary, or the connection broke.
         ProtocolError, StatusError: it answered something else.
     """
-    body = names.encode(names.OpenSession(names.VERSION, session, token, client))
+    body = names.encode(names.OpenSession(names.VERSION, session, token, client, lease_s))
     sock.send(pack_header(len(body), names.OPEN_SESSION) + body)
     head = await _receive_exactly(sock, HEADER_SIZE)
     length, command, status = int.from_bytes(head[:8], "big"), head[8], head[9]

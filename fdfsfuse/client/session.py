@@ -105,6 +105,7 @@ class NamesSession(NamesCalls):
         on_session_lost: Callable[[], Awaitable[None]] | None,
         on_push: Callable[[names.Push], None] | None,
         on_lease_lost: Callable[[], None] | None,
+        lease_s: float,
     ) -> None:
         self.view: names.View | None = None
         self.address: Address | None = None
@@ -117,6 +118,7 @@ class NamesSession(NamesCalls):
         self._on_session_lost = on_session_lost
         self._on_push = on_push
         self._on_lease_lost = on_lease_lost
+        self._wanted_lease_s = lease_s
         self._candidates: Sequence[Candidate] = ()
         self._session = 0
         self._token = b""
@@ -409,7 +411,9 @@ class NamesSession(NamesCalls):
                 if not self._session:
                     self._token = os.urandom(16)
                 self._last_received = boottime()
-                opened = await exchange_open(sock, self._session, self._token, self._client)
+                opened = await exchange_open(
+                    sock, self._session, self._token, self._client, self._wanted_lease_s
+                )
             except BaseException:
                 sock.close()
                 raise

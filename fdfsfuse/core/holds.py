@@ -92,6 +92,7 @@ class Recall(Generic[_M]):
 
     Attributes:
         sent: when; in seconds of the clock that leases run on.
+        lease_s: the session's lease.
         release: inodes that the session holds no more once it has confirmed.
         everything: it stands for all that the session may hold.
         message: what the session is told.
@@ -100,6 +101,7 @@ class Recall(Generic[_M]):
     number: int
     session: int
     sent: float
+    lease_s: float
     release: set[int]
     everything: bool
     message: _M
@@ -114,8 +116,7 @@ class Recalls(Generic[_M]):
     no lease longer than that either.
     """
 
-    def __init__(self, lease_s: float) -> None:
-        self._lease_s = lease_s
+    def __init__(self) -> None:
         self._number = 0
         self._open: dict[int, dict[int, Recall[_M]]] = {}
         self._everything: list[Recall[_M]] = []
@@ -127,6 +128,7 @@ class Recalls(Generic[_M]):
         self,
         session: int,
         now: float,
+        lease_s: float,
         make: Callable[[int], _M],
         *,
         release: Iterable[int] = (),
@@ -136,7 +138,7 @@ class Recalls(Generic[_M]):
         """A new recall; *make* gives the message for its number."""
         self._number += 1
         number = self._number
-        recall = Recall(number, session, now, set(release), everything, make(number))
+        recall = Recall(number, session, now, lease_s, set(release), everything, make(number))
         self._open.setdefault(session, {})[number] = recall
         if everything:
             self._everything.append(recall)
@@ -200,8 +202,8 @@ class Recalls(Generic[_M]):
 
     def _ends(self, recall: Recall[_M], seen: Callable[[int], float]) -> float:
         if recall.everything:
-            return recall.sent + self._lease_s
-        return min(recall.sent, seen(recall.session)) + self._lease_s
+            return recall.sent + recall.lease_s
+        return min(recall.sent, seen(recall.session)) + recall.lease_s
 
     def _close(self, recall: Recall[_M]) -> list[Waiting]:
         recalls = self._open[recall.session]

@@ -83,7 +83,8 @@ async def serve(mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     client = f"{os.uname().nodename}:{mount.mountpoint}:{os.getpid()}"
-    cluster = RemoteCluster(mount.trackers, client, mount.options.patience_s)
+    options = mount.options
+    cluster = RemoteCluster(mount.trackers, client, options.patience_s, options.lease_s)
     vfs = Vfs(mount.options, cluster, KernelCaches())
     try:
         async with trio.open_nursery() as nursery:

@@ -97,12 +97,14 @@ class OpenSession(_Message, frozen=True):
     ``session`` 0 opens a new one. ``token`` (16 random bytes chosen by the mount) must be the same
     when a session is taken up. ``client`` describes the mount to people: ``host:/mnt:pid``.
     ``version`` 1: the client keeps nothing that it was told, so nothing is recalled from it.
+    ``lease_s``: a shorter lease than the storage would grant; 0 for what it grants.
     """
 
     version: int
     session: int
     token: bytes
     client: str
+    lease_s: float = 0.0
 
 
 class SessionOpened(_Message, frozen=True):

@@ -55,7 +55,13 @@ class RemoteBackend:
     """A `Backend` over the network."""
 
     def __init__(
-        self, group: str, trackers: TrackerClient, pool: Pool, client: str, timeout_s: float
+        self,
+        group: str,
+        trackers: TrackerClient,
+        pool: Pool,
+        client: str,
+        timeout_s: float,
+        lease_s: float,
     ) -> None:
         self.group = group
         self.store_path_count = 256
@@ -63,6 +69,7 @@ class RemoteBackend:
         self._pool = pool
         self._client = client
         self._timeout_s = timeout_s
+        self._lease_s = lease_s
         self._session: NamesSession | None = None
         self._opened = trio.Event()
         self._closing = trio.Event()
@@ -114,6 +121,7 @@ class RemoteBackend:
             holds=listener.held,
             on_push=pushed,
             on_lease_lost=listener.lease_lost,
+            lease_s=self._lease_s,
         )
         async with manager as session:
             self._session = session
@@ -272,11 +280,14 @@ def _is_immutable(file_id: str) -> bool:
 class RemoteCluster:
     """A `Cluster` over the network; `close` it in the end."""
 
-    def __init__(self, trackers: Sequence[Address], client: str, timeout_s: float) -> None:
+    def __init__(
+        self, trackers: Sequence[Address], client: str, timeout_s: float, lease_s: float
+    ) -> None:
         self._pool = Pool()
         self._trackers = TrackerClient(trackers, self._pool)
         self._client = client
         self._timeout_s = timeout_s
+        self._lease_s = lease_s
         self._backends: dict[str, RemoteBackend] = {}
 
     def close(self) -> None:
@@ -294,7 +305,7 @@ class RemoteCluster:
         backend = self._backends.get(group)
         if backend is None:
             backend = RemoteBackend(
-                group, self._trackers, self._pool, self._client, self._timeout_s
+                group, self._trackers, self._pool, self._client, self._timeout_s, self._lease_s
             )
             self._backends[group] = backend
         return backend

@@ -32,6 +32,7 @@ def add(
     return recalls.add(
         session,
         now,
+        LEASE,
         lambda number: f"r{number}",
         release=(5, 6),
         changes=changes,
@@ -74,7 +75,7 @@ def test_the_oldest_are_asked_for_in_turn() -> None:
 
 
 def test_a_change_goes_on_when_all_have_confirmed() -> None:
-    recalls, change = Recalls[str](LEASE), Waiting()
+    recalls, change = Recalls[str](), Waiting()
     one, two = add(recalls, 1, [change]), add(recalls, 2, [change])
     assert recalls.of(1) == ["r1"]
     assert recalls.confirm(1, two.number) == (set(), [])
@@ -85,7 +86,7 @@ def test_a_change_goes_on_when_all_have_confirmed() -> None:
 
 
 def test_what_was_told_again_stays_held() -> None:
-    recalls = Recalls[str](LEASE)
+    recalls = Recalls[str]()
     recall = add(recalls, 1, [])
     recalls.held_again(2, 5)
     recalls.held_again(1, 6)
@@ -93,7 +94,7 @@ def test_what_was_told_again_stays_held() -> None:
 
 
 def test_a_session_that_ends_keeps_nobody_waiting() -> None:
-    recalls, first, second = Recalls[str](LEASE), Waiting(), Waiting()
+    recalls, first, second = Recalls[str](), Waiting(), Waiting()
     add(recalls, 1, [first])
     add(recalls, 1, [first, second])
     add(recalls, 2, [second])
@@ -105,7 +106,7 @@ def test_a_session_that_ends_keeps_nobody_waiting() -> None:
     ("heard", "end"), [(always_heard_of, 3.0 + LEASE), (lambda session: 1.0, 1.0 + LEASE)]
 )
 def test_waiting_ends_with_the_lease(heard: object, end: float) -> None:
-    recalls, change = Recalls[str](LEASE), Waiting()
+    recalls, change = Recalls[str](), Waiting()
     assert callable(heard)
     add(recalls, 1, [change], now=3.0)
     assert recalls.next_end(heard) == end
@@ -115,7 +116,7 @@ def test_waiting_ends_with_the_lease(heard: object, end: float) -> None:
 
 
 def test_after_a_restart_all_others_are_waited_for() -> None:
-    recalls, change = Recalls[str](LEASE), Waiting()
+    recalls, change = Recalls[str](), Waiting()
     everything = [add(recalls, session, [], everything=True) for session in (1, 2, 3)]
     recalls.attach_to_everything(2, change)
     assert change.recalls == 2

@@ -217,6 +217,20 @@ async def test_a_silent_session_is_waited_for_no_longer_than_its_lease(tmp_path:
         assert held.recalls == []
 
 
+async def test_a_session_may_ask_for_a_shorter_lease(server: NamesServer) -> None:
+    held = Holder()
+    async with (
+        server.session() as other,
+        server.session(on_push=held.push, lease_s=0.5) as session,
+    ):
+        held.session = session
+        assert (session.lease_s, other.lease_s) == (0.5, 10.0)
+        await held.call(names.ReadDir(ROOT, 0, 100))
+        held.confirms = False
+        with trio.fail_after(5):
+            await make(other, b"a")
+
+
 async def test_changes_of_objects_by_their_id_are_recalled(server: NamesServer) -> None:
     async with server.session() as other, holder(server) as held:
         file_id = await plain_upload(server, b"content")

@@ -74,7 +74,7 @@ class Callbacks:
         self._sessions = sessions
         self._flush = flush
         self._holds = Holds(holds_max)
-        self._recalls: Recalls[names.Recall] = Recalls(sessions.lease_s)
+        self._recalls: Recalls[names.Recall] = Recalls()
         self._deferred: dict[tuple[int, int], Deferred] = {}
         self._wake = trio.Event()
 
@@ -161,8 +161,10 @@ class Callbacks:
     ) -> None:
         session = self._sessions.get(number)
         assert session is not None
-        clock = self._sessions.clock()
-        recall = self._recalls.add(number, clock, make, release=release, changes=changes)
+        now = self._sessions.clock()
+        recall = self._recalls.add(
+            number, now, session.lease_s, make, release=release, changes=changes
+        )
         self._wake.set()
         if session.connection is not None:
             session.connection.push(recall.message)
@@ -193,6 +195,7 @@ class Callbacks:
         self._recalls.add(
             session.number,
             session.seen,
+            session.lease_s,
             lambda number: names.Recall(number, [], [], [], [], everything=True),
             everything=True,
         )

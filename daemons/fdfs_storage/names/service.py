@@ -50,6 +50,7 @@ _TOKEN_SIZE: Final = 16
 _CLIENT_MAX: Final = 1024
 _SESSIONS_MAX: Final = 10_000
 _VERSION_CACHES: Final = 2
+_LEASE_MIN_S: Final = 0.1
 _RESTART_S: Final = 1.0
 
 
@@ -263,7 +264,7 @@ class Tree:
             if session.connection is not None:
                 session.connection.shutdown()
             session.seen = self.sessions.clock()
-            session.caches = request.version >= _VERSION_CACHES
+            self._settle_terms(session, request)
             return session
         if len(self.sessions) >= _SESSIONS_MAX:
             raise StatusError(errno.EUSERS, "sessions")
@@ -271,9 +272,14 @@ class Tree:
         await self.engine.change(names_record.StartSession(token, client))
         for session in self.sessions:
             if session.token == token and session.client == client:
-                session.caches = request.version >= _VERSION_CACHES
+                self._settle_terms(session, request)
                 return session
         raise StatusError(names.SESSION_ENDED)
+
+    def _settle_terms(self, session: Session, request: names.OpenSession) -> None:
+        session.caches = request.version >= _VERSION_CACHES
+        if _LEASE_MIN_S <= request.lease_s < self.sessions.lease_s:
+            session.lease_s = request.lease_s
 
     def space(self, request: names.StatFs) -> names.Space:
         """See `names.StatFs`."""
@@ -433,7 +439,7 @@ class Names:
         opened = names.SessionOpened(
             names.VERSION,
             session.number,
-            tree.sessions.lease_s,
+            session.lease_s,
             tree.stored_view.to_wire(),
         )
         try:

@@ -32,6 +32,7 @@ class Session:
     Attributes:
         number, token, client: see `fdfsfuse.proto.names.OpenSession`.
         seen: boottime of its last request.
+        lease_s: how long it may be silent.
         ending: its end is on the way to the log; its requests are refused from here on.
         high: largest request id that may have been carried out; only ids up to it can be repeats.
         holds: inodes it has open.
@@ -43,6 +44,7 @@ class Session:
     token: bytes
     client: str
     seen: float
+    lease_s: float
     ending: bool = False
     high: int = 0
     holds: set[int] = field(default_factory=set)
@@ -68,7 +70,7 @@ class Sessions:
 
     def add(self, number: int, token: bytes, client: str, high: int = 0) -> Session:
         """A session that was opened, or was found in the state at start."""
-        session = Session(number, token, client, self.clock(), high=high)
+        session = Session(number, token, client, self.clock(), self.lease_s, high=high)
         self._live[number] = session
         return session
 
@@ -100,8 +102,8 @@ class Sessions:
 
     def expired(self) -> list[Session]:
         """Sessions whose lease has run out and that are not ending yet."""
-        limit = self.clock() - self.lease_s
-        return [s for s in self._live.values() if s.seen < limit and not s.ending]
+        now = self.clock()
+        return [s for s in self._live.values() if s.seen + s.lease_s < now and not s.ending]
 
     def excuse(self, seconds: float) -> None:
         """Nothing could be heard for so long: all leases end later by that."""
