@@ -192,6 +192,7 @@ def measure_delay(volume: Volume, count: int) -> dict[str, float]:
     for _ in range(count):
         delays.append(volume.wait_for(client.upload(os.urandom(SMALL))))
         time.sleep(0.01)
+    client.sock.close()
     return {
         "delay, median ms": statistics.median(delays) * 1000,
         "delay, worst ms": max(delays) * 1000,
@@ -205,6 +206,7 @@ def measure_burst(volume: Volume, count: int) -> dict[str, float]:
     for _ in range(count):
         name = client.upload(content)
     took = time.perf_counter() - start
+    client.sock.close()
     behind = volume.wait_for(name)
     return {
         f"burst of {count}, files/s": count / took,

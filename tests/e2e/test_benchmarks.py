@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from benchmarks import mount as bench
+from benchmarks import replication
 
 
 def test_on_any_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,3 +40,14 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
         bench.main(arguments)
     assert stopped.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_replication() -> None:
+    arguments = ["--files", "30", "--large", "16", "--delays", "3", "--json"]
+    result = CliRunner().invoke(replication.main, arguments)
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert {"delay, median ms", "source CPU us per small file", "source CPU us per MiB"} <= set(
+        figures
+    )
+    assert min(figures.values()) >= 0
