@@ -313,8 +313,17 @@ async def test_waiting_for_copies(tmp_path: Path) -> None:
                 name = await client.upload(b"content")
             assert await wait(name, 1, 30) == (0, copies.encode(copies.Copies(1)))
             assert await wait(name, 2, 0) == (0, copies.encode(copies.Copies(1)))
-            a.meet(b)
-            assert await wait(name, 2, 30) == (0, copies.encode(copies.Copies(2)))
+            async with trio.open_nursery() as nursery:
+                answers: list[tuple[int, bytes]] = []
+
+                async def keep(count: int) -> None:
+                    answers.append(await wait(name, count, 30))
+
+                for count in (2, 2, 2):
+                    nursery.start_soon(keep, count)
+                await until(lambda: a.replication._progress.statistics().tasks_waiting == 3)
+                a.meet(b)
+            assert answers == [(0, copies.encode(copies.Copies(2)))] * 3
             assert b.content(name) == b"content"
             async with b.connect() as client:
                 other = await client.upload(b"other")

@@ -214,7 +214,8 @@ class Replication:
     async def wait_for_copies(self, position: BinlogPosition, count: int) -> None:
         """Wait until *count* servers have everything before *position*; no deadline of its own."""
         while self.count(position) < count:
-            self._progress = trio.Event()
+            if self._progress.is_set():
+                self._progress = trio.Event()
             await self._progress.wait()
 
 
