@@ -18,6 +18,7 @@ from fdfsfuse.errors import (
     NotFoundError,
     ProtocolError,
     StatusError,
+    TooFewCopiesError,
     UsageError,
 )
 
@@ -43,6 +44,7 @@ __all__ = [
     "NotFoundError",
     "ProtocolError",
     "StatusError",
+    "TooFewCopiesError",
     "UsageError",
     "__version__",
 ]

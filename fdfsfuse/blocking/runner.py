@@ -73,6 +73,7 @@ class BlockingRun(Running[T]):
                 return step.data
             try:
                 self.done(self._perform(step))
+                self._timer.touch()
             except (FdfsError, TimedOut) as exc:
                 self._fail(step, exc)
         return None
@@ -124,7 +125,8 @@ class BlockingRun(Running[T]):
         assert isinstance(incoming, _Incoming)
         data = incoming.connection.receive(min(step.limit, incoming.remaining), due)
         incoming.remaining -= len(data)
-        self._touch(len(data))
+        if self._progress is not None:
+            self._progress(len(data))
         return data
 
     def _touch(self, count: int) -> None:

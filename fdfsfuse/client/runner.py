@@ -71,6 +71,7 @@ class TrioRun(Running[T]):
                 while True:
                     try:
                         self.done(await self._perform(step))
+                        self._due = min(trio.current_time() + self._timeout_s, self._end)
                     except FdfsError as exc:
                         self.failed(exc)
                     step = self.next_step()
@@ -107,7 +108,8 @@ class TrioRun(Running[T]):
         if type(step) is Receive:
             assert isinstance(step.incoming, AnswerStream)
             data = await step.incoming.receive_some(step.limit)
-            self._touch(len(data))
+            if self._progress is not None:
+                self._progress(len(data))
             await trio.lowlevel.checkpoint()
             return data
         if type(step) is Open:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
@@ -68,16 +67,3 @@ async def _plain(argument: Any) -> Any:
 
 
 CLIENTS: dict[str, MakeClient] = {"trio": fdfsfuse.Client, "blocking": InThreads}
-
-
-def test_both_have_the_same_methods() -> None:
-    """Save for the trackers and the pool of the trio client, which the mount uses too."""
-
-    def methods(client: type) -> dict[str, list[str]]:
-        return {
-            name: list(inspect.signature(method).parameters)
-            for name, method in vars(client).items()
-            if not name.startswith("_") and callable(method)
-        }
-
-    assert methods(fdfsfuse.Client) == methods(blocking.Client)

@@ -27,6 +27,7 @@ class MemoryStorage:
 
     Attributes:
         files, metadata: by file name.
+        echo: the body of answers that have none.
         cuts: close the connection after so many bytes of the next downloads.
         refuse: status of all answers, if not 0.
         copies: the next answers about how many servers have a file.
@@ -36,6 +37,7 @@ class MemoryStorage:
         self.files: dict[str, bytes] = {}
         self.metadata: dict[str, bytes] = {}
         self.cuts: list[int] = []
+        self.echo = b""
         self.refuse: dict[int, int] = {}
         self.copies: list[int] = []
         self.requests: list[int] = []
@@ -76,12 +78,12 @@ class MemoryStorage:
         if command == storage.StorageCommand.SET_METADATA:
             change = storage.SetMetadata.decode(body)
             self.metadata[change.name] = change.text
-            return 0, b""
+            return 0, self.echo
         if command == storage.StorageCommand.APPEND:
             length = storage.AppendHead.name_length(body[:16], len(body))
             name = body[16 : 16 + length].decode()
             self.files[name] += body[16 + length :]
-            return 0, b""
+            return 0, self.echo
         name = storage.FileRequest.decode(body).name
         if name not in self.files:
             return errno.ENOENT, b""

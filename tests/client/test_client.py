@@ -435,6 +435,64 @@ async def test_deadlines_are_about_progress(make_client: MakeClient) -> None:
             assert received == 1200
 
 
+async def test_cancellation_leaves_no_connection_in_the_middle_of_something() -> None:
+    """Or the next request would get the answer to this one."""
+    storage = MemoryStorage()
+
+    async def slow(connection: PeerConnection) -> None:
+        await connection.receive()
+        waiting.set()
+        await go_on.wait()
+        await connection.answer(b"late")
+
+    async with running_peer(storage.handle) as peer:
+        tracker = MemoryTracker(peer.address)
+        async with running_peer(tracker.handle) as running:
+            async with Client(running.address) as client:
+                file_id = await client.upload(b"content")
+            for name in ("info", "download", "delete", "upload"):
+                async with Client(running.address) as client:
+                    peer.handler, waiting, go_on = slow, trio.Event(), trio.Event()
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(
+                            getattr(client, name), file_id.encode() if name == "upload" else file_id
+                        )
+                        with trio.fail_after(30):
+                            await waiting.wait()
+                        nursery.cancel_scope.cancel()
+                    go_on.set()
+                    peer.handler = storage.handle
+                    assert await client.download(file_id) == b"content"
+                    shelf = client.pool._hosts[peer.address].shelf
+                    assert shelf.total == len(shelf._idle) == 1
+
+
+async def test_a_body_where_none_belongs_is_skipped(cluster: MakeCluster) -> None:
+    """Storages echo the request to empty appends and the like (wire.md section 5, trap 5)."""
+    async with cluster() as setup:
+        file_id = await setup.client.upload(b"one", appender=True)
+        setup.storages[0].echo = b"M00/00/00/echo"
+        await setup.client.append(file_id, b"")
+        await setup.client.set_metadata(file_id, {"a": "b"})
+        setup.storages[0].echo = b""
+        assert await setup.client.get_metadata(file_id) == {"a": "b"}
+        assert setup.peers[0].connections == 1
+
+
+async def test_storages_behind_another_address(make_client: MakeClient) -> None:
+    storage = MemoryStorage()
+    async with running_peer(storage.handle) as peer:
+        tracker = MemoryTracker(Address("192.0.2.7", 23000))
+        mapped = {"192.0.2.7:23000": str(peer.address)}
+        async with running_peer(tracker.handle) as running:
+            async with make_client(running.address, address_map=mapped) as client:
+                file_id = await client.upload(b"content", metadata={"a": "b"})
+                assert await client.download(file_id) == b"content"
+                assert await client.get_metadata(file_id) == {"a": "b"}
+                await client.delete(file_id)
+            assert not storage.files
+
+
 async def test_listings() -> None:
     storages = [Address("127.0.0.1", 1000), Address("127.0.0.1", 2000)]
     tracker = MemoryTracker(*storages)

@@ -14,7 +14,7 @@ from fdfsfuse.client.address import Address
 from fdfsfuse.client.plans.reading import ReadPlans
 from fdfsfuse.client.plans.steps import SKIP, Ask, Plan, Send, exchange
 from fdfsfuse.client.plans.trackers import TrackerPlans, UploadTarget
-from fdfsfuse.client.sources import Opened, extension_of
+from fdfsfuse.client.sources import Opened, extension_of, is_replayable
 from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionBroken,
@@ -95,7 +95,8 @@ class ChangePlans:
                 )
             )
 
-        address, answer = yield from self._upload(group, send)
+        replayable = is_replayable(opened.source)
+        address, answer = yield from self._upload(group, send, replayable)
         file_id = yield from self._finish(address, answer, text)
         if replicas > 1:
             yield from self._wait_for_copies(address, file_id, replicas)
@@ -178,7 +179,7 @@ class ChangePlans:
         return _file_id(StoredFile.decode(answer))
 
     def _upload(
-        self, group: str | None, send: Callable[[UploadTarget], Plan[bytes]]
+        self, group: str | None, send: Callable[[UploadTarget], Plan[bytes]], replayable: bool
     ) -> Plan[tuple[Address, bytes]]:
         """Upload to the storage that a tracker names; to another one if that cannot be reached."""
         failed: dict[Address, ConnectionProblem] = {}
@@ -194,7 +195,7 @@ class ChangePlans:
             except ConnectFailed as exc:
                 failed[target.address] = exc
             except ConnectionBroken as exc:
-                if not exc.unsent:
+                if not (exc.unsent and replayable):
                     raise
                 failed[target.address] = exc
         raise failed[target.address]
