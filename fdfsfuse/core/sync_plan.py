@@ -2,12 +2,13 @@
 
 Source: protocol/cluster.md sections 4.3, 4.4 and 5.3 to 5.6. Records are sent with what is on the
 disk when they are sent, not when they were written. So a record may find that its file has gone
-(skip it, the deletion follows), or has become shorter (skip it, the truncation follows).
+(skip it, the deletion follows), or has become shorter (send what is left of it).
 
 Beyond the reference, because records that are skipped there leave replicas different for good:
 
 - a truncation that the peer did not carry out (17), and a rename, is followed by a look at its
-  file's size, and by the whole file when that is another one;
+  file, and by the whole file when that is another one. After a truncation the content counts: the
+  size may be the same again because of what was sent meanwhile;
 - a rename to a name that was deleted since is sent as the deletion of the old name;
 - the deletion of a name that is in use again (a slave, metadata) is sent as the new content.
 """
@@ -112,11 +113,11 @@ def plan(
     if own is None or own.is_link != (kind == ops.LINK):
         return Send.SKIP
     if kind in (ops.APPEND, ops.MODIFY):
-        if again:
-            return Send.MODIFY if own.size > record.numbers[0] else Send.SKIP
-        if own.size < sum(record.numbers):
+        if own.size <= record.numbers[0] and record.numbers[1]:
             return Send.SKIP
-        return Send.APPEND if kind == ops.APPEND else Send.MODIFY
+        # What is left of bytes whose end was cut off has to be sent: the truncation brings none.
+        whole = own.size >= sum(record.numbers)
+        return Send.APPEND if kind == ops.APPEND and whole and not again else Send.MODIFY
     return _SIMPLE[kind]
 
 
@@ -137,6 +138,8 @@ class Next(Enum):
     SEND_UPDATE = auto()
     COMPARE_SIZE = auto()
     """Ask the peer for its file's size (22); send the file whole if it is not ours."""
+    COMPARE_CONTENT = auto()
+    """Ask it for the size and the CRC-32 instead."""
     EXAMINE = auto()
     """The peer found that the content does not fit the name: is it our copy or the network?"""
     FAIL = auto()
@@ -151,7 +154,7 @@ def after_answer(sent: Send, status: int) -> Next:
     if status == errno.EBADMSG:
         return Next.EXAMINE
     if status == errno.EEXIST and sent is not Send.LINK and sent is not Send.DELETE:
-        return Next.COMPARE_SIZE if sent is Send.TRUNCATE else Next.DONE
+        return Next.COMPARE_CONTENT if sent is Send.TRUNCATE else Next.DONE
     if status == errno.ENOENT:
         if sent is Send.DELETE:
             return Next.DONE

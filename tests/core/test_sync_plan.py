@@ -108,10 +108,12 @@ def test_which_records_are_for_a_peer(mark: Mark, timestamp: int, sent: str) -> 
         ("D", False, Own(13), Send.SKIP),
         ("D", True, Own(13), Send.UPDATE),  # the name is in use again
         ("A", False, Own(15), Send.APPEND),
-        ("A", False, Own(14), Send.SKIP),
+        ("A", False, Own(14), Send.MODIFY),  # what is left of it
+        ("A", False, Own(10), Send.SKIP),
         ("A", False, None, Send.SKIP),
         ("M", False, Own(15), Send.MODIFY),
-        ("M", False, Own(14), Send.SKIP),
+        ("M", False, Own(14), Send.MODIFY),
+        ("M", False, Own(10), Send.SKIP),
         ("T", False, Own(4), Send.TRUNCATE),
         ("T", False, None, Send.SKIP),
         ("L", False, Own(50, is_link=True), Send.LINK),
@@ -145,7 +147,7 @@ def test_bytes_that_may_be_lost_are_sent_whatever_the_size() -> None:
         (Send.APPEND, 2, Next.SEND_UPDATE),
         (Send.MODIFY, 2, Next.SEND_UPDATE),
         (Send.TRUNCATE, 0, Next.DONE),
-        (Send.TRUNCATE, 17, Next.COMPARE_SIZE),
+        (Send.TRUNCATE, 17, Next.COMPARE_CONTENT),
         (Send.TRUNCATE, 2, Next.SEND_CREATE),
         (Send.LINK, 0, Next.DONE),
         (Send.LINK, 2, Next.FAIL),

@@ -241,6 +241,31 @@ async def test_a_deleted_file_does_not_come_back(tmp_path: Path, slave: bool) ->
                 assert a.content(name) is None
 
 
+@pytest.mark.parametrize("cut_at", [12, 8])
+async def test_bytes_that_were_cut_off_before_they_were_sent(tmp_path: Path, cut_at: int) -> None:
+    """The peer has 10 bytes; what it is sent next lies behind bytes that it never gets as such."""
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
+            a.meet(b)
+            async with a.connect() as client:
+                name = await client.upload(b"0123456789", appender=True)
+                await a.wait_until_has_all(b)
+                a.meet(b, ServerStatus.OFFLINE)
+                a.cut(b)
+                await until(lambda: a.replication.pushers[b.id].link is None)
+                for command, head, data in (
+                    (34, ModifyHead(name, 10, 6), b"abcdef"),
+                    (36, Truncate(name, cut_at), b""),
+                    (36, Truncate(name, 20), b""),
+                    (34, ModifyHead(name, 15, 9), b"ABCDEFGHI"),
+                ):
+                    assert await client.call(command, head.encode() + data) == (0, b"")
+            a.meet(b)
+            await a.wait_until_has_all(b)
+            assert a.content(name) == b.content(name)
+            assert len(a.content(name) or b"") == 24
+
+
 async def test_renamed_file_that_was_there_already_is_in_the_binlog(tmp_path: Path) -> None:
     """A recovered disk has files that the binlog does not name; others recover by that binlog."""
     with trio.fail_after(60):

@@ -29,8 +29,9 @@ from fdfsfuse.client.link import PROBLEMS
 from fdfsfuse.core.replicas import Nature, subject_of
 from fdfsfuse.core.sync_plan import Next, Send, after_answer
 from fdfsfuse.errors import FdfsError, StatusError
+from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.header import pack_header
-from fdfsfuse.proto.storage import NO_CRC, FileRequest, StorageCommand
+from fdfsfuse.proto.storage import NO_CRC, FileInfo, FileRequest, StorageCommand
 
 if TYPE_CHECKING:
     from fdfs_storage.binlog import BinlogPosition
@@ -65,15 +66,19 @@ FAILURES = (*PROBLEMS, PeerRefused, OSError)
 
 
 class _Entry:
-    """A record that is not known to be dealt with."""
+    """A record that is not known to be dealt with.
 
-    __slots__ = ("again", "behind", "finished", "record")
+    ``theirs``: size and CRC-32 of the peer's file, to be compared with ours.
+    """
+
+    __slots__ = ("again", "behind", "finished", "record", "theirs")
 
     def __init__(self, record: BinlogRecord, behind: BinlogPosition, again: bool) -> None:
         self.record = record
         self.behind = behind
         self.again = again
         self.finished = False
+        self.theirs: tuple[int, int] | None = None
 
 
 class _Asked:
@@ -285,10 +290,14 @@ class Stream:
     async def _follow_up(self, entry: _Entry, what: Next) -> None:
         """Send what the answer to a record asked for."""
         record, covers = entry.record, self._store.binlog.position
-        if what is Next.COMPARE_SIZE:
+        if what in (Next.COMPARE_SIZE, Next.COMPARE_CONTENT):
+            if entry.theirs is not None:
+                await self._compare(entry, *entry.theirs)
+                return
             body = FileRequest(self._config.group_name, record.name).encode()
             self._ask(entry, None, len(body), covers)
-            header = pack_header(len(body), StorageCommand.FILE_INFO, NO_CRC)
+            flags = NO_CRC if what is Next.COMPARE_SIZE else 0
+            header = pack_header(len(body), StorageCommand.FILE_INFO, flags)
             await self._link.send(header + body)
             return
         if what is Next.EXAMINE:
@@ -301,6 +310,20 @@ class Stream:
         finally:
             if request is not None:
                 request.close()
+
+    async def _compare(self, entry: _Entry, size: int, crc: int) -> None:
+        """Send the file of *entry* whole, unless the peer's has our size and CRC-32."""
+        entry.theirs = None
+        path = self._store.path(self._store.locate(entry.record.name))
+        try:
+            same = await trio.to_thread.run_sync(file_crc32, path) == crc
+            same = same and self._requests.own_size(entry.record) in (size, None)
+        except FileNotFoundError:
+            same = True  # its deletion follows
+        if same:
+            self._finish(entry)
+        else:
+            self._followups.append((entry, Next.SEND_UPDATE))
 
     async def _examine(self, entry: _Entry) -> None:
         """The peer says that a file does not fit its name. If that is so here too, it is lost.
@@ -337,11 +360,14 @@ class Stream:
     def _take(self, asked: _Asked, entry: _Entry, status: int, body: bytes) -> None:
         if asked.send is None:
             own = self._requests.own_size(entry.record)
-            theirs = int.from_bytes(body[:8], "big") if not status and len(body) >= 8 else None
-            if own is None or own == theirs:
-                entry.finished = True
-            else:
+            theirs = FileInfo.decode(body) if not status else None
+            if own is not None and (theirs is None or own != theirs.size):
                 self._followups.append((entry, Next.SEND_UPDATE))
+            elif own is not None and theirs is not None and entry.record.op == ops.TRUNCATE:
+                entry.theirs = theirs.size, theirs.crc32
+                self._followups.append((entry, Next.COMPARE_CONTENT))
+            else:
+                entry.finished = True
             return
         what = after_answer(asked.send, status)
         if what is Next.DONE:
