@@ -11,6 +11,8 @@ come to rest.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import threading
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from typing import Protocol
 from tests.common.plain import Address, PlainError
 
 Metadata = dict[str, str]
+_IS_HEX = re.compile("[0-9A-F]{2}").fullmatch
 
 
 class Server(Protocol):
@@ -145,10 +148,10 @@ def digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def read_metadata(path: Path) -> Metadata:
+def read_metadata(path: str) -> Metadata:
     """The metadata file beside *path* (protocol/disk.md section 1); {} when there is none."""
     try:
-        text = path.with_name(path.name + "-m").read_bytes()
+        text = _read(path + "-m")
     except FileNotFoundError:
         return {}
     pairs = (pair.split(b"\x02") for pair in text.split(b"\x01"))
@@ -178,10 +181,10 @@ def compare(ledger: Ledger, group: str, servers: Sequence[Server]) -> list[str]:
 
 
 def _version_on(server: Server, name: str) -> Version:
-    path = server.path_of(name)
+    path = str(server.path_of(name))
     metadata = read_metadata(path)
     try:
-        data: bytes | None = path.read_bytes()
+        data: bytes | None = _read(path)
     except FileNotFoundError:
         # Metadata without its file must not stay either.
         return Version(None, tuple(sorted(metadata.items())))
@@ -194,7 +197,7 @@ def _compare_unknown(
     contents: list[dict[str, bytes]] = []
     for server in servers:
         files = files_of(server)
-        contents.append({n: digest(p.read_bytes()) for n, p in files.items() if n not in known})
+        contents.append({n: digest(_read(p)) for n, p in files.items() if n not in known})
     for name in sorted(set().union(*contents)):
         values = [content.get(name) for content in contents]
         if len(set(values)) > 1:
@@ -207,13 +210,22 @@ def _compare_unknown(
             yield f"{name} is on every server, and nobody uploaded it"
 
 
-def files_of(server: Server) -> dict[str, Path]:
+def files_of(server: Server) -> dict[str, str]:
     """Every file of all store paths: ``M00/HH/HH/...`` -> where it is on the disk."""
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     for index, store_path in enumerate(server.store_paths):
-        for path in (store_path / "data").glob("[0-9A-F][0-9A-F]/[0-9A-F][0-9A-F]/*"):
-            found[f"M{index:02X}/{'/'.join(path.parts[-3:])}"] = path
+        data = f"{store_path}/data"
+        for high in filter(_IS_HEX, os.listdir(data)):
+            for low in filter(_IS_HEX, os.listdir(f"{data}/{high}")):
+                directory = f"{high}/{low}"
+                for name in os.listdir(f"{data}/{directory}"):
+                    found[f"M{index:02X}/{directory}/{name}"] = f"{data}/{directory}/{name}"
     return found
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
 
 
 def _describe(server: Server, file: File, version: Version) -> str:

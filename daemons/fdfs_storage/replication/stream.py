@@ -321,7 +321,8 @@ class Stream:
         except FileNotFoundError:
             same = True  # its deletion follows
         if same:
-            self._finish(entry)
+            entry.finished = True
+            self._advance()
         else:
             self._followups.append((entry, Next.SEND_UPDATE))
 
