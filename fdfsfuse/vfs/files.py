@@ -22,8 +22,10 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from functools import partial
 from typing import Any
 
+import trio
 from msgspec.structs import replace
 
 from fdfsfuse.errors import ConnectionProblem, FdfsError, StatusError, TreeError
@@ -51,6 +53,7 @@ class FileState:
         "_content_version",
         "_context",
         "_error",
+        "_kernel_size",
         "_outdated",
         "_recalls",
         "_size",
@@ -87,6 +90,7 @@ class FileState:
         self.dirty = False
         self.dirty_since = 0.0
         self._size = 0
+        self._kernel_size: int | None = None
         self.mtime_ns = 0
         self.writer: ObjectWriter | None = None
         self.new_object = False
@@ -106,7 +110,8 @@ class FileState:
         return self._size if self.dirty else self.attr.size
 
     def attributes(self, attr: Attr) -> Attr:
-        """*attr*, an answer of the storage, with what is not stored yet."""
+        """*attr*, an answer of the storage, with what is not stored yet; the kernel is told."""
+        self._kernel_size = None
         if not self.dirty:
             return attr
         ctime_ns = max(attr.ctime_ns, self.mtime_ns)
@@ -243,8 +248,11 @@ class FileState:
 
     # --- changing --------------------------------------------------------------------------------
 
-    async def write(self, offset: int, data: bytes) -> None:
+    async def write(self, offset: int, data: bytes, *, append: bool = False) -> None:
         """Take *data*; it reaches the storage with the next flush at the latest.
+
+        Args:
+            append: to the end, wherever that is; *offset* is where the kernel takes it to be.
 
         Raises:
             FdfsError, OSError: an earlier change could not be stored.
@@ -253,20 +261,43 @@ class FileState:
         ticket = self.volume.enter()
         self.transfers += 1
         try:
-            await self._write(offset, data)
+            await self._write(offset, data, append)
         finally:
             self.transfers -= 1
             self.volume.leave(ticket)
 
-    async def _write(self, offset: int, data: bytes) -> None:
+    async def _write(self, offset: int, data: bytes, append: bool) -> None:
         async with self.lock:
             self._raise_error()
+            if append:
+                offset = await self._end(offset, len(data))
             end = offset + len(data)
             if self.writer is None and not await self._write_to_memory(offset, end, data):
                 await self._open_object()
             if self.writer is not None:
                 await self.writer.write(offset, data)
             self._changed(max(self.size, end))
+
+    async def _end(self, assumed: int, length: int) -> int:
+        """Where to append: the kernel does not ask for new attributes before it appends.
+
+        Only what begins where the kernel takes the end to be is moved. The rest are pages of a
+        mapping, which the kernel may send through a handle for appending.
+        """
+        kernel_size = self._kernel_size
+        if kernel_size is None:
+            if self.dirty or self._is_fresh:
+                return assumed
+            kernel_size = self.size
+        if not self.dirty and not self._is_fresh:
+            await self._refresh()
+        if assumed != kernel_size or self.size == kernel_size:
+            return assumed
+        # Its pages have the new bytes in the wrong place now.
+        self._kernel_size = assumed + length
+        forget = partial(self._context.kernel.forget_pages, self.number)
+        self._context.spawn(partial(trio.to_thread.run_sync, forget, abandon_on_cancel=True))
+        return self.size
 
     async def _write_to_memory(self, offset: int, end: int, data: bytes) -> bool:
         """False when the file is too large for that."""
@@ -488,12 +519,15 @@ class FileState:
 class Handle:
     """One open() of a file."""
 
-    __slots__ = ("_buffers", "_context", "_reader", "state")
+    __slots__ = ("_buffers", "_context", "_reader", "append", "state")
 
-    def __init__(self, context: Context, state: FileState, buffers: Buffers) -> None:
+    def __init__(
+        self, context: Context, state: FileState, buffers: Buffers, *, append: bool = False
+    ) -> None:
         self._context = context
         self._buffers = buffers
         self._reader: ObjectReader | None = None
+        self.append = append
         self.state = state
 
     def reader(self, file_id: str, size: int) -> ObjectReader:

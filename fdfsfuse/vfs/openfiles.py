@@ -70,7 +70,7 @@ class OpenFiles:
         keep = state.dirty or pages.version(number) == version
         if not keep:
             pages.are(number, version)
-        return Opened(self._handle(state), keep)
+        return Opened(self._handle(state, flags), keep)
 
     async def _open_inode(
         self, volume: Volume, number: int, ino: int, flags: int, privileged: bool
@@ -139,7 +139,7 @@ class OpenFiles:
         volume, _, _ = self._tree.inode(entry.number)
         state = self._state(volume, entry.number, entry.attr)
         self._context.pages.are(entry.number, entry.attr.version)
-        return Opened(self._handle(state), False), entry
+        return Opened(self._handle(state, flags), False), entry
 
     def _entry(self, entry: Entry) -> Entry:
         state = self._context.states[entry.number]
@@ -152,10 +152,11 @@ class OpenFiles:
             self._context.states[number] = state
         return state
 
-    def _handle(self, state: FileState) -> int:
+    def _handle(self, state: FileState, flags: int) -> int:
         state.handles += 1
         self._next += 1
-        self._handles[self._next] = Handle(self._context, state, self._buffers)
+        append = bool(flags & os.O_APPEND)
+        self._handles[self._next] = Handle(self._context, state, self._buffers, append=append)
         return self._next
 
     def _get(self, handle: int) -> Handle:
@@ -173,7 +174,8 @@ class OpenFiles:
 
     async def write(self, handle: int, offset: int, data: bytes) -> None:
         """Take *data*; see `FileState.write`."""
-        await self._get(handle).state.write(offset, data)
+        opened = self._get(handle)
+        await opened.state.write(offset, data, append=opened.append)
 
     async def flush(self, handle: int) -> None:
         """close() and fsync(): see `FileState.flush`."""

@@ -225,7 +225,7 @@ class Callbacks:
     async def run(self) -> None:
         """End the waiting for sessions that do not answer, until cancelled."""
         while True:
-            if not self._recalls:
+            while not self._recalls:
                 self._wake = trio.Event()
                 await self._wake.wait()
             delay = self._recalls.next_end(self._seen) - self._sessions.clock()
