@@ -1,0 +1,114 @@
+"""Full and lost disks under load: see tests/e2e/test_faults.py."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.common.cluster import Cluster, Storage
+from tests.common.ledger import Ledger
+from tests.common.load import Load
+from tests.common.small_disk import SmallDisk
+from tests.common.waiting import wait_until
+from tests.e2e.test_faults import TWO, settle_and_compare
+
+LISTED = b"fetch_binlog_done=1"
+
+
+def put_on(disk: SmallDisk, cluster: Cluster, storage: Storage) -> None:
+    """Let a storage keep everything on a small disk; before the cluster is started."""
+    storage.base_path = disk.path / "base"
+    storage.store_paths = [disk.path / "path0"]
+    storage.store_paths[0].mkdir()
+    storage.configure(
+        {"base_path": str(storage.base_path), "store_path0": str(disk.path / "path0")}
+    )
+
+
+def test_full_disk_of_a_server(disk: SmallDisk, tmp_path: Path) -> None:
+    """Both as the source of files and as a replica: nothing acknowledged is lost or torn."""
+    ledger = Ledger()
+    # Without reserved space, so that the disk really becomes full.
+    cluster = Cluster(tmp_path, groups=TWO, tracker_conf={"reserved_storage_space": "1"})
+    small = cluster.storages[1]
+    put_on(disk, cluster, small)
+    small.allow_log("a disk failed|No space left|no space")
+    with cluster:
+        with Load(cluster, "group1", ledger, 3) as load:
+            load.wait_acknowledged(60)
+            disk.fill()
+            wait_until(lambda: load.refused_for_space >= 3, "uploads to be refused")
+            load.wait_acknowledged(30)
+            disk.make_room()
+            load.wait_acknowledged(30)
+        settle_and_compare(cluster, ledger)
+
+
+def test_full_disk_and_a_crash(disk: SmallDisk, tmp_path: Path) -> None:
+    ledger = Ledger()
+    cluster = Cluster(tmp_path, groups=TWO, tracker_conf={"reserved_storage_space": "1"})
+    small = cluster.storages[1]
+    put_on(disk, cluster, small)
+    small.allow_log("a disk failed|No space left|no space")
+    with cluster:
+        with Load(cluster, "group1", ledger, 4) as load:
+            load.wait_acknowledged(60)
+            disk.fill()
+            wait_until(lambda: load.refused_for_space >= 3, "uploads to be refused")
+            small.kill()
+            disk.make_room()
+            small.start()
+            load.wait_acknowledged(30)
+        settle_and_compare(cluster, ledger)
+
+
+def test_lost_disk_is_filled_again(tmp_path: Path) -> None:
+    ledger = Ledger()
+    with Cluster(tmp_path, groups=TWO, store_paths=2) as cluster:
+        for number, storage in enumerate(cluster.storages):
+            with Load(cluster, "group1", ledger, number) as load:
+                load.wait_acknowledged(200)
+            # What only it has is lost with its disk, as with FastDFS; so let it have nothing.
+            cluster.wait_settled()
+            with Load(cluster, "group1", ledger, number + 10) as load:
+                storage.kill()
+                shutil.rmtree(storage.store_paths[1] / "data")
+                load.wait_acknowledged(30)
+                storage.start()
+                load.wait_acknowledged(30)
+            settle_and_compare(cluster, ledger)
+
+
+def test_interrupted_recovery_goes_on(tmp_path: Path) -> None:
+    ledger = Ledger()
+    with Cluster(tmp_path, groups=TWO) as cluster:
+        storage = cluster.storages[1]
+        with Load(cluster, "group1", ledger, 1) as load:
+            load.wait_acknowledged(500)
+        cluster.wait_settled()
+        storage.kill()
+        data = storage.store_paths[0] / "data"
+        shutil.rmtree(data)
+        flag = data / ".recovery.flag"
+        for _ in range(3):
+            storage.launch()
+            wait_until(lambda: flag.exists() and LISTED in flag.read_bytes(), "a list")
+            storage.kill()
+        assert flag.exists(), "the recovery was too quick to be interrupted"
+        storage.start()
+        settle_and_compare(cluster, ledger)
+        assert not list(data.glob(".*recovery*"))
+
+
+def test_lost_disk_of_the_only_server_is_refused(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster:
+        storage = cluster.storage()
+        storage.stop()
+        saved = tmp_path / "saved"
+        (storage.store_paths[0] / "data").rename(saved)
+        storage.launch()
+        assert storage.wait() == 2
+        assert "has lost its files: is the disk mounted?" in storage.log()
+        saved.rename(storage.store_paths[0] / "data")
+        storage.start()
+        cluster.wait_active()
