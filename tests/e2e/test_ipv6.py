@@ -84,7 +84,11 @@ class IPv6Cluster:
             daemon.launch()
         for daemon in (self.tracker, *self.storages):
             daemon.wait_ready()
-        wait_until(lambda: self.writable_groups() == set(GROUPS), "both groups to be writable")
+        wait_until(
+            lambda: self.writable_groups() == set(GROUPS),
+            "both groups to be writable",
+            timeout_s=60,
+        )
 
     def writable_groups(self) -> set[str]:
         """Groups with a storage that takes uploads."""
@@ -153,6 +157,7 @@ def test_the_mount(ipv6: IPv6Cluster, fuse: None, tmp_path: Path) -> None:
                 is_mounted(mount_point) and {p.name for p in mount_point.iterdir()} >= {*GROUPS}
             ),
             "the mount",
+            timeout_s=60,
         )
         for group in GROUPS:
             (mount_point / group / "hello").write_text("world")

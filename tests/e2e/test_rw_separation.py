@@ -52,6 +52,7 @@ def start(cluster: Cluster) -> None:
         wait_until(
             lambda: list(states(cluster).values()) == [ACTIVE] * (number + 1),  # noqa: B023
             f"{number + 1} storages to be ACTIVE",
+            timeout_s=60,
         )
 
 
@@ -111,7 +112,11 @@ def test_files_are_read_where_that_is_allowed_and_changed_at_their_source(
     file = GROUP + name
     assert asker.ask(102, file) == [BOTH], "the default server, until another is known to have it"
     assert asker.ask(103, file) == [WRITE]
-    wait_until(lambda: asker.has(READ, name) and asker.has(BOTH, name), "the file to be replicated")
+    wait_until(
+        lambda: asker.has(READ, name) and asker.has(BOTH, name),
+        "the file to be replicated",
+        timeout_s=60,
+    )
     # A later change that has arrived, by the seconds in the names, tells that this one has as well.
     wait_until(lambda: int(time.time()) > seconds_in(name), "the next second")
     later = asker.upload(WRITE)
@@ -119,8 +124,8 @@ def test_files_are_read_where_that_is_allowed_and_changed_at_their_source(
     def is_read_at(number: int) -> bool:
         return number in {asker.ask(102, file)[0] for _ in range(2)}
 
-    wait_until(lambda: asker.has(READ, later), "the later file to be replicated")
-    wait_until(lambda: is_read_at(READ), "the read-only storage to be named")
+    wait_until(lambda: asker.has(READ, later), "the later file to be replicated", timeout_s=60)
+    wait_until(lambda: is_read_at(READ), "the read-only storage to be named", timeout_s=60)
     assert WRITE not in asker.ask(105, file)
     assert asker.ask(103, file) == [WRITE]
 
