@@ -100,8 +100,10 @@ class Tree:
         """Find *name* in directory *parent*. The caller counts the lookup.
 
         Raises:
-            TreeError, StatusError: ENOENT when there is none.
+            TreeError, StatusError: ENOENT when there is none. ENAMETOOLONG.
         """
+        if len(name) > names.NAME_MAX:
+            raise TreeError(errno.ENAMETOOLONG)
         if parent == self._context.volumes_at:
             entry = self._volumes.lookup(name)
             if entry is None:
