@@ -58,6 +58,7 @@ class TrioRun(Running[T]):
         Raises:
             DeadlineExceeded: nothing moved for ``timeout_s``, or ``deadline_s`` is over.
         """
+        progress = True
         while True:
             step = self.next_step()
             if step is None:
@@ -65,29 +66,32 @@ class TrioRun(Running[T]):
             if type(step) is Deliver:
                 self.done(None)
                 return step.data
-            self._due = min(trio.current_time() + self._timeout_s, self._end)
             # One scope for all steps: it is only made anew when the limit of a step was passed.
-            with trio.CancelScope(deadline=self._deadline_of(step)) as self._scope:
+            with trio.CancelScope(deadline=self._deadline_of(step, progress)) as self._scope:
                 while True:
                     try:
                         self.done(await self._perform(step))
-                        self._due = min(trio.current_time() + self._timeout_s, self._end)
+                        progress = True
                     except FdfsError as exc:
                         self.failed(exc)
+                        progress = False
                     step = self.next_step()
                     if step is None:
                         return None
                     if type(step) is Deliver:
                         self.done(None)
                         return step.data
-                    deadline = self._deadline_of(step)
-                    if self._scope.deadline != deadline:
-                        self._scope.deadline = deadline
+                    self._scope.deadline = self._deadline_of(step, progress)
             self._pass_deadline(step)
+            progress = False
 
-    def _deadline_of(self, step: Step) -> float:
+    def _deadline_of(self, step: Step, progress: bool) -> float:
+        """When *step* has to be done, with or without *progress* by the one before it."""
+        now = trio.current_time()
+        if progress:
+            self._due = min(now + self._timeout_s, self._end)
         if type(step) is Ask and step.limit_s is not None:
-            return min(trio.current_time() + step.limit_s, self._due)
+            return min(now + step.limit_s, self._due)
         return self._due
 
     def _pass_deadline(self, step: Step | None) -> None:

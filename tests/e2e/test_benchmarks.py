@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from benchmarks import client as client_bench
 from benchmarks import mount as bench
 from benchmarks import replication
 
@@ -51,3 +52,10 @@ def test_replication() -> None:
         figures
     )
     assert min(figures.values()) >= 0
+
+
+def test_cost_of_the_clients(capsys: pytest.CaptureFixture[str]) -> None:
+    client_bench.main(["--count", "5"])
+    printed = capsys.readouterr().out
+    for what in ("bare sockets", "blocking, upload", "trio, download", "trio, delete"):
+        assert what in printed
