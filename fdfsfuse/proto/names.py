@@ -7,7 +7,7 @@ Plain exchanges, one request and one response on any connection to a storage::
 
     QUERY_VIEW     128   body empty                      -> View
     OPEN_SESSION   129   body OpenSession                -> SessionOpened; then frames, see below
-    WRITE_OBJECT   133   u32 head length, WriteObject, then ``length`` bytes of data -> empty
+    WRITE_OBJECT   133   u32 head length, WriteObject, then the bytes of its pieces -> empty
     TRUNCATE_OBJECT 134  TruncateObject                  -> empty
 
 A *session* starts with OPEN_SESSION. From then on its connection carries frames in both
@@ -60,6 +60,8 @@ SYMLINK_MAX = 4095
 XATTR_VALUE_MAX = 65536
 SMALL_CONTENT_MAX = 1 << 20
 """Content up to this many bytes travels inside StoreContent and is never changed in place."""
+WRITE_PIECES_MAX = 64
+"""Further pieces of one WriteObject."""
 FRAME_MAX = SMALL_CONTENT_MAX + (64 << 10)
 """Longest frame body; a longer one costs the sender its connection."""
 LIST_MAX = 1024
@@ -543,6 +545,8 @@ class Recall(_Message, tag=2, frozen=True):
 class WriteObject(_Message, frozen=True):
     """Head of WRITE_OBJECT: ``length`` bytes at ``offset`` of an appender, holes allowed.
 
+    ``more`` are (offset, length) of further pieces, at most WRITE_PIECES_MAX: their bytes follow in
+    this order. They are written one after the other; after a failure those before it may be there.
     Only a pending or a named, in-place object; ``view`` must be the storage's view. 2 no such
     object (any more), 22 not allowed, NOT_PRIMARY wrong view.
     """
@@ -551,6 +555,11 @@ class WriteObject(_Message, frozen=True):
     view: int
     offset: int
     length: int
+    more: list[tuple[int, int]] = []
+
+    def pieces(self) -> list[tuple[int, int]]:
+        """(offset, length) of all pieces."""
+        return [(self.offset, self.length), *self.more]
 
 
 class TruncateObject(_Message, frozen=True):

@@ -88,7 +88,7 @@ class Backend(Protocol):
         """Fill *buffer* with content from *offset* on; return the number of bytes."""
 
     async def write_object(self, head: names.WriteObject, data: Sequence[bytes]) -> None:
-        """Write the ``head.length`` bytes of *data* to an appender."""
+        """Write *data*, the bytes of all pieces of *head*, to an appender."""
 
     async def delete_object(self, file_id: str) -> None:
         """Delete an unnamed object."""

@@ -1,8 +1,9 @@
 """Write-behind to one appender: a large file that is being written.
 
-Adjacent writes are gathered into chunks; full chunks are sent in parallel on pooled connections.
-Chunks that overlap are sent one after the other. A chunk that could not be sent is kept and
-sent again by the next `ObjectWriter.drain`, so that a later fsync can still succeed.
+Writes are gathered: adjacent ones into one chunk, scattered ones as several chunks of one *batch*.
+Full batches are sent, each as one request, in parallel on pooled connections; batches that overlap
+one after the other. A batch that could not be sent is kept and sent again by the next
+`ObjectWriter.drain`, so that a later fsync can still succeed.
 
 Memory: every byte that was not sent yet is taken from the mount's dirty budget.
 """
@@ -14,11 +15,13 @@ import logging
 import trio
 
 from fdfsfuse.errors import FdfsError
-from fdfsfuse.proto.names import WriteObject
+from fdfsfuse.proto.names import WRITE_PIECES_MAX, WriteObject
 from fdfsfuse.vfs.context import Context
 from fdfsfuse.vfs.volume import Volume
 
 log = logging.getLogger(__name__)
+
+_BLOCK_SHIFT = 16
 
 
 class _Chunk:
@@ -43,8 +46,47 @@ class _Chunk:
         whole[start : start + len(data)] = data
         self.pieces = [bytes(whole)]
 
+
+class _Batch:
+    """Chunks that do not overlap. ``_blocks`` are the 64 KiB blocks that they touch."""
+
+    __slots__ = ("_blocks", "chunks", "length")
+
+    def __init__(self) -> None:
+        self.chunks: list[_Chunk] = []
+        self.length = 0
+        self._blocks: set[int] = set()
+
+    def add(self, offset: int, data: bytes) -> None:
+        """Take *data*, which overlaps nothing here."""
+        self.length += len(data)
+        self._blocks.update(_blocks(offset, offset + len(data)))
+        if self.chunks and self.chunks[-1].end == offset:
+            self.chunks[-1].append(data)
+        else:
+            self.chunks.append(_Chunk(offset, data))
+
     def overlaps(self, offset: int, end: int) -> bool:
-        return self.offset < end and offset < self.end
+        if self._blocks.isdisjoint(_blocks(offset, end)):
+            return False
+        return any(chunk.offset < end and offset < chunk.end for chunk in self.chunks)
+
+    def holding(self, offset: int, end: int) -> _Chunk | None:
+        """The chunk that the whole range is in."""
+        for chunk in self.chunks:
+            if chunk.offset <= offset and end <= chunk.end:
+                return chunk
+        return None
+
+    def request(self, file_id: str, view: int) -> tuple[WriteObject, list[bytes]]:
+        """Head and data that write all of it."""
+        first, *more = [(chunk.offset, chunk.length) for chunk in self.chunks]
+        data = [piece for chunk in self.chunks for piece in chunk.pieces]
+        return WriteObject(file_id, view, *first, more), data
+
+
+def _blocks(offset: int, end: int) -> range:
+    return range(offset >> _BLOCK_SHIFT, (end - 1 >> _BLOCK_SHIFT) + 1)
 
 
 class ObjectWriter:
@@ -55,10 +97,10 @@ class ObjectWriter:
         self._context = context
         self._volume = volume
         self._view = view
-        self._tail: _Chunk | None = None
-        self._sending: set[_Chunk] = set()
+        self._tail: _Batch | None = None
+        self._sending: set[_Batch] = set()
         self._unsent = 0
-        self._failed: list[_Chunk] = []
+        self._failed: list[_Batch] = []
         self._error: Exception | None = None
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -66,28 +108,29 @@ class ObjectWriter:
         """Take *data* for *offset*. Returns before it was sent.
 
         Raises:
-            FdfsError, OSError: an earlier chunk could not be sent; *data* was not taken.
+            FdfsError, OSError: an earlier batch could not be sent; *data* was not taken.
         """
         self._raise_error()
         options = self._context.options
         end = offset + len(data)
-        while any(chunk.overlaps(offset, end) for chunk in self._sending):
+        while any(batch.overlaps(offset, end) for batch in self._sending):
             await self._changed.park()
         tail = self._tail
-        if tail is not None and tail.offset <= offset and end <= tail.end:
-            tail.overwrite(offset, data)
-            return
-        if tail is not None and (offset != tail.end or tail.length >= options.chunk_bytes):
+        if tail is not None and tail.overlaps(offset, end):
+            chunk = tail.holding(offset, end)
+            if chunk is not None:
+                chunk.overwrite(offset, data)
+                return
             await self._seal(offset, end)
         if not self._context.dirty.take_nowait(len(data)):
             # What this file holds must be on its way before it waits for others.
             await self._seal(offset, end)
             await self._context.dirty.take(len(data))
         if self._tail is None:
-            self._tail = _Chunk(offset, data)
-        else:
-            self._tail.append(data)
-        if self._tail.length >= options.chunk_bytes:
+            self._tail = _Batch()
+        tail = self._tail
+        tail.add(offset, data)
+        if tail.length >= options.chunk_bytes or len(tail.chunks) > WRITE_PIECES_MAX:
             self.send_tail()
         while self._unsent > options.unsent_bytes or len(self._sending) > options.unsent_chunks:
             await self._changed.park()
@@ -100,10 +143,10 @@ class ObjectWriter:
 
     def overlaps(self, offset: int, end: int) -> bool:
         """Whether bytes of the range are not on the storage yet."""
-        chunks = [*self._sending, *self._failed]
+        batches = [*self._sending, *self._failed]
         if self._tail is not None:
-            chunks.append(self._tail)
-        return any(chunk.overlaps(offset, end) for chunk in chunks)
+            batches.append(self._tail)
+        return any(batch.overlaps(offset, end) for batch in batches)
 
     async def drain(self) -> None:
         """Wait until everything is on the storage. What had failed is tried once more.
@@ -113,8 +156,8 @@ class ObjectWriter:
         """
         self._error = None
         failed, self._failed = self._failed, []
-        for chunk in failed:
-            self._start(chunk)
+        for batch in failed:
+            self._start(batch)
             while self._sending:
                 await self._changed.park()
         self.send_tail()
@@ -124,38 +167,37 @@ class ObjectWriter:
 
     def discard(self) -> None:
         """Give up: what was not sent is dropped."""
-        chunks = self._failed + ([self._tail] if self._tail is not None else [])
+        batches = self._failed + ([self._tail] if self._tail is not None else [])
         self._failed, self._tail = [], None
-        self._context.dirty.give(sum(chunk.length for chunk in chunks))
+        self._context.dirty.give(sum(batch.length for batch in batches))
 
     async def _seal(self, offset: int, end: int) -> None:
         self.send_tail()
-        while any(chunk.overlaps(offset, end) for chunk in self._sending):
+        while any(batch.overlaps(offset, end) for batch in self._sending):
             await self._changed.park()
 
-    def _start(self, chunk: _Chunk) -> None:
-        self._sending.add(chunk)
-        self._unsent += chunk.length
-        self._context.spawn(self._send, chunk)
+    def _start(self, batch: _Batch) -> None:
+        self._sending.add(batch)
+        self._unsent += batch.length
+        self._context.spawn(self._send, batch)
 
-    async def _send(self, chunk: _Chunk) -> None:
+    async def _send(self, batch: _Batch) -> None:
         try:
             self._volume.check_up()
-            head = WriteObject(self.file_id, self._view, chunk.offset, chunk.length)
-            await self._volume.backend.write_object(head, chunk.pieces)
+            await self._volume.backend.write_object(*batch.request(self.file_id, self._view))
         except Exception as exc:
             if not isinstance(exc, (FdfsError, OSError)):
                 log.exception("error while sending to %s", self.file_id)
             self._error = exc
-            self._failed.append(chunk)
+            self._failed.append(batch)
         else:
-            self._context.dirty.give(chunk.length)
+            self._context.dirty.give(batch.length)
         finally:
-            self._sending.discard(chunk)
-            self._unsent -= chunk.length
+            self._sending.discard(batch)
+            self._unsent -= batch.length
             self._changed.unpark_all()
 
     def _raise_error(self) -> None:
-        # While a chunk has failed nothing newer is taken: it could be overwritten by the old one.
+        # While a batch has failed nothing newer is taken: it could be overwritten by the old one.
         if self._error is not None:
             raise self._error

@@ -214,12 +214,13 @@ class RemoteBackend:
     async def write_object(self, head: names.WriteObject, data: Sequence[bytes]) -> None:
         encoded = names.encode(head)
         front = _HEAD_LENGTH.pack(len(encoded)) + encoded
-        joined = head.length < _JOIN_BELOW * len(data) or len(data) == 1
+        length = sum(length for _, length in head.pieces())
+        joined = length < _JOIN_BELOW * len(data) or len(data) == 1
         body = b"".join(data) if joined else b""
 
         async def exchange(connection: Connection) -> None:
             source = body if joined else _pieces(data)
-            await connection.command_stream(names.WRITE_OBJECT, front, source, head.length)
+            await connection.command_stream(names.WRITE_OBJECT, front, source, length)
 
         start = time.perf_counter_ns()
         try:

@@ -144,13 +144,14 @@ class FakeBackend:
             self.writing -= 1
         content = self._content(head.file_id)
         body = b"".join(data)
-        assert len(body) == head.length
+        assert len(body) == sum(length for _, length in head.pieces())
         assert head.view == self.view
         assert head.file_id in self.pending or self._owner(head.file_id).in_place
-        if len(content) < head.offset:
-            content.extend(bytes(head.offset - len(content)))
-        content[head.offset : head.offset + head.length] = body
-        self.writes.append((head.offset, head.length))
+        for offset, length in head.pieces():
+            if len(content) < offset:
+                content.extend(bytes(offset - len(content)))
+            content[offset : offset + length], body = body[:length], body[length:]
+            self.writes.append((offset, length))
 
     async def delete_object(self, file_id: str) -> None:
         del self.objects[file_id]

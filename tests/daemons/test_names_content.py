@@ -18,6 +18,7 @@ from tests.common.names_calls import (
     NOW,
     ROOT,
     content,
+    exchange,
     make,
     make_big,
     plain_upload,
@@ -122,6 +123,34 @@ async def test_in_place_changes(server: NamesServer, session: NamesSession) -> N
     digit = "1" if attr.file_id.endswith("0") else "0"
     other = names.CommitWrite(attr.ino, attr.file_id[:-1] + digit, 1, NOW)
     assert await status_of(session.call(other)) == errno.ESTALE
+
+
+async def write_pieces(server: NamesServer, file_id: str, *pieces: tuple[int, bytes]) -> int:
+    first, *more = [(offset, len(data)) for offset, data in pieces]
+    head = names.encode(names.WriteObject(file_id, 1, *first, more))
+    data = b"".join(data for _, data in pieces)
+    return await exchange(server, names.WRITE_OBJECT, len(head).to_bytes(4, "big") + head + data)
+
+
+async def test_several_pieces_in_one_request(server: NamesServer, session: NamesSession) -> None:
+    attr = await make_big(server, session, b"a")
+    before = server.store.binlog.position
+    assert await write_pieces(server, attr.file_id, (7, b"one"), (BIG, b"end"), (0, b"two")) == 0
+    assert content(server, attr) == b"twobbbbone" + b"b" * (BIG - 10) + b"end"
+    lines = [(record.op, record.numbers) for record, _ in server.store.binlog.read(before)]
+    assert lines == [("M", (7, 3)), ("A", (BIG, 3)), ("M", (0, 3))]
+
+
+async def test_absurd_pieces(server: NamesServer, session: NamesSession) -> None:
+    attr = await make_big(server, session, b"a")
+    assert await write_pieces(server, attr.file_id, (0, b"x"), (1 << 63, b"y")) == errno.EFBIG
+    many = [(number, b"x") for number in range(names.WRITE_PIECES_MAX + 2)]
+    assert await write_pieces(server, attr.file_id, *many) == errno.EINVAL
+    for lengths in ((2, -1), (-1, 2), (1, 1), (0, 0)):
+        head = names.encode(names.WriteObject(attr.file_id, 1, 0, lengths[0], [(5, lengths[1])]))
+        body = len(head).to_bytes(4, "big") + head + b"x"
+        assert await exchange(server, names.WRITE_OBJECT, body) == errno.EINVAL
+    assert content(server, attr) == b"b" * BIG
 
 
 async def test_what_must_not_be_written_to(server: NamesServer, session: NamesSession) -> None:

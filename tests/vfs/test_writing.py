@@ -143,6 +143,61 @@ async def test_random_writes_overlapping_what_is_under_way_stay_in_order() -> No
         assert m.volume.content("a") == content
 
 
+async def test_scattered_writes_are_sent_together() -> None:
+    async with mounted() as m:
+        rng = random.Random(4)
+        content = bytearray(8 * MIB)
+        await m.write_file("vol/a", bytes(content))
+        handle = await m.open("vol/a", os.O_RDWR)
+        before = m.volume.requests["write"]
+        blocks = rng.sample(range(2048), 2 * (names.WRITE_PIECES_MAX + 1))
+        for block in blocks:
+            data = rng.randbytes(4096)
+            await m.vfs.files.write(handle, block * 4096, data)
+            content[block * 4096 : block * 4096 + 4096] = data
+        await m.close(handle)
+        assert m.volume.requests["write"] == before + 2
+        assert m.volume.content("a") == content
+
+
+async def test_scattered_writes_that_overlap_are_sent_in_order() -> None:
+    async with mounted() as m:
+        content = bytearray(2 * MIB)
+        await m.write_file("vol/a", bytes(content))
+        handle = await m.open("vol/a", os.O_RDWR)
+        before = m.volume.requests["write"]
+        pieces = [
+            (100_000, b"a" * 100),
+            (500, b"b" * 100),
+            (100_010, b"c" * 10),  # inside of the first one
+            (590, b"d" * 20),  # across the end of the second one: these two cannot go together
+            (3, b"e"),
+        ]
+        for offset, data in pieces:
+            await m.vfs.files.write(handle, offset, data)
+            content[offset : offset + len(data)] = data
+        await m.close(handle)
+        assert m.volume.requests["write"] == before + 2
+        assert m.volume.content("a") == content
+
+
+async def test_scattered_writes_that_failed_are_kept() -> None:
+    async with mounted() as m:
+        await m.write_file("vol/a", bytes(2 * MIB))
+        handle = await m.open("vol/a", os.O_RDWR)
+        m.volume.fail["write"] = StatusError(errno.ENOSPC)
+        for offset in (MIB, 7, 9000):
+            await m.vfs.files.write(handle, offset, b"x")
+        with pytest.raises(StatusError):
+            await m.vfs.files.flush(handle)
+        assert m.vfs.context.dirty.used == 3
+        m.volume.fail.clear()
+        await m.close(handle)
+        assert m.vfs.context.dirty.used == 0
+        stored = m.volume.content("a")
+        assert [stored[offset] for offset in (MIB, 7, 9000)] == [ord("x")] * 3
+
+
 @pytest.mark.parametrize("size", [0, 3, 2000, 3 * MIB])
 @pytest.mark.parametrize("old", [0, 1000, 2 * MIB])
 @pytest.mark.parametrize("by_handle", [True, False])

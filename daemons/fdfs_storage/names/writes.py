@@ -58,28 +58,42 @@ class ObjectWriter:
             raise ProtocolError(f"a WRITE_OBJECT head of {head_length} bytes")
         head = names.decode_struct(names.WriteObject, await connection.recv_exactly(head_length))
         rest = length - 4 - head_length
-        if head.length != rest:
-            raise ProtocolError(f"WRITE_OBJECT of {head.length} bytes brings {rest}")
+        pieces = head.pieces()
+        if len(head.more) > names.WRITE_PIECES_MAX or min(size for _, size in pieces) < 0:
+            raise ProtocolError("a WRITE_OBJECT with absurd pieces")
+        if sum(size for _, size in pieces) != rest:
+            raise ProtocolError(f"WRITE_OBJECT brings {rest} bytes, not those of its pieces")
         try:
-            if not 0 <= head.offset <= FILE_SIZE_MAX - rest:
+            if any(not 0 <= offset <= FILE_SIZE_MAX - size for offset, size in pieces):
                 raise fail(errno.EFBIG)
             self._check(head.file_id, head.view)
             fd = self._objects.store.open_object(self._objects.locate(head.file_id), write=True)
         except StatusError as exc:
             await self._refuse(connection, rest, exc.errno or errno.EIO)
             return
-        done = 0
         try:
-            old_size = os.fstat(fd).st_size
-            status, done, received = await self._receive(connection, fd, head.offset, rest)
+            status, received = await self._receive_pieces(connection, fd, head.file_id, pieces)
         finally:
             os.close(fd)
-            if done:
-                self._objects.record_write(head.file_id, head.offset, done, old_size)
         if status:
             await self._refuse(connection, rest - received, status)
         else:
             await connection.send(pack_response())
+
+    async def _receive_pieces(
+        self, connection: FramedConnection, fd: int, file_id: str, pieces: list[tuple[int, int]]
+    ) -> tuple[int, int]:
+        """Write the pieces up to the first that fails: (status, bytes received)."""
+        size, received = os.fstat(fd).st_size, 0
+        for offset, length in pieces:
+            status, done, got = await self._receive(connection, fd, offset, length)
+            received += got
+            if done:
+                self._objects.record_write(file_id, offset, done, size)
+                size = max(size, offset + done)
+            if status:
+                return status, received
+        return 0, received
 
     async def _receive(
         self, connection: FramedConnection, fd: int, offset: int, count: int
