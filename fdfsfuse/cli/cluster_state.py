@@ -93,7 +93,7 @@ async def look(client: Client, timeout_s: float) -> ClusterState:
     Raises:
         ConnectionProblem: no tracker answers.
     """
-    volumes: list[Volume] = []
+    volumes = [Volume(stat) for stat in await client.tracker.list_groups()]
     trackers: list[TrackerView] = []
 
     async def ask_trackers() -> None:
@@ -101,7 +101,6 @@ async def look(client: Client, timeout_s: float) -> ClusterState:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask_trackers)
-        volumes += [Volume(stat) for stat in await client.tracker.list_groups()]
         for volume in volumes:
             nursery.start_soon(_look_at, client, volume, timeout_s)
     return ClusterState(trackers, volumes)

@@ -12,19 +12,18 @@ Methods raise StatusError with the status that the command is answered with.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fdfsfuse.core import states, trunk_servers
-from fdfsfuse.core.config import IdType, StoreServer, TrackerConfig
+from fdfsfuse.core import joining, states, trunk_servers
+from fdfsfuse.core.config import StoreServer, TrackerConfig
 from fdfsfuse.core.founding import Acceptor, check_ballot
 from fdfsfuse.core.groups import Group, Server, storage_id_of_ip
 from fdfsfuse.core.placement import Placement
 from fdfsfuse.core.reasons import FILLED
 from fdfsfuse.core.states import Event
-from fdfsfuse.core.storage_ids import RW_BOTH, StorageIdEntry
+from fdfsfuse.core.storage_ids import RW_BOTH
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.changelog import ChangelogLine
 from fdfsfuse.proto.cluster import (
@@ -43,7 +42,6 @@ from fdfsfuse.proto.tracker import MAX_GROUPS, MAX_SERVERS_PER_GROUP, ServerStat
 CHANGELOG_PART = 8192
 """Most bytes of the changelog in one answer."""
 _STORAGE_ID = re.compile(r"[A-Za-z0-9._-]{1,15}\Z")
-_NEVER_JOINS_WITH = frozenset({3, 4, 99})
 
 
 class Cluster:
@@ -156,18 +154,18 @@ class Cluster:
         Raises:
             StatusError: the join is refused; the text says why.
         """
-        entry = self._id_entry(request, peer_ip)
+        entry = joining.id_entry(self.config, request, peer_ip)
         storage_id = storage_id_of_ip(peer_ip) if entry is None else entry.storage_id
         group = self.groups.get(request.group) or Group(request.group)
         server = group.servers.get(storage_id)
-        first_status = self._first_status(request) if server is None else None
-        self._check_fit(group, storage_id, request)
+        first_status = joining.first_status(request) if server is None else None
+        joining.check_fit(self.config, group, storage_id, request)
         new_group = request.group not in self.groups
         if (new_group and len(self.groups) >= MAX_GROUPS) or (
             server is None and len(group.servers) >= MAX_SERVERS_PER_GROUP
         ):
             raise StatusError(errno.ENOSPC, "too many groups or storages")
-        ips = _addresses(entry, peer_ip)
+        ips = joining.addresses(entry, peer_ip)
         rw_mode = RW_BOTH if entry is None else entry.rw_mode
         if server is None:
             server = Server(storage_id, ips, request.port, rw_mode=rw_mode)
@@ -199,62 +197,6 @@ class Cluster:
             # That of an earlier initial copy: a new one will be chosen, with a later time.
             server.source = SyncSource()
         return group, server
-
-    def _id_entry(self, request: Join, peer_ip: str) -> StorageIdEntry | None:
-        """The joining storage's line in the table of storage ids; None when none is used."""
-        table = self.config.storage_ids
-        if table is None:
-            return None
-        if self.config.trust_storage_server_id and request.storage_id:
-            entry = table.by_id(request.storage_id)
-            if entry is not None and entry.group_name != request.group:
-                entry = None
-        else:
-            entry = table.find(request.group, peer_ip, request.port)
-        if entry is None:
-            raise StatusError(
-                errno.ENOENT,
-                f"storage {request.storage_id or peer_ip}:{request.port} of {request.group} "
-                "is not in the table of storage ids",
-            )
-        return entry
-
-    @staticmethod
-    def _first_status(request: Join) -> ServerStatus:
-        """The status of a server that this tracker did not know."""
-        if request.init_flag:
-            return ServerStatus.INIT
-        if request.status < 0 or request.status in _NEVER_JOINS_WITH:
-            raise StatusError(errno.EFAULT, f"an unknown storage with status {request.status}")
-        try:
-            status = ServerStatus(request.status)
-        except ValueError:
-            raise StatusError(errno.EINVAL, f"status {request.status}") from None
-        return ServerStatus.ONLINE if status is ServerStatus.ACTIVE else status
-
-    def _check_fit(self, group: Group, storage_id: str, request: Join) -> None:
-        """Port, path count and sub directory count must agree within a group."""
-        others = [s for s in group.members() if s.storage_id != storage_id]
-        several_ports = self.config.use_storage_id and self.config.id_type_in_filename is IdType.ID
-        if not several_ports and any(s.port != request.port for s in others):
-            raise StatusError(
-                errno.EINVAL,
-                f"port {request.port}, but the storages of {group.name} use {group.port}",
-            )
-        if request.store_path_count < group.store_path_count and any(
-            s.store_path_count != request.store_path_count for s in others
-        ):
-            raise StatusError(
-                errno.EINVAL,
-                f"store_path_count {request.store_path_count}, but {group.name} has "
-                f"{group.store_path_count}",
-            )
-        if any(s.subdir_count_per_path != request.subdir_count_per_path for s in others):
-            raise StatusError(
-                errno.EINVAL,
-                f"subdir_count_per_path {request.subdir_count_per_path}, but {group.name} has "
-                f"{group.subdir_count_per_path}",
-            )
 
     def _update(self, group: Group, server: Server, request: Join) -> None:
         """Take over what a join says about the storage, and what the group makes of it."""
@@ -421,7 +363,7 @@ class Cluster:
         if brief.status in (ServerStatus.ONLINE, ServerStatus.ACTIVE):
             return
         if server is None:
-            if brief.status in states.GONE or not is_ip(brief.ip):
+            if brief.status in states.GONE or not joining.is_ip(brief.ip):
                 return
             if not _STORAGE_ID.match(brief.storage_id):
                 return
@@ -568,15 +510,6 @@ class Cluster:
         return part
 
 
-def is_ip(text: str) -> bool:
-    """True for the text of an IPv4 or IPv6 address."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _rename_source(group: Group, old_id: str, new_id: str) -> None:
     """A storage has another id now: so has the source of others, and its row and columns."""
     for server in group.servers.values():
@@ -589,10 +522,3 @@ def _rename_source(group: Group, old_id: str, new_id: str) -> None:
             times[new_id] = times.pop(old_id)
     if group.trunk_server == old_id:
         group.trunk_server = new_id
-
-
-def _addresses(entry: StorageIdEntry | None, peer_ip: str) -> tuple[str, ...]:
-    """The addresses to give to clients: those of the table if they are all ips, else the peer's."""
-    if entry is not None and all(is_ip(host) for host in entry.hosts):
-        return entry.hosts
-    return (peer_ip,)
