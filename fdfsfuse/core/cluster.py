@@ -409,7 +409,8 @@ class Cluster:
             (new_id if name == old_id else name): (server if name == old_id else kept[name])
             for name in order
         }
-        group.servers[old_id] = stub
+        if len(group.servers) < MAX_SERVERS_PER_GROUP:  # else the changelog alone tells it
+            group.servers[old_id] = stub
         _rename_source(group, old_id, new_id)
         group.refresh()
         self._changed(f"storage {old_id} of {group_name} goes on as {new_ip}")

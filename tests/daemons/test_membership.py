@@ -3,88 +3,29 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 
 from fdfs_storage.identity import Identity
-from fdfs_storage.membership import Membership
 from fdfs_storage.place import Place, learn
-from fdfsfuse.core.config import IdType, ServerAddress, StorageConfig, StorageIds, StorePath
-from fdfsfuse.errors import ConnectionProblem, StatusError
-from fdfsfuse.proto.changelog import ChangelogLine, IpChange
-from fdfsfuse.proto.cluster import Brief, Changes, Join, Joined, SyncReport, SyncSource
-from fdfsfuse.proto.cluster_status import FounderAnswer, FounderQuery, decode, encode
-from fdfsfuse.proto.header import HEADER_SIZE, pack_response, unpack_header
-from fdfsfuse.proto.parameters import Parameters
+from fdfsfuse.core.config import IdType, StorageIds
+from fdfsfuse.proto.cluster import Join, SyncSource
+from fdfsfuse.proto.header import pack_response
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus
-from tests.daemons.tracker_server import TRACKER_IP, TestTracker, running_tracker, wait_for
-
-STORAGE_IP = "127.0.0.21"
-PORT = 33000
-PLACE = Place(Parameters(), STORAGE_IP, STORAGE_IP)
-
-
-def storage_config(directory: Path, ports: list[int], **changes: Any) -> StorageConfig:
-    settings: dict[str, Any] = {
-        "group_name": "group1",
-        "base_path": str(directory),
-        "store_paths": (StorePath(str(directory)),),
-        "tracker_servers": tuple(ServerAddress((TRACKER_IP,), port) for port in ports),
-        "bind_addr": (STORAGE_IP,),
-        "connect_timeout_s": 2.0,
-        "network_timeout_s": 2.0,
-    }
-    return StorageConfig(**(settings | changes))
-
-
-class Node:
-    """A membership with what surrounds it in the daemon."""
-
-    def __init__(self, config: StorageConfig, place: Place) -> None:
-        self.identity = Identity.load(config.base_path, 1000)
-        self.statistics = Statistics()
-        self.space = [(5000, 2000)]
-        self.founded = 0
-        self.membership = Membership(
-            config,
-            self.identity,
-            place,
-            port=PORT,
-            statistics=lambda: self.statistics,
-            space=lambda: self.space,
-            found=self._found,
-        )
-
-    async def _found(self) -> None:
-        assert not self.identity.sync_old_done, "only before it is written down"
-        self.founded += 1
-
-
-@asynccontextmanager
-async def running(config: StorageConfig, place: Place = PLACE) -> AsyncIterator[Node]:
-    node = Node(config, place)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(node.membership.run)
-        yield node
-        nursery.cancel_scope.cancel()
-
-
-async def joined(node: Node) -> None:
-    with trio.fail_after(10):
-        await node.membership.wait_joined()
-
-
-def active(tracker: TestTracker, storage_id: str = STORAGE_IP) -> bool:
-    group = tracker.cluster.groups.get("group1")
-    server = None if group is None else group.servers.get(storage_id)
-    return server is not None and server.status is ServerStatus.ACTIVE
-
+from tests.daemons.membership_node import (
+    PLACE,
+    PORT,
+    STORAGE_IP,
+    active,
+    joined,
+    running,
+    scripted,
+    storage_config,
+)
+from tests.daemons.tracker_server import TRACKER_IP, running_tracker, wait_for
 
 # With a tracker of ours ---------------------------------------------------------------------------
 
@@ -180,97 +121,6 @@ async def test_the_changelog_of_the_group_is_read(
 
 
 # With a tracker that does what a test says --------------------------------------------------------
-
-Answer = Callable[[int, bytes], "bytes | int | None"]
-"""Takes a command and a body; returns a body, a status, or None to close the connection."""
-
-
-class ScriptedTracker:
-    """Answers on one port; can be stopped and started again. Remembers all requests."""
-
-    def __init__(self) -> None:
-        self.answer: Answer = self.good
-        self.requests: list[tuple[int, bytes]] = []
-        self.connections = 0
-        self.port = 0
-        self._scope: trio.CancelScope | None = None
-
-    def good(self, command: int, body: bytes) -> bytes | int | None:
-        """A tracker that knows this storage well."""
-        answers: dict[int, bytes | int] = {
-            60: STORAGE_IP.encode(),
-            75: Parameters().encode(),
-            81: Joined(ServerStatus.ONLINE, "").encode(),
-            83: Changes().encode(),
-            84: b"",
-            141: errno.EINVAL,  # a stock tracker
-        }
-        return answers.get(command, b"")
-
-    def commands(self) -> list[int]:
-        return [command for command, _ in self.requests]
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        listeners = await trio.open_tcp_listeners(self.port, host=TRACKER_IP)
-        self.port = listeners[0].socket.getsockname()[1]
-        with trio.CancelScope() as self._scope:
-            await trio.serve_listeners(self._serve, listeners, task_status=_Started(task_status))
-
-    def stop(self) -> None:
-        assert self._scope is not None
-        self._scope.cancel()
-
-    async def _serve(self, stream: trio.SocketStream) -> None:
-        self.connections += 1
-        async with stream:
-            while len(head := await _read(stream, HEADER_SIZE)) == HEADER_SIZE:
-                header = unpack_header(head)
-                body = await _read(stream, header.length)
-                self.requests.append((header.command, body))
-                answer = self.answer(header.command, body)
-                if answer is None:
-                    return
-                if isinstance(answer, int):
-                    await stream.send_all(pack_response(status=answer))
-                else:
-                    await stream.send_all(pack_response(answer))
-
-
-class _Started(trio.TaskStatus[Any]):
-    """Hands on that listening has begun, without the listeners."""
-
-    def __init__(self, status: trio.TaskStatus[None]) -> None:
-        self._status = status
-
-    def started(self, value: Any = None) -> None:
-        self._status.started()
-
-
-async def _read(stream: trio.SocketStream, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        try:
-            chunk = await stream.receive_some(count - len(data))
-        except trio.BrokenResourceError:
-            break
-        if not chunk:
-            break
-        data += chunk
-    return data
-
-
-@asynccontextmanager
-async def scripted() -> AsyncIterator[tuple[ScriptedTracker, Callable[[], Awaitable[None]]]]:
-    """A scripted tracker and a function that starts it (again)."""
-    tracker = ScriptedTracker()
-    async with trio.open_nursery() as nursery:
-
-        async def start() -> None:
-            await nursery.start(tracker.run)
-
-        await start()
-        yield tracker, start
-        nursery.cancel_scope.cancel()
 
 
 async def test_order_of_the_first_conversation(tmp_path: Path) -> None:
@@ -442,184 +292,3 @@ async def test_two_trackers_and_one_of_them_is_down(tmp_path: Path) -> None:
             assert 87 not in second.commands(), "decided once for all trackers"
             late = Join.decode(next(body for command, body in second.requests if command == 81))
             assert (late.status, late.init_flag) == (int(ServerStatus.ONLINE), False)
-
-
-# The group, and what replication asks ------------------------------------------------------------
-
-
-def member(host: int, status: ServerStatus = ServerStatus.ACTIVE) -> Brief:
-    return Brief(status, PORT, f"127.0.0.{host}", f"127.0.0.{host}")
-
-
-class Telling:
-    """Makes a scripted tracker answer heartbeats with what a test sets."""
-
-    def __init__(self, tracker: ScriptedTracker) -> None:
-        self.changes = Changes()
-        self.answers: dict[int, bytes | int] = {}
-        self._good = tracker.good
-        tracker.answer = self._answer
-
-    def _answer(self, command: int, body: bytes) -> bytes | int | None:
-        if command in (83, 84, 89):
-            changes, self.changes = self.changes, Changes()
-            return changes.encode()
-        return self.answers.get(command, self._good(command, body))
-
-
-async def test_the_list_of_the_group_is_merged_and_observed(tmp_path: Path) -> None:
-    async with scripted() as (tracker, _):
-        telling = Telling(tracker)
-        config = storage_config(tmp_path, [tracker.port], heart_beat_interval_s=0.02)
-        own, peer = member(21), member(22)
-        telling.changes = Changes(
-            leader=Brief(ServerStatus.INIT, tracker.port, TRACKER_IP, TRACKER_IP),
-            group=(own, peer, member(23, ServerStatus.DELETED)),
-        )
-        async with running(config) as node:
-            seen: list[tuple[Brief, ...]] = []
-            membership = node.membership
-            membership.add_observer(lambda: seen.append(membership.members))
-            await joined(node)
-            await wait_for(lambda: membership.members == (own, peer))
-            assert seen[-1] == (own, peer)
-            assert membership.leader == config.tracker_servers[0]
-            # A list that lacks a member does not remove it: the tracker is told of it.
-            telling.changes = Changes(group=(own,))
-            await wait_for(lambda: (85, peer.encode()) in tracker.requests)
-            assert membership.members == (own, peer)
-
-
-async def test_a_removed_peer_is_dropped_once_its_changelog_was_read(tmp_path: Path) -> None:
-    async with scripted() as (tracker, _):
-        telling = Telling(tracker)
-        config = storage_config(tmp_path, [tracker.port], heart_beat_interval_s=0.02)
-        telling.changes = Changes(group=(member(21), member(22)))
-        lines: list[ChangelogLine] = []
-        async with running(config) as node:
-            node.membership.on_changelog = lines.append
-            await wait_for(lambda: len(node.membership.members) == 2)
-            line = ChangelogLine(5, "group1", "127.0.0.22", ServerStatus.DELETED)
-            telling.answers[77] = b"1 other 127.0.0.22 4 \nno line\n" + line.encode()
-            telling.changes = Changes(group=(member(21), member(22, ServerStatus.DELETED)))
-            await wait_for(lambda: len(node.membership.members) == 1)
-            assert lines
-            assert set(lines) == {line}
-            telling.changes = Changes(group=(member(21), member(22, ServerStatus.INIT)))
-            await wait_for(lambda: len(node.membership.members) == 2)
-
-
-async def test_what_replication_asks_and_reports(tmp_path: Path) -> None:
-    async with scripted() as (first, _), scripted() as (second, _):
-        config = storage_config(tmp_path, [first.port, second.port], heart_beat_interval_s=0.02)
-        Telling(first).changes = Changes(group=(member(21), member(22, ServerStatus.WAIT_SYNC)))
-        source = SyncSource(STORAGE_IP, 77)
-        telling = Telling(second)
-        telling.changes = Changes(
-            leader=Brief(ServerStatus.INIT, second.port, TRACKER_IP, TRACKER_IP)
-        )
-        telling.answers[86] = source.encode()
-        async with running(config) as node:
-            membership = node.membership
-            membership.sync_timestamps = lambda: {"127.0.0.22": 1234}
-            await wait_for(lambda: len(membership.members) == 2 and membership.leader is not None)
-            assert await membership.sync_source("127.0.0.22") == source
-            assert 86 not in first.commands(), "the leader is asked"
-            telling.answers[86] = b""
-            assert await membership.sync_source("127.0.0.22") is None
-            telling.answers[86] = errno.ENOENT
-            with pytest.raises(StatusError):
-                await membership.sync_source("127.0.0.22")
-            await membership.report_status(member(22, ServerStatus.SYNCING))
-            assert membership.members[1].status is ServerStatus.SYNCING
-            assert 76 in first.commands()
-            assert 76 in second.commands()
-            second.stop()
-            await membership.report_status(member(22, ServerStatus.OFFLINE))
-            first.answer = lambda command, body: errno.ENOENT
-            with pytest.raises((StatusError, ConnectionProblem)):
-                await membership.report_status(member(22, ServerStatus.OFFLINE))
-            times = SyncReport((("127.0.0.21", 0), ("127.0.0.22", 1234))).encode()
-            assert (89, times) in first.requests
-
-
-async def test_a_tracker_that_knows_an_old_status_is_told_the_leaders(tmp_path: Path) -> None:
-    async with scripted() as (leader, _), scripted() as (follower, _):
-        stale = member(21, ServerStatus.WAIT_SYNC)
-        behind = Telling(follower)
-        behind.answers = {81: Joined(stale.status, "").encode(), 71: stale.encode()}
-        ahead = Telling(leader)
-        ahead.answers = {71: member(21).encode()}
-        ahead.changes = Changes(
-            leader=Brief(ServerStatus.INIT, leader.port, TRACKER_IP, TRACKER_IP),
-            group=(member(21),),
-        )
-        config = storage_config(tmp_path, [follower.port, leader.port], heart_beat_interval_s=0.02)
-        async with running(config) as node:
-            await wait_for(lambda: (59, b"\x07") in follower.requests)
-            behind.answers = {}
-            await wait_for(lambda: follower.commands().count(81) >= 2)
-            assert node.membership.status is ServerStatus.ACTIVE
-            assert 59 not in leader.commands()
-
-
-async def test_a_changed_ip_is_told_before_joining(tmp_path: Path) -> None:
-    async with scripted() as (tracker, _):
-        config = storage_config(tmp_path, [tracker.port])
-        identity = Identity.load(tmp_path, 1000)
-        identity.last_ip_addr = "10.0.0.7"
-        identity.save()
-        place = Place(Parameters(storage_ip_changed_auto_adjust=True), STORAGE_IP, STORAGE_IP)
-        async with running(config, place) as node:
-            await joined(node)
-            assert tracker.commands()[:3] == [78, 77, 81]
-            assert tracker.requests[0][1] == IpChange("group1", "10.0.0.7", STORAGE_IP).encode()
-        assert Identity.load(tmp_path, 1).last_ip_addr == STORAGE_IP
-
-
-async def test_a_storage_that_is_not_the_founder_founds_no_tree(tmp_path: Path) -> None:
-    async with scripted() as (tracker, _):
-        telling = Telling(tracker)
-        telling.answers[141] = encode(FounderAnswer(False, "it has lost what it had"))
-        async with running(storage_config(tmp_path, [tracker.port])) as node:
-            await joined(node)
-            assert node.founded == 0
-            assert node.identity.sync_old_done
-        (query,) = (body for command, body in tracker.requests if command == 141)
-        assert decode(FounderQuery, query) == FounderQuery("group1", STORAGE_IP, 1000)
-
-
-async def test_trackers_that_are_configured_by_name_are_listed_by_address(tmp_path: Path) -> None:
-    async with scripted() as (tracker, _):
-        config = storage_config(
-            tmp_path,
-            [],
-            tracker_servers=(
-                ServerAddress((TRACKER_IP,), tracker.port),
-                ServerAddress(("localhost",), 1),
-                ServerAddress(("no.such.host.invalid",), 2),
-            ),
-        )
-        async with running(config) as node:
-            await joined(node)
-        join = Join.decode(next(body for command, body in tracker.requests if command == 81))
-        assert join.trackers[0] == f"{TRACKER_IP}:{tracker.port}"
-        assert join.trackers[1] in ("127.0.0.1:1", "[::1]:1")
-        assert len(join.trackers) == 2
-
-
-async def test_a_source_that_was_removed_is_asked_for_again(tmp_path: Path) -> None:
-    async with scripted() as (tracker, _):
-        telling = Telling(tracker)
-        telling.answers = {
-            87: SyncSource("10.0.0.5", 123).encode(),
-            81: Joined(ServerStatus.WAIT_SYNC, "").encode(),
-            71: member(21, ServerStatus.WAIT_SYNC).encode(),
-            88: errno.ENOENT,
-        }
-        async with running(storage_config(tmp_path, [tracker.port])) as node:
-            await wait_for(lambda: 79 in tracker.commands())
-            telling.answers |= {87: SyncSource("10.0.0.6", 456).encode(), 88: b""}
-            await joined(node)
-            assert node.identity.source == SyncSource("10.0.0.6", 456)
-            assert node.founded == 0
