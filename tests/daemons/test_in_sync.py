@@ -160,7 +160,7 @@ async def test_a_removed_peer_does_not_count(tmp_path: Path) -> None:
         await w.member("a")
         w.end = at(100)
         del w.peers["a"]
-        w.set.forget("a")
+        w.set.forget("a", "it was removed from the group")
         await w.set.wait(at(100))
         assert w.file() == []
 
@@ -239,6 +239,28 @@ async def test_a_mount_goes_on_without_a_storage_that_is_gone(tmp_path: Path) ->
                 assert b.content(attr.file_id) == b"content"
                 attr = await store(session, ino, b"more content")
                 assert b.content(attr.file_id) == b"more content"
+
+
+async def test_a_machine_that_was_restarted_is_out_of_sync_until_it_has_all_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with trio.fail_after(60):
+        async with (
+            run_node(tmp_path / "a", "1", names=True) as a,
+            a.session() as session,
+        ):
+            async with run_node(tmp_path / "b", "2", boot_id="first") as b:
+                a.meet(b)
+                port = b.port
+                await until(lambda: "2" in a.replication.in_sync.members)
+                ino = await make(session, b"file")
+                attr = await store(session, ino, b"content")
+                b.path(attr.file_id).unlink()  # it had not been written to the disk
+            async with run_node(tmp_path / "b", "2", boot_id="second", port=port) as b:
+                await until(lambda: "out of sync: its machine was restarted" in caplog.text)
+                await until(lambda: "2" in a.replication.in_sync.members)
+                assert b.content(attr.file_id) == b"content"
 
 
 async def test_changes_by_id_on_the_other_storage_reach_the_tree(tmp_path: Path) -> None:

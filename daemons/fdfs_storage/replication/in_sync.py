@@ -173,10 +173,11 @@ class InSync:
         if peer_id not in self.members:
             self._changed.set()
 
-    def forget(self, peer_id: str) -> None:
-        """A peer was removed from the group."""
+    def forget(self, peer_id: str, reason: str) -> None:
+        """A peer does not count any more, until it is at rest again."""
+        self._joining.pop(peer_id, None)
         if peer_id in self.members:
-            self.put_out[peer_id] = "it was removed from the group"
+            self.put_out[peer_id] = reason
             self._changed.set()
 
     async def _take_in(self) -> None:

@@ -65,6 +65,7 @@ class Pusher:
         source_position: how far the given member has our changes, None if that is not known.
         progress: called when ``acked`` or ``in_touch`` has changed.
         at_rest: called when the peer has everything.
+        restarted: called when the peer may have lost some of what it had acknowledged.
 
     Attributes:
         acked: the peer has dealt with all records before this position.
@@ -84,6 +85,7 @@ class Pusher:
         source_position: Callable[[str], BinlogPosition | None],
         progress: Callable[[], None],
         at_rest: Callable[[Pusher], None],
+        restarted: Callable[[Pusher], None],
     ) -> None:
         self.peer = peer
         self.link: PeerLink | None = None
@@ -100,6 +102,7 @@ class Pusher:
         self._source_position = source_position
         self._progress = progress
         self._at_rest = at_rest
+        self._restarted = restarted
         self._changed = trio.Event()
         self._stream: Stream | None = None
         self._retry = Retry(RETRY_MAX_S)
@@ -336,6 +339,7 @@ class Pusher:
             if safe < self.acked:
                 logger.info("the machine of %s was restarted: the last stretch again", peer_id)
                 again_until, self.acked = self.acked, safe
+                self._restarted(self)
                 # First the mark: a crash in between must not lose the way back.
                 await self.write_mark()
         if self._boot is None or self._boot.boot_id != boot_id:

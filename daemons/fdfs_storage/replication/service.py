@@ -158,6 +158,7 @@ class Replication:
             source_position=self._position_of,
             progress=self._progressed,
             at_rest=self._at_rest,
+            restarted=self._restarted,
         )
         self.pushers[brief.storage_id] = pusher
         assert self._nursery is not None
@@ -173,7 +174,7 @@ class Replication:
                 await trio.sleep(SAVE_S)
         logger.info("%s is no member of the group any more", peer_id)
         del self.pushers[peer_id]
-        self.in_sync.forget(peer_id)
+        self.in_sync.forget(peer_id, "it was removed from the group")
 
     def _position_of(self, peer_id: str) -> BinlogPosition | None:
         pusher = self.pushers.get(peer_id)
@@ -206,6 +207,10 @@ class Replication:
 
     def _at_rest(self, pusher: Pusher) -> None:
         self.in_sync.at_rest(pusher.peer.storage_id)
+
+    def _restarted(self, pusher: Pusher) -> None:
+        reason = "its machine was restarted, and may have lost the last changes"
+        self.in_sync.forget(pusher.peer.storage_id, reason)
 
     def count(self, position: BinlogPosition) -> int:
         """How many servers have everything before *position*, this one included."""
