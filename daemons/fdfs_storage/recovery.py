@@ -24,7 +24,7 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -44,7 +44,15 @@ from fdfsfuse.client.storage import StorageClient
 from fdfsfuse.client.tracker import TrackerClient
 from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.core.recovery import Content, Way, choose_source, choose_way, promised_content
-from fdfsfuse.errors import ConfigError, ConnectionBroken, FdfsError, ProtocolError, StatusError
+from fdfsfuse.errors import (
+    ConfigError,
+    ConnectionBroken,
+    ConnectionProblem,
+    DeadlineExceeded,
+    FdfsError,
+    ProtocolError,
+    StatusError,
+)
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.binlog import BinlogRecord, decode_line
 from fdfsfuse.proto.cluster import Brief, ClusterCommand, StatusReport
@@ -62,9 +70,28 @@ from fdfsfuse.proto.trunk import find_slot
 logger = logging.getLogger(__name__)
 
 _MAX_RETRY_S = 5.0
+_LIST_WAIT_S = 600.0
+"""A source looks at each of its files before the list is complete."""
 _FETCHERS = 4
 _BATCH = 500
 """Files between two marks."""
+
+
+@contextmanager
+def _patience(source: Address, limit_s: float) -> Iterator[Callable[[], None]]:
+    """Wait for a source no longer than *limit_s* after each call of what this gives.
+
+    Raises:
+        DeadlineExceeded: it was silent for longer.
+    """
+    with trio.move_on_after(limit_s) as scope:
+
+        def heard() -> None:
+            scope.deadline = trio.current_time() + limit_s
+
+        yield heard
+    if scope.cancelled_caught:
+        raise DeadlineExceeded(f"{source} has sent nothing for {limit_s:g} s")
 
 
 class _NobodyThere(FdfsError):
@@ -184,8 +211,9 @@ class DiskRecovery:
             try:
                 stream = await connection.start_stream(FETCH_PATH_BINLOG, body)
                 tail, count = b"", 0
-                with suppress(ConnectionBroken):
+                with suppress(ConnectionBroken), _patience(address, _LIST_WAIT_S) as heard:
                     while data := await stream.receive_some():
+                        heard()
                         text, tail = (tail + data)[:-COUNT_SIZE], (tail + data)[-COUNT_SIZE:]
                         count += len(text)
                         await trio.to_thread.run_sync(file.write, text)
@@ -205,6 +233,8 @@ class DiskRecovery:
             async with trio.open_nursery() as nursery:
                 for _ in range(_FETCHERS):
                     nursery.start_soon(fetch.run, rest)
+            if fetch.problem is not None:
+                raise fetch.problem
             offset = batch[-1][1]
             await trio.to_thread.run_sync(files.write_mark, part, offset)
             done = f"{100 * offset // total} % of the files of store path {index}"
@@ -219,7 +249,9 @@ class _Fetch:
         self, config: StorageConfig, source: StorageClient, index: int, data: Path
     ) -> None:
         self.source = source
+        self.problem: Exception | None = None
         self._group = config.group_name
+        self._timeout_s = config.network_timeout_s
         self._store_paths = [path.path for path in config.store_paths]
         self._index = index
         self._data = data
@@ -229,13 +261,12 @@ class _Fetch:
     async def run(self, lines: Iterator[tuple[bytes, int]]) -> None:
         """Fetch what *lines*, shared with other tasks, still have.
 
-        What the source does not have any more is skipped, and so is what cannot be right.
-
-        Raises:
-            ConnectionProblem: the source does not answer.
-            OSError: the own disk failed.
+        What the source does not have any more is skipped, and so is what cannot be right. Ends
+        early when there is a `problem`: the source does not answer, or the own disk failed.
         """
         for line, _ in lines:
+            if self.problem is not None:
+                return
             try:
                 await self._fetch(decode_line(line))
             except StatusError as exc:
@@ -243,6 +274,8 @@ class _Fetch:
                     logger.error("%r is not recovered: %s", line[:300], exc)
             except ProtocolError as exc:
                 logger.error("%r is not recovered: %s", line[:300], exc)
+            except (ConnectionProblem, OSError) as exc:
+                self.problem = exc
 
     async def _fetch(self, record: BinlogRecord) -> None:
         location = parse_location(record.name, len(self._store_paths))
@@ -277,7 +310,10 @@ class _Fetch:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             try:
-                size = await self.source.download_to_file(self._group, location.name, fd)
+                with _patience(self.source.address, self._timeout_s) as heard:
+                    size = await self.source.download_to_file(
+                        self._group, location.name, fd, progress=lambda _count: heard()
+                    )
             except StatusError as exc:
                 if exc.errno != errno.EINVAL:
                     raise

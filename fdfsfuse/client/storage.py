@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import trio
 
@@ -26,10 +27,13 @@ class StorageClient:
         self._pool = pool
         self.address = address
 
-    async def download_to_file(self, group: str, name: str, fd: int) -> int:
+    async def download_to_file(
+        self, group: str, name: str, fd: int, *, progress: Callable[[int], None] | None = None
+    ) -> int:
         """Write the whole content to *fd*, from its start on; return the number of bytes.
 
-        An empty file is refused with status 22 (wire.md section 5, trap 6).
+        *progress* is called with the length of each piece that has been written. An empty file is
+        refused with status 22 (wire.md section 5, trap 6).
         """
         position = 0
 
@@ -43,6 +47,8 @@ class StorageClient:
 
         async def deliver(data: bytes) -> None:
             await trio.to_thread.run_sync(write, data)
+            if progress is not None:
+                progress(len(data))
 
         await TrioRun(self._pool, name, self._content(group, name)).run(deliver)
         return position

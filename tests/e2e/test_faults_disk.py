@@ -95,7 +95,11 @@ def test_interrupted_recovery_goes_on(tmp_path: Path) -> None:
             wait_until(lambda: flag.exists() and LISTED in flag.read_bytes(), "a list")
             storage.kill()
         assert flag.exists(), "the recovery was too quick to be interrupted"
-        storage.start()
+        storage.launch()
+        source = cluster.storages[0]
+        source.kill()
+        source.start()
+        storage.wait_ready()
         settle_and_compare(cluster, ledger)
         assert not list(data.glob(".*recovery*"))
 
