@@ -31,7 +31,7 @@ from fdfsfuse.client.sources import (
     content_extension,
     open_source,
 )
-from fdfsfuse.client.targets import NewFile, Target, part_key
+from fdfsfuse.client.targets import NewFile, Target, part_key, write_all
 from fdfsfuse.errors import IntegrityError
 
 
@@ -186,7 +186,7 @@ class Client:
         what = f"download of {file_id}"
         if not isinstance(target, (str, os.PathLike)):
             plan = self._reading.stream(file_id, offset, count, verify=verify)
-            return self._run(what, plan, timeout_s, deadline_s, progress, target.write)
+            return self._run(what, plan, timeout_s, deadline_s, progress, write_all(target))
         file = NewFile(target, part_key(file_id, offset, count) if resume else None)
         try:
             crc32 = file.crc32() if verify and file.size else 0

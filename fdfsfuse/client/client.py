@@ -32,7 +32,7 @@ from fdfsfuse.client.runner import TrioRun
 from fdfsfuse.client.shelf import CONNECTIONS_MAX, IDLE_MAX, IDLE_MAX_S
 from fdfsfuse.client.sockets import CONNECT_TIMEOUT_S, TIMEOUT_S
 from fdfsfuse.client.sources import CHUNK_SIZE, Opened, Progress, content_extension
-from fdfsfuse.client.targets import Target, part_key
+from fdfsfuse.client.targets import Target, part_key, write_all
 from fdfsfuse.client.tracker import TrackerClient
 
 
@@ -250,7 +250,7 @@ class Client:
         what = f"download of {file_id}"
         if not isinstance(target, (str, os.PathLike)):
             plan = self._reading.stream(file_id, offset, count, verify=verify)
-            deliver = in_thread(target.write)
+            deliver = in_thread(write_all(target))
             return await self._run(what, plan, timeout_s, deadline_s, progress, deliver)
         async with new_file(target, part_key(file_id, offset, count) if resume else None) as file:
             crc32 = await trio.to_thread.run_sync(file.crc32) if verify and file.size else 0

@@ -144,21 +144,28 @@ def _open_file(file: IO[bytes]) -> Opened:
         return Opened(rest, rest.nbytes)
     try:
         position = file.tell()
+        fd = _descriptor(file)
+        if fd is None:
+            size = file.seek(0, os.SEEK_END) - position
+            return Opened(SeekableFile(file, position), max(0, size))
     except (OSError, AttributeError):
         return _whole(_spool(iter(lambda: file.read(CHUNK_SIZE), b"")))
-    try:
-        fd = file.fileno()
-    except (OSError, AttributeError):
-        size = file.seek(0, os.SEEK_END) - position
-        return Opened(SeekableFile(file, position), max(0, size))
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
         return _whole(_spool(iter(lambda: file.read(CHUNK_SIZE), b"")))
-    if file.writable():
-        file.flush()
-        info = os.fstat(fd)
-    size = max(0, info.st_size - position)
+    file.flush()
+    size = max(0, os.fstat(fd).st_size - position)
     return Opened(FileRange(fd, position, size), size)
+
+
+def _descriptor(file: IO[bytes]) -> int | None:
+    """The descriptor of a file of the system that is read as it is.
+
+    Others have one as well, such as a GzipFile that of the compressed file.
+    """
+    if isinstance(file, tempfile._TemporaryFileWrapper):
+        file = file.file
+    raw = getattr(file, "raw", file)
+    return raw.fileno() if type(raw) is io.FileIO else None
 
 
 def _spool(chunks: Iterable[bytes]) -> BinaryIO:

@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 import zlib
+from collections.abc import Callable
 from typing import IO, TypeAlias
 
 from isal import isal_zlib
@@ -83,6 +84,18 @@ class NewFile:
                 os.unlink(self._temporary)
         finally:
             os.close(self.fd)
+
+
+def write_all(target: IO[bytes]) -> Callable[[bytes], None]:
+    """``target.write`` that goes on when only a part was written, as a raw file may do."""
+
+    def write(data: bytes) -> None:
+        done = target.write(data)
+        while isinstance(done, int) and done < len(data):
+            data = data[done:]
+            done = target.write(data)
+
+    return write
 
 
 def part_key(file_id: str, offset: int, count: int | None) -> str | None:

@@ -6,9 +6,12 @@ Every test that takes `cluster` or `make_client` runs with the trio client and t
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import os
 import stat
+import tempfile
+import zipfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -120,6 +123,44 @@ async def test_uploads_from_everything(cluster: MakeCluster, tmp_path: Path) -> 
             await client.upload(tmp_path / "missing")
         with pytest.raises(UsageError):
             await client.upload(b"", extension="seven77")
+
+
+async def test_uploads_from_files_that_are_none(cluster: MakeCluster, tmp_path: Path) -> None:
+    """What is read from them counts, not what their descriptors have."""
+    content = b"content" * 100_000
+    with gzip.open(tmp_path / "x.gz", "wb") as packed:
+        packed.write(content)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("x", content)
+    async with cluster() as setup:
+
+        async def stored(file: object) -> bytes:
+            file_id = await setup.client.upload(file)
+            data: bytes = setup.storages[0].files[file_id.partition("/")[2]]
+            return data
+
+        with gzip.open(tmp_path / "x.gz", "rb") as file:
+            file.read(7)
+            assert await stored(file) == content[7:]
+        with zipfile.ZipFile(tmp_path / "x.zip") as archive, archive.open("x") as member:
+            assert await stored(member) == content
+        for made in (
+            tempfile.TemporaryFile(),  # noqa: SIM115
+            tempfile.NamedTemporaryFile(),  # noqa: SIM115
+            tempfile.SpooledTemporaryFile(max_size=10),  # noqa: SIM115
+            tempfile.SpooledTemporaryFile(max_size=10_000_000),  # noqa: SIM115
+        ):
+            with made as unflushed:
+                unflushed.write(content)
+                unflushed.seek(7)
+                unflushed.write(b"CONTENT")
+                unflushed.seek(7)
+                assert await stored(unflushed) == b"CONTENT" + content[14:]
+        with pytest.raises(UsageError, match="as text"):
+            await setup.client.upload(io.StringIO("text"))
+        with pytest.raises(UsageError, match="int objects"):
+            await setup.client.upload(7)
+        assert await stored([b"one ", b"two"]) == b"one two"
 
 
 async def test_downloads_to_everything(cluster: MakeCluster, tmp_path: Path) -> None:
