@@ -13,6 +13,7 @@ import trio
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.names import Names
 from fdfs_storage.replication.answers import Answers
+from fdfs_storage.replication.receiver import Receiver
 from fdfs_storage.replication.service import Replication
 from fdfs_storage.service import StorageService
 from fdfs_storage.store import Store
@@ -23,7 +24,9 @@ from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.changelog import ChangelogLine
 from fdfsfuse.proto.cluster import Brief, SyncSource
+from fdfsfuse.proto.header import Header, pack_response
 from fdfsfuse.proto.tracker import ServerStatus
+from fdfsfuse.server.connection import FramedConnection
 from fdfsfuse.server.tcp import TcpServer, open_listeners
 from tests.daemons.storage_server import GROUP, Client, make_config, open_store
 
@@ -162,6 +165,14 @@ def sync_config(directory: Path) -> StorageConfig:
     return make_config(directory, paths=1)
 
 
+async def _rename_as_stock(
+    receiver: Receiver, connection: FramedConnection, header: Header
+) -> bytes:
+    """The reference answers a rename that it has carried out with the request's body."""
+    await receiver.rename(connection, header)
+    return pack_response(bytes(header.length))
+
+
 @asynccontextmanager
 async def run_node(
     directory: Path,
@@ -193,6 +204,7 @@ async def run_node(
     handlers = dict(replication.receiver.handlers)
     if stock:
         del handlers[150]
+        handlers[40] = partial(_rename_as_stock, replication.receiver)
     else:
         source = f"127.0.0.{own_id}"
         handlers |= Answers(replication, store, GROUP, own_id, source).handlers

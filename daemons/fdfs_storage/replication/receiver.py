@@ -2,7 +2,8 @@
 
 Each handler reads its request from the connection and returns the whole response. ProtocolError
 stands for status 22, StatusError for its status; the service reads what is left of a body then.
-What is to be done is decided by `fdfsfuse.core.replicas`.
+What is to be done is decided by `fdfsfuse.core.replicas`. Content passes through our memory, where
+the kernel could splice it into the file: its CRC-32 has to be taken before it is named.
 """
 
 from __future__ import annotations
