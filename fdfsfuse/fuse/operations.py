@@ -25,6 +25,7 @@ from pyfuse3 import (
     readdir_reply,
 )
 
+from fdfsfuse.core import acl
 from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.fuse.errors import errno_of
 from fdfsfuse.fuse.stats import Stats
@@ -282,6 +283,17 @@ class Operations(pyfuse3.Operations):
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         await self._vfs.xattrs.set(inode, name, value)
+        if name == acl.ACCESS and ctx.uid:
+            await self._clear_set_group_id(inode, ctx)
+
+    async def _clear_set_group_id(self, inode: int, ctx: RequestContext) -> None:
+        """Who sets the ACL of a file of a foreign group must not leave it with that group's id."""
+        attr = (await self._vfs.tree.getattr(inode)).attr
+        if not attr.mode & stat.S_ISGID or attr.gid == ctx.gid:
+            return
+        if attr.gid not in pyfuse3.get_sup_groups(ctx.pid):
+            mode = stat.S_IMODE(attr.mode) & ~stat.S_ISGID
+            await self._vfs.tree.set_attributes(inode, Changes(mode=mode))
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
         return await self._vfs.xattrs.list(inode)

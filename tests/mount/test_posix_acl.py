@@ -173,6 +173,23 @@ def test_the_kernel_checks_access(mask: int, twin: Twin) -> None:
     twin.check()
 
 
+@pytest.mark.parametrize("user", [ANNA, BERT, ROOT])
+def test_acls_of_foreign_groups_take_the_set_group_id(user: User, twin: Twin) -> None:
+    for gid in (user.gid, 10005, 10007):
+        for mode in (0o2755, 0o6745, 0o2644):
+
+            def attempt(gid: int = gid, mode: int = mode) -> list[str]:
+                Path("f").touch()
+                os.chown("f", user.uid, gid)
+                os.chmod("f", mode)
+                with as_user(*user):
+                    os.setxattr("f", ACCESS, NAMED)
+                return acls("f")
+
+            twin.same(f"{mode:o} of group {gid}", attempt)
+    twin.check()
+
+
 def test_the_tools(volume: Path, mounted: Mount) -> None:
     """setfacl, getfacl and cp -a, and what another mount without ACLs shows."""
     (volume / "dir").mkdir()

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 _TRIES: Final = 10
 _COPY_CHUNK: Final = 1 << 30
+_DISK_PROBLEMS: Final = {
+    errno.ENOSPC: errno.ENOSPC,
+    errno.EDQUOT: errno.ENOSPC,
+    errno.EFBIG: errno.EFBIG,
+}
+"""What the disk says that mounts are told; anything else is EIO."""
 
 
 class Operations:
@@ -65,8 +71,7 @@ class Operations:
         except StatusError as exc:
             status, answer = exc.errno or errno.EIO, b""
         except OSError as exc:
-            status = errno.ENOSPC if exc.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO
-            answer = b""
+            status, answer = _DISK_PROBLEMS.get(exc.errno or 0, errno.EIO), b""
         work.reply(status, answer)
 
     @asynccontextmanager
