@@ -128,8 +128,16 @@ class Hub(trio.abc.Instrument):
 
     def before_io_wait(self, timeout: float) -> None:
         """Trio is about to sleep for *timeout* seconds: serve meanwhile."""
-        if not self._busy:
-            return
+        if self._busy:
+            try:
+                self._serve_while_trio_waits(timeout)
+            except Exception:
+                # Trio would drop an instrument that raises, and nobody would serve any more.
+                logger.exception("error in the hub; it goes on as when it is idle")
+                self._busy = False
+                self._quiet.set()
+
+    def _serve_while_trio_waits(self, timeout: float) -> None:
         if timeout <= 0:
             self._serve_ready()
             return

@@ -284,3 +284,20 @@ async def test_stopping_ends_parked_connections() -> None:
         stopping.set()
         assert await closed(used)
         assert await closed(silent)
+
+
+async def test_a_mistake_in_the_hub_itself_does_not_stop_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: hub.Hub, timeout: float) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("a mistake of ours")
+
+    async with running() as it:
+        client = await it.connect()
+        inside_trio = hub._inside_trio() is not None
+        monkeypatch.setattr(hub.Hub, "_serve_while_trio_waits", fail)
+        for number in range(5):
+            assert await client.ask(b"%d" % number) == b"+%d" % number
+    errors = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
+    assert errors == ["error in the hub; it goes on as when it is idle"] * inside_trio
