@@ -81,6 +81,12 @@ class Paths:
             raise
 
 
+def master_location(metadata: Location) -> Location:
+    """Where the object of a metadata file is."""
+    base = metadata.base[: -len(METADATA_SUFFIX)]
+    return Location(metadata.path_index, metadata.high, metadata.low, base)
+
+
 def metadata_location(location: Location) -> Location:
     """Where the metadata file of an object is."""
     return Location(

@@ -1,12 +1,12 @@
 """Named objects that plain clients change by their file id.
 
 The store tells of each change after it was made. One that concerns an object of ours becomes a
-log record: an object that was deleted takes its names along; other changes give the inode the
-new size and time, gathered for a moment, since a client that appends often would otherwise write
-a record each time. An appender that became a normal file stays the object of its inode, under its
-new file id. Changes that the engine missed, because the storage died right behind them,
-are found at the start: deletions in the end of the binlog, other sizes by looking at the files
-(`Housekeeping.reconcile`).
+log record: an object that was deleted takes its names along; other changes, also of metadata,
+give the inode the new size and time, gathered for a moment, since a client that appends often
+would otherwise write a record each time. An appender that became a normal file stays the object of
+its inode, under its new file id. Changes that the engine missed, because the storage died right
+behind them, are found at the start: deletions in the end of the binlog, other sizes by looking at
+the files (`Housekeeping.reconcile`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fdfs_storage.names.checks import fail
 from fdfs_storage.names.engine import Engine, Work
 from fdfs_storage.names.objects import Objects
 from fdfs_storage.names.reads import Reads
+from fdfs_storage.paths import master_location
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto import names_record
@@ -53,9 +54,10 @@ class ByIdChanges:
             return
         # Replaying metadata of ours over that of the client would undo what it was told is done.
         self._engine.settle()
-        if location.base.endswith(METADATA_SUFFIX):
-            return
         kind = op.upper()  # in lower case: made on another storage of the group
+        if location.base.endswith(METADATA_SUFFIX):
+            # Mounts keep xattrs until they are told of a change, as they keep content.
+            location, kind = master_location(location), ops.MODIFY
         if kind == ops.RENAME and other is not None:
             if self._engine.is_busy or self._reads.knows_object(other.name):
                 self._rename(other.name, location.name)

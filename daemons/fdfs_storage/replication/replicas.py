@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fdfs_storage.files import pwrite_all, status_of
 from fdfs_storage.new_file import NewFile
-from fdfs_storage.paths import metadata_location
+from fdfs_storage.paths import master_location, metadata_location
 from fdfs_storage.transfer import crc32, file_crc32
 from fdfsfuse.core.replicas import Found, Nature, Subject, is_orphaned, subject_of
 from fdfsfuse.errors import ProtocolError, StatusError
@@ -58,8 +58,7 @@ class Replicas:
         """True for the metadata of a file that was deleted after it was set."""
         if not location.base.endswith(METADATA_SUFFIX):
             return False
-        base = location.base[: -len(METADATA_SUFFIX)]
-        master = Location(location.path_index, location.high, location.low, base)
+        master = master_location(location)
         return is_orphaned(
             subject_of(master.name),
             timestamp,
