@@ -144,7 +144,10 @@ class Connection:
             self.sent = True
             return self._answer(step.max_answer)
         except BaseException as exc:
+            # After a status too: a storage that had not read the whole body takes the rest of it
+            # for requests, whose answers would come on this connection (wire.md trap 3).
             self._end(exc)
+            self.close()
             raise
 
     def open(self, step: Open, due: float) -> int:

@@ -174,7 +174,13 @@ class Connection:
             front = pack_header(len(head) + size, command) + head
             await send_body(self, front, source, size, progress)
             self.sent = True
-            return await self._answer(max_answer)
+            try:
+                return await self._answer(max_answer)
+            except StatusError:
+                # A storage that had not read the whole body takes the rest of it for requests,
+                # whose answers would come on this connection (wire.md section 5, trap 3).
+                self.close()
+                raise
 
     async def command_stream(
         self,

@@ -520,6 +520,18 @@ async def test_a_body_where_none_belongs_is_skipped(cluster: MakeCluster) -> Non
         assert setup.peers[0].connections == 1
 
 
+async def test_a_refused_upload_is_the_last_of_its_connection(cluster: MakeCluster) -> None:
+    """A storage may take the rest of the body for requests, and answer them."""
+    async with cluster() as setup:
+        file_id = await setup.client.upload(b"content")
+        setup.storages[0].refuse = {StorageCommand.UPLOAD: errno.ENOSPC}
+        with pytest.raises(StatusError):
+            await setup.client.upload(b"x" * 1000)
+        assert setup.peers[0].connections == 1
+        assert await setup.client.download(file_id) == b"content"
+        assert setup.peers[0].connections == 2
+
+
 async def test_storages_behind_another_address(make_client: MakeClient) -> None:
     storage = MemoryStorage()
     async with running_peer(storage.handle) as peer:
