@@ -55,7 +55,6 @@ class FileState:
         "_error",
         "_kernel_size",
         "_outdated",
-        "_recalls",
         "_size",
         "_warned_at",
         "_writing_back",
@@ -82,7 +81,6 @@ class FileState:
         self.number = number
         self.ino = attr.ino
         self.attr = attr
-        self._recalls = 0
         self._outdated = False
         self.transfers = 0
         self.content: bytes | bytearray | None = None
@@ -127,7 +125,6 @@ class FileState:
 
     def recalled(self) -> None:
         """Somebody else has changed the inode: what is known of it may be outdated."""
-        self._recalls += 1
         self._outdated = True
 
     @property
@@ -155,8 +152,11 @@ class FileState:
 
     async def _read(self, handle: Handle, offset: int, length: int) -> bytes | memoryview:
         for attempt in range(_READ_TRIES):
+            last = attempt == _READ_TRIES - 1
             if not (self.dirty or self._is_fresh) and self._can_refresh:
                 await self._refresh()
+                if self._outdated and not last:
+                    continue
             if offset >= self.size:
                 return b""
             content = self.content
@@ -166,7 +166,6 @@ class FileState:
             writer = self.writer
             if writer is not None:
                 return await self._read_through(writer, handle, offset, length)
-            recalls = self._recalls
             try:
                 data = await self._fetch(handle, offset, length)
             except StatusError as exc:
@@ -176,7 +175,7 @@ class FileState:
                 self._outdated = True
             else:
                 # The kernel must not keep what another mount has overwritten meanwhile.
-                if recalls == self._recalls or attempt == _READ_TRIES - 1:
+                if not self._outdated or last:
                     return data
             handle.drop_reader()
         raise TreeError(errno.EIO)

@@ -236,18 +236,23 @@ class Memory:
 
     def _attr(self, attr: Attr, began: int) -> None:
         ino = attr.ino
-        if not ino or not self._is_fresh(ino, began):
+        if not ino:
             return
+        if not self._is_fresh(ino, began):
+            # It may be newer all the same, than what was learned since the recall.
+            self._attrs.pop(ino, None)
+            return
+        overlaps = self._learned.get(ino, 0) >= began or self._derived.get(ino, 0) >= began
         if self._flying > 1:
-            overlaps = self._learned.get(ino, 0) >= began or self._derived.get(ino, 0) >= began
             self._learned[ino] = self._serial
-            if overlaps:
-                self._attrs.pop(ino, None)
-                return
-        self._attrs[ino] = attr
+        if overlaps:
+            self._attrs.pop(ino, None)
+        else:
+            self._attrs[ino] = attr
 
     def _name(self, parent: int, name: bytes, ino: int, began: int) -> None:
         if not self._is_fresh(parent, began):
+            self._drop_name(parent, name)
             return
         directory = self._directory(parent)
         before = len(directory.names)
@@ -278,9 +283,9 @@ class Memory:
         The kernel asks for the attributes after each change, to check permissions.
         """
         attr = self._attrs.get(parent)
-        if attr is None or not self._is_fresh(parent, began):
+        if attr is None:
             return
-        if self._learned.get(parent, 0) >= began:
+        if not self._is_fresh(parent, began) or self._learned.get(parent, 0) >= began:
             del self._attrs[parent]
             return
         if self._flying > 1:
@@ -347,36 +352,25 @@ class Memory:
 
     def _learn_rename(self, request: names.Rename, answer: names.Renamed, began: int) -> None:
         moved, replaced = answer.moved, answer.replaced
+        old, new = (request.parent, request.name), (request.new_parent, request.new_name)
         self._attr(moved, began)
         if replaced is not None:
             self._attr(replaced, began)
+        # Renaming one name of an inode over another one does nothing at all.
+        unclear = replaced is None and (moved.nlink > 1 or old == new)
         for parent in {request.parent, request.new_parent}:
-            if stat.S_ISDIR(moved.mode) or (replaced and stat.S_ISDIR(replaced.mode)):
-                # Link counts change in ways that are not worth following.
+            if unclear or stat.S_ISDIR(moved.mode) or (replaced and stat.S_ISDIR(replaced.mode)):
+                # How times or link counts change is not worth following.
                 self._attrs.pop(parent, None)
             else:
                 self._changed_in(parent, request.now_ns, 0, began)
-        if (request.parent, request.name) == (request.new_parent, request.new_name):
+        if unclear:
+            self._drop_name(*old)
+            self._drop_name(*new)
             return
-        if request.flags == _RENAME_EXCHANGE:
-            left = replaced.ino if replaced is not None else moved.ino
-        elif replaced is None and self._is_other_link(request, moved):
-            return
-        else:
-            left = MISSING
-        self._name(request.parent, request.name, left, began)
-        self._name(request.new_parent, request.new_name, moved.ino, began)
-
-    def _is_other_link(self, request: names.Rename, moved: Attr) -> bool:
-        """Renaming one link of an inode over another one does nothing; forget both names."""
-        if moved.nlink < 2:
-            return False
-        for parent, name in (
-            (request.parent, request.name),
-            (request.new_parent, request.new_name),
-        ):
-            self._drop_name(parent, name)
-        return True
+        exchanged = replaced is not None and request.flags == _RENAME_EXCHANGE
+        self._name(*old, replaced.ino if replaced is not None and exchanged else MISSING, began)
+        self._name(*new, moved.ino, began)
 
     def _learn_adopt(self, request: names.Adopt, answer: names.Renamed, began: int) -> None:
         self._attr(answer.moved, began)

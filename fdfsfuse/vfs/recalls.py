@@ -63,14 +63,17 @@ class NoKernel:
 
 
 class Recalls:
-    """The recalls of one volume."""
+    """The recalls of one volume.
+
+    ``late``: names that were recalled and confirmed, but are not forgotten yet.
+    """
 
     def __init__(self, context: Context, volume: Volume) -> None:
         self._context = context
         self._volume = volume
         # Threads that wait must not keep those of other volumes from working.
         self._limiter = trio.CapacityLimiter(_THREADS)
-        self._late = 0
+        self.late = 0
         self._refused_at = float("-inf")
 
     def recalled(self, message: names.Recall) -> None:
@@ -99,7 +102,7 @@ class Recalls:
         parents = {parent for parent, _ in entries}
         if busy or any(memory.in_flight(parent) for parent in parents):
             self._confirm(message)
-            context.spawn(self._forget_later, pages, entries)
+            self._forget_later(pages, entries)
         elif pages or entries:
             context.spawn(self._forget_and_confirm, message, pages, entries)
         else:
@@ -115,7 +118,7 @@ class Recalls:
         busy = [entry for entry in entries if memory.in_flight(entry[0])]
         self.lost()
         if busy:
-            self._context.spawn(self._forget_later, [], busy)
+            self._forget_later([], busy)
         self._context.spawn(self._forget_names, message, idle)
 
     async def _forget_names(self, message: names.Recall, entries: list[tuple[int, bytes]]) -> None:
@@ -135,14 +138,17 @@ class Recalls:
         finally:
             self._confirm(message)
 
-    async def _forget_later(self, pages: list[int], entries: list[tuple[int, bytes]]) -> None:
-        self._late += len(entries)
+    def _forget_later(self, pages: list[int], entries: list[tuple[int, bytes]]) -> None:
+        self.late += len(entries)
+        self._context.spawn(self._forget_when_landed, pages, entries)
+
+    async def _forget_when_landed(self, pages: list[int], entries: list[tuple[int, bytes]]) -> None:
         try:
             for parent in {parent for parent, _ in entries}:
                 await self._volume.wait_landed(parent)
             await self._forget(pages, entries)
         finally:
-            self._late -= len(entries)
+            self.late -= len(entries)
 
     def refuse_orphan(self) -> bool:
         """Whether opening an inode without a name is to fail with ESTALE.
@@ -152,7 +158,7 @@ class Recalls:
         first would reach the program; the inode may as well have lost its name just now.
         """
         now = time.monotonic()
-        if not self._late or now - self._refused_at < _REFUSE_AGAIN_S:
+        if not self.late or now - self._refused_at < _REFUSE_AGAIN_S:
             return False
         self._refused_at = now
         return True

@@ -173,14 +173,22 @@ class FakeBackend:
 
     async def change(self, request: names.Request) -> Any:
         """Another mount sends *request*; what it changes is recalled from this one."""
-        attrs, entries = dict(self.attrs), self._entries()
-        answer = self._handlers[type(request)](request)
-        recall = self.recall_since(attrs, entries)
+        before = self.snapshot()
+        answer = self.execute(request)
+        recall = self.recall_since(*before)
         if self.listener is not None:
             self.listener.recalled(recall)
             while recall.number not in (number for number, _ in self.confirmed):  # noqa: ASYNC110
                 await trio.sleep(0.001)
         return answer
+
+    def execute(self, request: names.Request) -> Any:
+        """Carry out a request at once."""
+        return self._handlers[type(request)](request)
+
+    def snapshot(self) -> tuple[dict[int, Attr], dict[tuple[int, bytes], int]]:
+        """The state, for `recall_since`."""
+        return dict(self.attrs), self._entries()
 
     def _entries(self) -> dict[tuple[int, bytes], int]:
         return {
@@ -210,7 +218,7 @@ class FakeBackend:
         self._serial += 1
         source = encode_source("127.0.0.3")
         base = encode_base(source, mtime_s, len(data), 0x12345678, make_suffix("txt", 1), 7)
-        file_id = f"M00/00/{self._serial % 256:02X}/{base}"
+        file_id = f"M00/{self._serial >> 8:02X}/{self._serial % 256:02X}/{base}"
         self.objects[file_id] = bytearray(data)
         return file_id
 
@@ -252,6 +260,10 @@ class FakeBackend:
         self._cookie += 1
         self._directory(parent).entries[name] = (self._cookie, ino)
 
+    def _touch(self, parent: int, now_ns: int, links: int = 0) -> None:
+        nlink = self.attrs[parent].nlink + links
+        self._update(parent, mtime_ns=now_ns, ctime_ns=now_ns, nlink=nlink)
+
     def _check_free(self, parent: int, name: bytes) -> None:
         if name in self._directory(parent).entries:
             raise StatusError(errno.EEXIST)
@@ -267,6 +279,7 @@ class FakeBackend:
             attr, rdev=request.rdev, target=request.target, size=len(request.target)
         )
         self._enter(request.parent, request.name, ino)
+        self._touch(request.parent, request.now_ns, int(stat.S_ISDIR(request.mode)))
         return self.attrs[ino]
 
     def _read_dir(self, request: names.ReadDir) -> names.Listing:
@@ -295,6 +308,7 @@ class FakeBackend:
                 raise StatusError(errno.ENOTEMPTY)
             del self.directories[ino]
         del self.directories[request.parent].entries[request.name]
+        self._touch(request.parent, request.now_ns, -int(is_directory))
         if is_directory:
             return replace(self.attrs.pop(ino), nlink=0)
         return self._unlinked(ino, request.now_ns)
@@ -303,6 +317,8 @@ class FakeBackend:
         moved = self._lookup(names.Lookup(request.parent, request.name))
         target = self._directory(request.new_parent).entries.get(request.new_name)
         replaced = None
+        if target is not None and target[1] == moved.ino:
+            return names.Renamed(moved)
         if target is not None:
             if request.flags & 1:
                 raise StatusError(errno.EEXIST)
@@ -310,12 +326,15 @@ class FakeBackend:
             replaced = self._unlinked(target[1], request.now_ns)
         del self.directories[request.parent].entries[request.name]
         self._enter(request.new_parent, request.new_name, moved.ino)
+        for parent in (request.parent, request.new_parent):
+            self._touch(parent, request.now_ns)
         return names.Renamed(self._update(moved.ino, ctime_ns=request.now_ns), replaced)
 
     def _link(self, request: names.Link) -> Attr:
         self._check_free(request.parent, request.name)
-        self._enter(request.parent, request.name, request.ino)
         nlink = self._inode(request.ino).nlink + 1
+        self._enter(request.parent, request.name, request.ino)
+        self._touch(request.parent, request.now_ns)
         return self._update(request.ino, nlink=nlink, ctime_ns=request.now_ns)
 
     def _set_attr(self, request: names.SetAttr) -> Attr:

@@ -1,0 +1,285 @@
+"""Several mounts of one `FakeBackend`: sessions with recalls, and the caches of their kernels.
+
+Everything that a storage sends to a session arrives in the order of sending, but late, and changes
+are answered when all other sessions have confirmed what was recalled (as if they held everything).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import outcome
+import trio
+
+from fdfsfuse.errors import StatusError, TreeError
+from fdfsfuse.proto import names
+from fdfsfuse.proto.names import Attr
+from fdfsfuse.vfs.backend import Listener
+from fdfsfuse.vfs.context import Entry
+from fdfsfuse.vfs.openfiles import Opened
+from fdfsfuse.vfs.tree import Changes, Owner, is_missing
+from fdfsfuse.vfs.vfs import Vfs
+from tests.common.fake_volume import FakeBackend
+
+OWNER = Owner(1000, 1001)
+
+
+class SharedVolume:
+    """The storage. *rng* decides how late everything is."""
+
+    def __init__(self, rng: random.Random, nursery: trio.Nursery) -> None:
+        self.storage = FakeBackend("vol")
+        self.rng = rng
+        self.nursery = nursery
+        self.sessions: list[SessionBackend] = []
+
+    async def delay(self) -> None:
+        for _ in range(self.rng.randrange(4)):
+            await trio.lowlevel.checkpoint()
+
+
+class SessionBackend(FakeBackend):
+    """A `Backend` whose volume others change, too."""
+
+    def __init__(self, shared: SharedVolume) -> None:
+        super().__init__("vol")
+        storage = shared.storage
+        self.objects, self.attrs = storage.objects, storage.attrs
+        self.pending, self.named = storage.pending, storage.named
+        self.unconfirmed: dict[int, trio.Event] = {}
+        self._shared = shared
+        self._send, self._receive = trio.open_memory_channel[Any](1000)
+        shared.sessions.append(self)
+
+    async def run(self, listener: Listener) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._deliver, listener)
+            await super().run(listener)
+            nursery.cancel_scope.cancel()
+
+    async def _deliver(self, listener: Listener) -> None:
+        async for item in self._receive:
+            await self._shared.delay()
+            if isinstance(item, names.Recall):
+                listener.recalled(item)
+            else:
+                event, result, answer = item
+                result.append(answer)
+                event.set()
+
+    def recalled(self, number: int, kept: Sequence[int]) -> None:
+        self.unconfirmed.pop(number).set()
+
+    async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
+        shared = self._shared
+        self.requests[type(request).__name__] += 1
+        await shared.delay()
+        waiting: list[trio.Event] = []
+        before = shared.storage.snapshot()
+        answer = outcome.capture(shared.storage.execute, request)
+        recall = shared.storage.recall_since(*before)
+        if recall.attrs:
+            for other in shared.sessions:
+                if other is not self and other.listener is not None:
+                    event = other.unconfirmed[recall.number] = trio.Event()
+                    waiting.append(event)
+                    other._send.send_nowait(recall)
+        done, result = trio.Event(), list[outcome.Outcome[Any]]()
+        shared.nursery.start_soon(self._answer, waiting, (done, result, answer))
+        await done.wait()
+        return result[0].unwrap()
+
+    async def _answer(self, waiting: list[trio.Event], item: Any) -> None:
+        for event in waiting:
+            await event.wait()
+        self._send.send_nowait(item)
+
+
+class KernelModel:
+    """What the kernel caches of a mount, and the locks that it holds meanwhile.
+
+    Only what counts for validity: a directory is locked while a request about its names is in
+    flight, and forgetting a name has to wait for that.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[tuple[int, bytes], int] = {}
+        self.attrs: dict[int, Attr] = {}
+        self.pages: dict[int, bytes] = {}
+        self.locks: defaultdict[int, trio.Lock] = defaultdict(trio.Lock)
+        self.busy = 0
+
+    def forget_attributes(self, number: int) -> None:
+        self.attrs.pop(number, None)
+
+    def forget_pages(self, number: int) -> None:
+        self.attrs.pop(number, None)
+        self.pages.pop(number, None)
+
+    def forget_name(self, parent: int, name: bytes) -> None:
+        self.busy += 1
+        try:
+            trio.from_thread.run(self._forget_name, parent, name)
+        finally:
+            self.busy -= 1
+
+    async def _forget_name(self, parent: int, name: bytes) -> None:
+        async with self.locks[parent]:
+            self.names.pop((parent, name), None)
+            self.attrs.pop(parent, None)
+
+    def given(self, parent: int, name: bytes, entry: Entry) -> None:
+        """The answer to a lookup."""
+        if entry.entry_timeout_s > 0:
+            self.names[parent, name] = entry.number
+        else:
+            self.names.pop((parent, name), None)
+        self.attributes(entry)
+
+    def attributes(self, entry: Entry) -> None:
+        if entry.attr_timeout_s > 0:
+            self.attrs[entry.number] = entry.attr
+        else:
+            self.attrs.pop(entry.number, None)
+
+
+class Machine:
+    """System calls on one mount, through the caches of its kernel."""
+
+    def __init__(self, vfs: Vfs, kernel: KernelModel) -> None:
+        self.vfs = vfs
+        self.kernel = kernel
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is left to be forgotten."""
+        (volume,) = self.vfs.volumes.by_name.values()
+        backend = volume.backend
+        assert isinstance(backend, SessionBackend)
+        return not (backend.unconfirmed or self.kernel.busy or volume.recalls.late)
+
+    async def lookup(self, parent: int, name: bytes) -> int:
+        """The number of a name; 0 when there is none."""
+        async with self.kernel.locks[parent]:
+            return await self._lookup(parent, name)
+
+    async def _lookup(self, parent: int, name: bytes) -> int:
+        known = self.kernel.names.get((parent, name))
+        if known is not None:
+            return known
+        try:
+            entry = await self.vfs.tree.lookup(parent, name)
+        except (TreeError, StatusError) as exc:
+            if not is_missing(exc):
+                raise
+            if self.vfs.tree.missing_for(parent, name) > 0:
+                self.kernel.names[parent, name] = 0
+            return 0
+        self.kernel.given(parent, name, self.vfs.remember(entry))
+        return entry.number
+
+    async def stat(self, number: int) -> Attr:
+        known = self.kernel.attrs.get(number)
+        if known is not None:
+            return known
+        entry = await self.vfs.tree.getattr(number)
+        self.kernel.attributes(entry)
+        return entry.attr
+
+    async def read(self, number: int) -> bytes:
+        opened = await self.vfs.files.open(number, os.O_RDONLY)
+        if not opened.keep_cache:
+            self.kernel.pages.pop(number, None)
+        try:
+            data = self.kernel.pages.get(number)
+            if data is None:
+                data = bytes(await self.vfs.files.read(opened.handle, 0, 1 << 20))
+                self.kernel.pages[number] = data
+            return data
+        finally:
+            await self._close(opened.handle)
+
+    async def _close(self, handle: int) -> None:
+        try:
+            await self.vfs.files.flush(handle)
+        finally:
+            await self.vfs.files.release(handle)
+
+    async def write(self, parent: int, name: bytes, data: bytes) -> None:
+        """open(O_CREAT | O_TRUNC), write(), close()."""
+        opened: Opened | None = None
+        async with self.kernel.locks[parent]:
+            number = await self._lookup(parent, name)
+            if not number:
+                flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+                opened, entry = await self.vfs.files.create(parent, name, 0o644, flags, OWNER)
+                self.kernel.given(parent, name, self.vfs.remember(entry))
+                self.kernel.attrs.pop(parent, None)
+                number = entry.number
+        if opened is None:
+            opened = await self.vfs.files.open(number, os.O_RDWR | os.O_TRUNC)
+        self.kernel.pages.pop(number, None)
+        try:
+            await self.vfs.files.write(opened.handle, 0, data)
+            self.kernel.attrs.pop(number, None)
+        finally:
+            await self._close(opened.handle)
+            self.kernel.attrs.pop(number, None)
+
+    async def unlink(self, parent: int, name: bytes) -> None:
+        async with self.kernel.locks[parent]:
+            number = await self._lookup(parent, name)
+            if not number:
+                raise TreeError(errno.ENOENT)
+            await self.vfs.tree.remove(parent, name, directory=False)
+            self.kernel.names.pop((parent, name), None)
+            for changed in (parent, number):
+                self.kernel.attrs.pop(changed, None)
+
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
+        async with AsyncExitStack() as locks:
+            for number in sorted({parent, new_parent}):
+                await locks.enter_async_context(self.kernel.locks[number])
+            moved = await self._lookup(parent, name)
+            if not moved:
+                raise TreeError(errno.ENOENT)
+            replaced = await self._lookup(new_parent, new_name)
+            await self.vfs.tree.rename(parent, name, new_parent, new_name, 0)
+            self.kernel.names.pop((parent, name), None)
+            self.kernel.names.pop((new_parent, new_name), None)
+            for changed in (parent, new_parent, moved, replaced):
+                self.kernel.attrs.pop(changed, None)
+
+    async def link(self, parent: int, name: bytes, new_name: bytes) -> None:
+        async with self.kernel.locks[parent]:
+            number = await self._lookup(parent, name)
+            if not number:
+                raise TreeError(errno.ENOENT)
+            entry = await self.vfs.tree.link(number, parent, new_name)
+            self.kernel.given(parent, new_name, self.vfs.remember(entry))
+            self.kernel.attrs.pop(parent, None)
+
+    async def chmod(self, number: int, mode: int) -> None:
+        entry = await self.vfs.set_attributes(number, None, Changes(mode=mode), None)
+        self.kernel.attributes(entry)
+
+    async def list(self, number: int) -> set[bytes]:
+        """A listing, whose entries the kernel takes for lookups."""
+        async with self.kernel.locks[number]:
+            handle = self.vfs.directories.get(self.vfs.open_directory(number))
+            found: set[bytes] = set()
+            while True:
+                listed = handle.next()
+                if listed is not None:
+                    handle.taken(listed)
+                    if listed.counts:
+                        found.add(listed.name)
+                        self.kernel.given(number, listed.name, listed.entry)
+                elif not await handle.fill():
+                    return found

@@ -1,0 +1,183 @@
+"""Two mounts of one volume, their kernels included: nobody sees what is no longer so."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from fdfsfuse.errors import StatusError, TreeError
+from fdfsfuse.vfs.options import VfsOptions
+from fdfsfuse.vfs.vfs import Vfs
+from tests.common.fake_sessions import KernelModel, Machine, SessionBackend, SharedVolume
+from tests.vfs.common import OWNER, wait_until
+
+NAMES = (b"a", b"b", b"c", b"d")
+REFUSED = (errno.ENOENT, errno.EEXIST, errno.ESTALE)
+
+
+class OneVolume:
+    """A `Cluster` of one session."""
+
+    def __init__(self, session: SessionBackend) -> None:
+        self._session = session
+
+    async def volumes(self) -> list[str]:
+        return ["vol"]
+
+    def backend(self, group: str) -> SessionBackend:
+        return self._session
+
+
+@asynccontextmanager
+async def machines(rng: random.Random) -> AsyncIterator[tuple[SharedVolume, list[Machine]]]:
+    async with trio.open_nursery() as nursery:
+        shared = SharedVolume(rng, nursery)
+        found = []
+        for _ in range(2):
+            kernel = KernelModel()
+            options = VfsOptions(uid=7, gid=8, cached_entries=rng.choice((5, 1000)))
+            vfs = Vfs(options, OneVolume(SessionBackend(shared)), kernel)
+            await nursery.start(vfs.run)
+            found.append(Machine(vfs, kernel))
+        yield shared, found
+        nursery.cancel_scope.cancel()
+
+
+async def directories(machine: Machine) -> list[int]:
+    """The numbers of two directories, the same on each machine."""
+    vfs = machine.vfs
+    root = (await vfs.tree.lookup(1, b"vol")).number
+    found = []
+    for name in (b"one", b"two"):
+        number = await machine.lookup(root, name)
+        if not number:
+            entry = await vfs.tree.create(root, name, 0o040755, OWNER)
+            number = vfs.remember(entry).number
+        found.append(number)
+    return found
+
+
+async def work(machine: Machine, places: Sequence[int], rng: random.Random, steps: int) -> None:
+    """Random system calls; what another machine did in between may refuse them."""
+    for _ in range(steps):
+        place, name = rng.choice(places), rng.choice(NAMES)
+        try:
+            await step(machine, place, name, places, rng)
+        except (TreeError, StatusError) as exc:
+            if exc.errno not in REFUSED:
+                raise
+
+
+async def step(
+    machine: Machine, place: int, name: bytes, places: Sequence[int], rng: random.Random
+) -> None:
+    kind = rng.randrange(9)
+    if kind <= 1:
+        await machine.write(place, name, b"%d" % rng.randrange(10**6))
+    elif kind == 2:
+        await machine.unlink(place, name)
+    elif kind == 3:
+        await machine.rename(place, name, rng.choice(places), rng.choice(NAMES))
+    elif kind == 4:
+        await machine.link(place, name, rng.choice(NAMES))
+    elif kind == 5:
+        await machine.list(place)
+    else:
+        number = await machine.lookup(place, name)
+        if not number:
+            return
+        if kind == 6:
+            await machine.chmod(number, rng.randrange(0o1000))
+        elif kind == 7:
+            await machine.stat(number)
+        else:
+            await machine.read(number)
+
+
+async def check(shared: SharedVolume, machine: Machine, places: Sequence[int]) -> None:
+    """All that the machine shows is the state of the storage."""
+    storage = shared.storage
+    for place in places:
+        ino = machine.vfs.context.numbers.inode_and_object(place)[0]
+        entries = storage.directories[ino].entries
+        attr = await machine.stat(place)
+        assert attr == storage.attrs[ino]
+        for name in NAMES:
+            number = await machine.lookup(place, name)
+            if name not in entries:
+                assert number == 0, name
+                continue
+            expected = storage.attrs[entries[name][1]]
+            assert number & 0xFFFFFFFF == expected.ino, name
+            assert await machine.stat(number) == expected
+            content = bytes(storage.objects[expected.file_id]) if expected.file_id else b""
+            assert await machine.read(number) == content
+        assert await machine.list(place) == set(entries)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_change_is_seen_at_once(seed: int) -> None:
+    rng = random.Random(seed)
+    async with machines(rng) as (shared, pair):
+        places = await directories(pair[0])
+        assert await directories(pair[1]) == places
+        for _ in range(60):
+            await work(rng.choice(pair), places, rng, 1)
+            for machine in pair:
+                await check(shared, machine, places)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_both_change_the_same_at_once(seed: int) -> None:
+    rng = random.Random(seed)
+    async with machines(rng) as (shared, pair):
+        places = await directories(pair[0])
+        await directories(pair[1])
+        for _ in range(8):
+            with trio.fail_after(30):
+                async with trio.open_nursery() as nursery:
+                    for machine in (*pair, *pair):
+                        nursery.start_soon(work, machine, places, rng, 6)
+            await wait_until(lambda: all(machine.is_idle for machine in pair))
+            for machine in pair:
+                await check(shared, machine, places)
+
+
+async def test_a_lost_lease_leaves_nothing() -> None:
+    async with machines(random.Random(1)) as (shared, pair):
+        places = await directories(pair[0])
+        await directories(pair[1])
+        one, two = pair
+        await one.write(places[0], b"a", b"old")
+        await check(shared, two, places)
+        # The other one is not told, as when it was away for longer than its lease.
+        session = shared.sessions[1]
+        listener, session.listener = session.listener, None
+        await one.write(places[0], b"a", b"new content")
+        await one.chmod(await one.lookup(places[0], b"a"), 0o600)
+        session.listener = listener
+        assert listener is not None
+        listener.lease_lost()
+        # The kernel was told to rely on names for no longer than the lease.
+        two.kernel.names.clear()
+        await wait_until(lambda: not two.kernel.attrs)
+        await check(shared, two, places)
+
+
+async def test_nothing_is_relied_upon_behind_the_lease() -> None:
+    async with machines(random.Random(1)) as (shared, pair):
+        places = await directories(pair[0])
+        await pair[0].write(places[0], b"a", b"data")
+        shared.sessions[0].lease_s = -1.0
+        pair[0].kernel.names.clear()
+        pair[0].kernel.attrs.clear()
+        number = await pair[0].lookup(places[0], b"a")
+        await pair[0].stat(number)
+        assert pair[0].kernel.names == {}
+        assert pair[0].kernel.attrs == {}
+        assert shared.sessions[0].requests.keys() >= {"Lookup", "GetAttr"}
