@@ -7,6 +7,7 @@ the mount's timeout has passed: reading, and writing bytes at an offset, may be 
 from __future__ import annotations
 
 import errno
+import functools
 import math
 import struct
 import time
@@ -177,23 +178,25 @@ class RemoteBackend:
     async def _read(self, file_id: str, exchange: Callable[[Connection], Awaitable[_T]]) -> _T:
         """From the names primary, or when that does not answer, from another storage."""
         problem = ""
-        with self._deadline():
-            while True:
-                sources = self._sources(file_id)
-                for address in sources:
-                    limit_s = _SILENT_S if len(sources) > 1 else math.inf
-                    try:
-                        with trio.move_on_after(limit_s):
-                            return await self._pool.call(address, exchange, repeatable=True)
-                        problem = f"{address} did not answer within {limit_s:g} s"
-                    except ConnectionProblem as exc:
-                        problem = str(exc)
-                    except StatusError as exc:
-                        # A storage that is being filled need not have it yet.
-                        if len(sources) == 1 or exc.errno != errno.ENOENT or address == self._at:
-                            raise
-                        problem = f"{address} does not have {file_id}"
-                await trio.sleep(_RETRY_S)
+        # One scope per try: they are a good part of what a small read costs.
+        deadline = trio.current_time() + self._timeout_s
+        while (now := trio.current_time()) < deadline:
+            sources = self._sources(file_id)
+            limit_s = _SILENT_S if len(sources) > 1 else math.inf
+            for address in sources:
+                try:
+                    with trio.move_on_at(min(deadline, now + limit_s)):
+                        return await self._pool.call(address, exchange, repeatable=True)
+                    problem = f"{address} did not answer within {trio.current_time() - now:.3g} s"
+                except ConnectionProblem as exc:
+                    problem = str(exc)
+                except StatusError as exc:
+                    # A storage that is being filled need not have it yet.
+                    if len(sources) == 1 or exc.errno != errno.ENOENT or address == self._at:
+                        raise
+                    problem = f"{address} does not have {file_id}"
+                now = trio.current_time()
+            await trio.sleep(min(_RETRY_S, max(0.0, deadline - now)))
         raise DeadlineExceeded(f"no storage of {self.group} answered in time: {problem}")
 
     @property
@@ -271,6 +274,7 @@ class RemoteBackend:
         raise DeadlineExceeded(f"the storage of {self.group} did not answer in time: {problem}")
 
 
+@functools.lru_cache(maxsize=1024)
 def _is_immutable(file_id: str) -> bool:
     try:
         return fileid.decode_name(file_id).kind is fileid.FileKind.NORMAL
