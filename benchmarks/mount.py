@@ -512,6 +512,8 @@ def mini(
                 f"storage {number + 1}": cluster.storage(number=number).pid
                 for number in range(options.replicas)
             }
+            if options.replicas == 1:
+                storages = {"storage": cluster.storage().pid}
             return {"mount": mount.pid, **storages, "tracker": cluster.tracker.pid}
 
         yield mount.path / "group1", processes, mount.remount
@@ -568,7 +570,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             show=lambda text: progress.update(task, description=text),
         )
         run_rounds(bench, options.rounds, options.groups)
-    what = options.dir or ("bare" if options.bare else f"mini, {options.replicas} storages")
+    storages = "" if options.replicas == 1 else f", {options.replicas} storages"
+    what = options.dir or ("bare" if options.bare else f"mini{storages}")
     title = f"{what}: {options.files} files, {options.rounds} rounds, cold by {way}"
     if options.json:
         print(as_json(bench, title))
