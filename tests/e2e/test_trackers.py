@@ -15,7 +15,7 @@ from fdfsfuse.cli.main import fdfs, run
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.client import Client
 from fdfsfuse.client.cluster_view import TrackerView, look_at_trackers
-from tests.common.cluster import Cluster, Daemon, Storage
+from tests.common.cluster import Cluster, Daemon, Storage, why_no_fuse
 from tests.common.plain import PlainClient
 from tests.common.waiting import wait_until
 
@@ -126,6 +126,21 @@ def test_any_tracker_may_die(cluster: Cluster, number: int) -> None:
     tracker.start()
     cluster.wait_active(60)
     all_clients_work(cluster)
+
+
+@pytest.mark.skipif(why_no_fuse() is not None, reason=str(why_no_fuse()))
+def test_a_mount_goes_on_when_any_tracker_dies(cluster: Cluster, tmp_path: Path) -> None:
+    with cluster.mount(tmp_path / "mnt") as mount:
+        for number, tracker in enumerate(cluster.trackers):
+            tracker.kill()
+            file = mount.path / "group1" / f"while {number} is away"
+            file.write_bytes(b"x" * 3_000_000)
+            assert file.read_bytes() == b"x" * 3_000_000
+            if not number:
+                mount.remount()
+                assert file.read_bytes() == b"x" * 3_000_000
+            tracker.start()
+        cluster.wait_active(60)
 
 
 def test_a_lost_leader_is_replaced(cluster: Cluster) -> None:
