@@ -306,7 +306,7 @@ class FramedConnection:
         while count:
             chunk = min(count, SENDFILE_CHUNK)
             try:
-                if _in_page_cache(fd, offset, chunk, probe):
+                if in_page_cache(fd, offset, chunk, probe):
                     sent = os.sendfile(self._fd, fd, offset, chunk)
                 else:
                     sent = await trio.to_thread.run_sync(os.sendfile, self._fd, fd, offset, chunk)
@@ -362,7 +362,7 @@ class FramedConnection:
         self.sock.close()
 
 
-def _in_page_cache(fd: int, offset: int, count: int, probe: list[bytearray]) -> bool:
+def in_page_cache(fd: int, offset: int, count: int, probe: list[bytearray]) -> bool:
     """True when reading these bytes will (most likely) not wait for the disk.
 
     Looks at the first and the last page; the kernel's read-ahead fills what is between.

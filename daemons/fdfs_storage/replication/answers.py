@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fdfs_storage.store import Store
     from fdfsfuse.server.connection import FramedConnection
 
-_SAMPLE: Final = 2000
+_SAMPLE: Final = 500
 """Records that are looked at; what is behind them is taken to be alike."""
 
 

@@ -15,6 +15,7 @@ from fdfsfuse.errors import ConnectionBroken, DeadlineExceeded, ProtocolError, S
 from fdfsfuse.proto import sync
 from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, unpack_header_from
 from fdfsfuse.proto.sync import Hello, HelloAnswer, SyncCommand
+from fdfsfuse.server.connection import in_page_cache
 
 if TYPE_CHECKING:
     from fdfsfuse.client.link import Link
@@ -86,35 +87,32 @@ class PeerLink:
             self.progress_at = trio.current_time()
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
-        """Send bytes of a file; in a thread, since they may have to come from the disk.
+        """Send bytes of a file; what has to come from the disk is sent in a thread.
 
         Raises:
             ConnectionBroken: also when the file ends early, as what was announced cannot follow.
         """
         end = offset + count
-
-        def send() -> int:
-            sent = 0
-            while offset + sent < end:
-                try:
-                    piece = min(_SENDFILE, end - offset - sent)
-                    done = os.sendfile(self._sock.fileno(), fd, offset + sent, piece)
-                except BlockingIOError:
-                    break
-                if not done:
-                    raise ConnectionBroken("a file became shorter while it was sent")
-                sent += done
-            return sent
-
+        probe = [bytearray(1)]
+        out = self._sock.fileno()
         while offset < end:
+            piece = min(_SENDFILE, end - offset)
             try:
-                sent = await trio.to_thread.run_sync(send)
+                if in_page_cache(fd, offset, piece, probe):
+                    sent = os.sendfile(out, fd, offset, piece)
+                else:
+                    sent = await trio.to_thread.run_sync(os.sendfile, out, fd, offset, piece)
+            except BlockingIOError:
+                await self._wait_writable()
+                continue
             except OSError as exc:
                 raise self._broken(exc) from exc
+            if not sent:
+                raise ConnectionBroken("a file became shorter while it was sent")
             offset += sent
             self.progress_at = trio.current_time()
-            if offset < end:
-                await self._wait_writable()
+            # It took as long as some requests of clients do.
+            await trio.lowlevel.checkpoint()
 
     async def _wait_writable(self) -> None:
         with trio.move_on_after(self._timeout_s):
