@@ -19,9 +19,9 @@ PAST_NS = 1_000_000_000_123_456_789
 ENTRIES = ("file", "big", "dir", "dir/child", "dir2", "dir2/sub", "link", "fifo", ".")
 
 
-def furnish() -> None:
+def furnish(what: str = "") -> None:
     Path("file").write_bytes(b"content")
-    Path("big").write_bytes(bytes(1_500_000))
+    Path("big").write_bytes(bytes(1_500_000) if "big" in what else b"not now")
     for name in ("dir", "dir2", "dir2/sub"):
         os.mkdir(name)
     Path("dir/child").write_bytes(b"child")
@@ -151,7 +151,7 @@ OPERATIONS: dict[str, Callable[[], object]] = {
 def test_which_times_operations_set(local: Path, volume: Path) -> None:
     twin = Twin(local, volume)
     for what, action in OPERATIONS.items():
-        twin.scene(furnish)
+        twin.scene(furnish, what)
 
         def attempt(action: Callable[[], object] = action) -> str:
             for name in reversed(ENTRIES):
