@@ -178,7 +178,7 @@ def test_a_damaged_file_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
 @asynccontextmanager
 async def volume(tmp_path: Path) -> AsyncIterator[tuple[Node, Node, NamesSession]]:
     """A storage with a tree, another one that is in sync, and a mount's session."""
-    config = replace(sync_config(tmp_path / "a"), names_replica_timeout_s=1.0)
+    config = replace(sync_config(tmp_path / "a"), names_replica_timeout_s=20.0)
     with trio.fail_after(60):
         async with (
             run_node(tmp_path / "a", "1", names=True, config=config) as a,
@@ -238,7 +238,8 @@ async def test_a_mount_goes_on_without_a_storage_that_is_gone(tmp_path: Path) ->
                 await until(lambda: "2" in a.replication.in_sync.members)
                 assert b.content(attr.file_id) == b"content"
                 attr = await store(session, ino, b"more content")
-                assert b.content(attr.file_id) == b"more content"
+                # Not "is there": with so short a timeout a busy machine may put it out again.
+                await until(lambda: b.content(attr.file_id) == b"more content")
 
 
 async def test_a_machine_that_was_restarted_is_out_of_sync_until_it_has_all_again(
