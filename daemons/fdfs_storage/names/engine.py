@@ -49,7 +49,9 @@ _INLINE_MAX: Final = 64
 _INLINE_BYTES_MAX: Final = 256 << 10
 _ALONE_S: Final = 0.02
 _SLOW_SYNC_S: Final = 0.003
-_IN_THREAD_S: Final = 2.0
+_IN_THREAD_FACTOR: Final = 50
+"""After a slow sync the next ones are left to a thread for so many times its duration: a slow disk
+stops the loop for one part in so many, and a hiccup of a quick one is soon forgotten."""
 _CONTENT: Final = (names_record.PutContent, names_record.PutXattr)
 """Operations that change object files."""
 
@@ -214,8 +216,9 @@ class Engine:
                 except Exception as exc:
                     records = steps.throw(exc)
                 else:
-                    if time.monotonic() - start > _SLOW_SYNC_S:
-                        self._in_thread_until = start + _IN_THREAD_S
+                    took = time.monotonic() - start
+                    if took > _SLOW_SYNC_S:
+                        self._in_thread_until = start + took * _IN_THREAD_FACTOR
                     records = next(steps)
         except StopIteration:
             pass
