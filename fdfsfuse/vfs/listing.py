@@ -82,8 +82,11 @@ class NamesSource(Source):
         self._ino = ino
 
     async def fetch(self, cookie: int) -> tuple[list[Row], bool]:
-        request = names.ReadDir(self._ino, cookie, names.LIST_MAX)
-        listing: names.Listing = await self._volume.call(request)
+        listing = self._volume.memory.listing(self._ino) if cookie == 0 else None
+        if listing is None:
+            request = names.ReadDir(self._ino, cookie, names.LIST_MAX)
+            listing = await self._volume.call(request)
+            assert listing is not None
         of_inode, volume = self._context.numbers.of_inode, self._volume.number
         rows = [
             Row(entry.cookie, entry.name, entry.attr, of_inode(volume, entry.attr.ino))

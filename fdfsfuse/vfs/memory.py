@@ -45,9 +45,11 @@ class Directory:
         unknown: names that were recalled since.
         listed: cookie up to which a listing from the start has brought all names; -1: none has.
         misses: names that were not found; many make it worth while to ask for all.
+        listing: an answer that brought all entries, while these are the same still. Attributes in
+            it may be outdated.
     """
 
-    __slots__ = ("complete", "listed", "misses", "names", "unknown", "until")
+    __slots__ = ("complete", "listed", "listing", "misses", "names", "unknown", "until")
 
     def __init__(self) -> None:
         self.names: dict[bytes, int] = {}
@@ -56,6 +58,7 @@ class Directory:
         self.unknown: set[bytes] = set()
         self.listed = -1
         self.misses = 0
+        self.listing: names.Listing | None = None
 
     def get(self, name: bytes) -> int | None:
         """The inode of a name, MISSING, or None when that is not known."""
@@ -66,6 +69,7 @@ class Directory:
 
     def drop(self, name: bytes) -> bool:
         """The name is not known any more; False when it was not."""
+        self.listing = None
         if self.complete or self.listed >= 0:
             self.unknown.add(name)
             if len(self.unknown) > _UNKNOWN_MAX:
@@ -74,7 +78,7 @@ class Directory:
 
     def incomplete(self) -> None:
         """There may be names that are not here."""
-        self.complete, self.listed = False, -1
+        self.complete, self.listed, self.listing = False, -1, None
         self.unknown.clear()
 
 
@@ -137,6 +141,13 @@ class Memory:
             return None
         ino = directory.get(name)
         return ino if ino is not None and self._now() < self._lease_until() else None
+
+    def listing(self, ino: int) -> names.Listing | None:
+        """All entries of a directory, in the order of their cookies; see `Directory`."""
+        directory = self._directories.get(ino)
+        if directory is None or self._now() >= self._lease_until():
+            return None
+        return directory.listing
 
     def should_list(self, parent: int) -> bool:
         """Whether names are looked for in vain so often that all are to be asked for, once."""
@@ -255,6 +266,8 @@ class Memory:
             self._drop_name(parent, name)
             return
         directory = self._directory(parent)
+        if directory.listing is not None and directory.get(name) != ino:
+            directory.listing = None
         before = len(directory.names)
         directory.unknown.discard(name)
         if ino == MISSING and directory.complete:
@@ -328,9 +341,12 @@ class Memory:
             return  # it has more names than are remembered
         if not self._is_fresh(ino, began):
             directory.listed = -1
-        elif request.cookie in (0, directory.listed) and not directory.complete:
+            return
+        if request.cookie in (0, directory.listed) and not directory.complete:
             directory.listed = answer.entries[-1].cookie if answer.entries else request.cookie
             directory.complete = answer.end
+        if directory.complete and answer.end and not request.cookie:
+            directory.listing = answer
 
     def _learn_create(self, request: names.Create, answer: Attr, began: int) -> None:
         self._attr(answer, began)
