@@ -19,6 +19,7 @@ import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 
 import trio
 
@@ -264,14 +265,17 @@ class Membership:
             if line.group != self.config.group_name:
                 continue
             entry = self._known.get(line.old_id)
-            if entry is not None and entry.status not in group_list.MAY_BE_REMOVED:
+            listed = any(brief.storage_id == line.old_id for brief in self._listed)
+            if entry is not None and listed and entry.status not in group_list.MAY_BE_REMOVED:
                 continue  # it has joined again since
             logger.info("changelog of the group: %s", text.strip())
             if line.old_id == self.identity.sync_src_server:
                 await trio.to_thread.run_sync(self.identity.replace_source, line.new_id)
             self.on_changelog(line)
             # An administrator may have forgotten it before a list told that it was removed.
-            self._learn(group_list.forget(self._known, line.old_id))
+            if entry is not None:
+                gone = replace(entry, status=ServerStatus.NONE)
+                self._learn({**self._known, line.old_id: gone})
 
     # --- what the tasks of the trackers tell --------------------------------------------------
 

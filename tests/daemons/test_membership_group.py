@@ -70,6 +70,23 @@ async def test_a_removed_peer_is_dropped_once_its_changelog_was_read(tmp_path: P
             await wait_for(lambda: len(node.membership.members) == 2)
 
 
+async def test_a_peer_that_was_forgotten_before_any_list_told_its_removal(tmp_path: Path) -> None:
+    async with scripted() as (tracker, _):
+        telling = Telling(tracker)
+        config = storage_config(tmp_path, [tracker.port], heart_beat_interval_s=0.02)
+        telling.changes = Changes(group=(member(21), member(22)))
+        place = Place(Parameters(storage_ip_changed_auto_adjust=True), STORAGE_IP, STORAGE_IP)
+        async with running(config, place) as node:
+            lines: list[ChangelogLine] = []
+            node.membership.on_changelog = lines.append
+            await wait_for(lambda: len(node.membership.members) == 2)
+            line = ChangelogLine(5, "group1", "127.0.0.22", ServerStatus.DELETED)
+            telling.changes = Changes(group=(member(21),))
+            telling.answers[77] = line.encode()
+            await wait_for(lambda: len(node.membership.members) == 1)
+            assert set(lines) == {line}
+
+
 async def test_what_replication_asks_and_reports(tmp_path: Path) -> None:
     async with scripted() as (first, _), scripted() as (second, _):
         config = storage_config(tmp_path, [first.port, second.port], heart_beat_interval_s=0.02)
