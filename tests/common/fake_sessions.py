@@ -105,7 +105,8 @@ class KernelModel:
     """What the kernel caches of a mount, and the locks that it holds meanwhile.
 
     Only what counts for validity: a directory is locked while a request about its names is in
-    flight, and forgetting a name has to wait for that.
+    flight, and forgetting a name has to wait for that. The pages of a file are locked while they
+    are read or written.
     """
 
     def __init__(self) -> None:
@@ -197,11 +198,12 @@ class Machine:
         if not opened.keep_cache:
             self.kernel.pages.pop(number, None)
         try:
-            data = self.kernel.pages.get(number)
-            if data is None:
-                data = bytes(await self.vfs.files.read(opened.handle, 0, 1 << 20))
-                self.kernel.pages[number] = data
-            return data
+            async with self.kernel.locks[number]:
+                data = self.kernel.pages.get(number)
+                if data is None:
+                    data = bytes(await self.vfs.files.read(opened.handle, 0, 1 << 20))
+                    self.kernel.pages[number] = data
+                return data
         finally:
             await self._close(opened.handle)
 
@@ -224,9 +226,10 @@ class Machine:
                 number = entry.number
         if opened is None:
             opened = await self.vfs.files.open(number, os.O_RDWR | os.O_TRUNC)
-        self.kernel.pages.pop(number, None)
         try:
-            await self.vfs.files.write(opened.handle, 0, data)
+            async with self.kernel.locks[number]:
+                self.kernel.pages.pop(number, None)
+                await self.vfs.files.write(opened.handle, 0, data)
             self.kernel.attrs.pop(number, None)
         finally:
             await self._close(opened.handle)
