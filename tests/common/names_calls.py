@@ -94,6 +94,6 @@ async def plain_upload(server: NamesServer, data: bytes) -> str:
 
 
 async def wait_for(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not condition():  # noqa: ASYNC110 - the condition has no event
             await trio.sleep(0.01)

@@ -25,6 +25,7 @@ from fdfs_storage.names.service import Tree
 from fdfsfuse.core.names_log import Position
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.names_record import Op, Record
+from tests.common.names_calls import wait_for
 from tests.common.names_server import open_tree
 
 ROOT = names.ROOT_INO
@@ -84,6 +85,10 @@ def entries(tree: Tree) -> dict[bytes, tuple[int, str]]:
         "SELECT name, size, ifnull(file_id, '') FROM dirent JOIN inode USING (ino)"
     )
     return {name: (size, file_id) for name, size, file_id in rows}
+
+
+def garbage(tree: Tree) -> list[int]:
+    return [row[0] for row in tree.state.db.execute("SELECT id FROM garbage")]
 
 
 def check(tree: Tree, base: Path) -> None:
@@ -205,9 +210,7 @@ async def test_an_older_database_is_brought_up_from_the_log(tmp_path: Path) -> N
         ino = tree.state.db.execute("SELECT ino FROM dirent WHERE name = x'61'").fetchone()[0]
         request = names.SetXattr(ino, b"user.k", b"v", 0, NOW)
         await together(tree, [lambda: tree.preparer.set_xattr(request)])
-        await tree.housekeeping.collect()
-        await trio.sleep(0.15)
-        await tree.housekeeping.collect()
+        await wait_for(lambda: not garbage(tree))
         expected, objects = dump(tree), objects_on_disk(base)
         assert len(objects) == 4  # a, its metadata, b, the pending one
     for missing in (False, True):
@@ -221,6 +224,21 @@ async def test_an_older_database_is_brought_up_from_the_log(tmp_path: Path) -> N
         async with open_tree(base, run=False) as tree:
             assert dump(tree) == expected
         assert objects_on_disk(base) == objects
+
+
+async def test_a_deletion_that_a_crash_cut_short_is_completed(tmp_path: Path) -> None:
+    """The file of the object is gone, its metadata is not."""
+    async with open_tree(tmp_path, names_garbage_grace_s=0.0, names_session_lease_s=0.1) as tree:
+        await together(tree, [create(b"a"), put(tree, b"a", b"one")])
+        ((ino, old),) = tree.state.db.execute("SELECT ino, file_id FROM inode WHERE file_id > ''")
+        request = names.SetXattr(ino, b"user.k", b"v", 0, NOW)
+        await together(tree, [lambda: tree.preparer.set_xattr(request)])
+        await together(tree, [put(tree, b"a", b"two")])
+        (tmp_path / "data" / old[4:]).unlink()
+        assert old + "-m" in objects_on_disk(tmp_path)
+        await wait_for(lambda: not garbage(tree))
+        new = entries(tree)[b"a"][1]
+        assert objects_on_disk(tmp_path).keys() == {new, new + "-m"}
 
 
 @pytest.mark.parametrize("failing", ["append", "perform", "commit"])
@@ -304,12 +322,12 @@ async def test_collecting_goes_on_after_a_crash(
         before_and_after(monkeypatch, tree.objects, "delete", snapshot)
         await together(tree, [create(b"a"), put(tree, b"a", b"one"), create(b"b")])
         await together(tree, [put(tree, b"a", b"two"), names.Remove(ROOT, b"b", False, NOW)])
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while len(objects_on_disk(base)) != 2:  # noqa: ASYNC110
                 await trio.sleep(0.01)
     monkeypatch.undo()
     async with open_tree(crashed, **quick) as tree:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while tree.state.db.execute("SELECT 1 FROM garbage").fetchone():  # noqa: ASYNC110
                 await trio.sleep(0.01)
         assert set(objects_on_disk(crashed)) == {plain.name, entries(tree)[b"a"][1]}
@@ -322,7 +340,7 @@ async def test_what_the_storage_was_making_is_dropped_at_the_start(tmp_path: Pat
         assert len(objects_on_disk(tmp_path)) == 1
     quick: dict[str, Any] = {"names_garbage_grace_s": 0.1, "names_session_lease_s": 0.1}
     async with open_tree(tmp_path, **quick) as tree:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while objects_on_disk(tmp_path):  # noqa: ASYNC110
                 await trio.sleep(0.01)
         assert tree.state.db.execute("SELECT count(*) FROM pending").fetchone() == (0,)
@@ -341,7 +359,7 @@ async def test_sizes_of_objects_changed_in_place_are_taken_from_the_disk(tmp_pat
         await together(tree, [lambda: tree.preparer.name_pending(0, 2, made[0], 0, NOW)])
         tree.objects.truncate(made[0], 1000)
     async with open_tree(tmp_path) as tree:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while entries(tree)[b"a"] != (1000, made[0]):  # noqa: ASYNC110
                 await trio.sleep(0.01)
 

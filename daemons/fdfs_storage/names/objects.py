@@ -127,6 +127,8 @@ class Objects:
         except StatusError as exc:
             if exc.errno != errno.ENOENT:
                 raise
+            # A crash in the middle of a deletion leaves the metadata behind.
+            self.put_metadata(file_id, b"")
 
     # --- metadata ---------------------------------------------------------------------------
 
