@@ -23,7 +23,7 @@ from tests.common.processes import forget_ended, kill_all, started_processes
 from tests.common.small_disk import SmallDisk, small_disk, why_no_small_disk
 from tests.common.trees import directory_with_xattrs
 
-HANG_TIMEOUT_S = 150.0
+HANG_TIMEOUT_S = 400.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

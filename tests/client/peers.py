@@ -93,7 +93,7 @@ async def unused_address(host: str = "127.0.0.1") -> Address:
     return Address(host, port)
 
 
-async def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Wait until *condition* holds."""
     with trio.fail_after(timeout_s):
         while not condition():  # noqa: ASYNC110

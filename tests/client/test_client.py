@@ -498,7 +498,7 @@ async def test_cancellation_leaves_no_connection_in_the_middle_of_something() ->
                         nursery.start_soon(
                             getattr(client, name), file_id.encode() if name == "upload" else file_id
                         )
-                        with trio.fail_after(30):
+                        with trio.fail_after(60):
                             await waiting.wait()
                         nursery.cancel_scope.cancel()
                     go_on.set()

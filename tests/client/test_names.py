@@ -148,11 +148,11 @@ async def test_calls_wait_for_a_connection_until_their_deadline() -> None:
         started = trio.current_time()
         with pytest.raises(DeadlineExceeded, match="cannot connect to the trackers"):
             await session.call(LOOKUP, started + 0.1)
-        assert 0.1 <= trio.current_time() - started < 1
+        assert 0.1 <= trio.current_time() - started < 30
         assert not session.connected
 
 
-async def test_deadlines_in_any_order() -> None:
+async def test_deadlines_in_any_order(mock_clock: trio.testing.MockClock) -> None:
     peer = NamesPeer()
     peer.respond = lambda r: None if r.request == LOOKUP else answer_to(r.request)
     late: list[float] = []
@@ -165,10 +165,15 @@ async def test_deadlines_in_any_order() -> None:
                 await session.call(LOOKUP, now + seconds)
             late.append(seconds)
 
-        for seconds in (0.15, 0.05, 0.1):
+        for seconds in (3.0, 1.0, 2.0):
             nursery.start_soon(look, seconds)
-        await wait_until(lambda: len(late) == 3)
-        assert late == [0.05, 0.1, 0.15]
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(0.5)
+        for passed in (1.0, 2.0, 3.0):
+            assert passed not in late
+            mock_clock.jump(1)
+            await trio.testing.wait_all_tasks_blocked()
+            assert late[-1] == passed
         assert await session.call(GETATTR, now + 10) == ATTR
         assert peer.received[-1].done_below == 4
     assert len(peer.opened) == 1
@@ -418,7 +423,7 @@ async def test_every_call_gets_its_own_answer_whatever_breaks(seed: int) -> None
                 await peer.disconnect()
 
     async with session_with(peer) as session:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(breaker)
                 for callers in (1, 5):

@@ -88,7 +88,7 @@ class Daemon(Process):
         """``address:port``"""
         return f"{self.address}:{self.port}"
 
-    def connect(self, timeout_s: float = 10.0) -> socket.socket:
+    def connect(self, timeout_s: float = 60.0) -> socket.socket:
         """A blocking connection to the daemon."""
         return socket.create_connection((self.address, self.port), timeout_s)
 
@@ -313,7 +313,7 @@ class Cluster:
                     states.update(client.storage_states(group))
         return states
 
-    def wait_active(self, timeout_s: float = 20.0) -> None:
+    def wait_active(self, timeout_s: float = 60.0) -> None:
         """Wait until every storage is ACTIVE at every tracker that runs."""
 
         def active() -> bool:
@@ -336,7 +336,7 @@ class Cluster:
             logs = "\n".join(daemon.log_tail() for daemon in self.daemons)
             raise TimeoutError(f"{exc}\n{logs}") from None
 
-    def wait_settled(self, group: str = "group1", timeout_s: float = 60.0) -> None:
+    def wait_settled(self, group: str = "group1", timeout_s: float = 120.0) -> None:
         """Wait until the group rests: each storage has sent its whole binlog to each other one."""
         members = [storage for storage in self.storages if storage.group == group]
         seen: list[object] = []
@@ -449,7 +449,7 @@ class Mount(Process):
                 raise ProcessDied(f"fdfs-mount ended with {code}\n{self.log_tail()}")
         self.wait_mounted()
 
-    def wait_mounted(self, timeout_s: float = 20.0) -> None:
+    def wait_mounted(self, timeout_s: float = 60.0) -> None:
         """Wait until the mount point is mounted and shows the cluster's volumes."""
         groups = {storage.group for storage in self.cluster.storages}
         volumes = groups if self._shows_volumes else set()

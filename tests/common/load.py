@@ -277,7 +277,7 @@ class Load:
         suffix = f":{errno.ENOSPC}"
         return sum(count for kind, count in self.counts.items() if kind.endswith(suffix))
 
-    def wait_acknowledged(self, more: int, timeout_s: float = 60.0) -> None:
+    def wait_acknowledged(self, more: int, timeout_s: float = 180.0) -> None:
         """Wait until that many further operations were acknowledged."""
         wanted = self.ledger.acknowledged + more
 

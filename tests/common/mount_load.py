@@ -41,7 +41,7 @@ class MountWriter:
     def wait_growth(self, more: int) -> None:
         """Wait until that many further operations were acknowledged."""
         wanted = self.count + more
-        wait_until(lambda: self.count >= wanted, "the writer to go on", timeout_s=60)
+        wait_until(lambda: self.count >= wanted, "the writer to go on", timeout_s=120)
 
     def stop(self) -> None:
         """End it between two lines or in the middle of a file."""

@@ -65,7 +65,7 @@ def _group(name: str) -> bytes:
 class PlainClient:
     """Uploads, downloads and changes files by file id (``group1/M00/...``)."""
 
-    def __init__(self, tracker: Address, timeout_s: float = 20.0) -> None:
+    def __init__(self, tracker: Address, timeout_s: float = 60.0) -> None:
         self._tracker = tracker
         self._timeout_s = timeout_s
         self._connections: dict[Address, socket.socket] = {}

@@ -20,8 +20,8 @@ from typing import IO
 
 from tests.common.waiting import wait_until
 
-READY_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 20.0
+READY_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 60.0
 
 BAD_LINE = re.compile(
     r"Traceback \(most recent call last\)|\b(ERROR|CRITICAL)\b|Exception ignored|"

@@ -43,7 +43,7 @@ class BlockingSession:
         *,
         session: int = 0,
         token: bytes = b"",
-        timeout_s: float = 20.0,
+        timeout_s: float = 60.0,
     ) -> None:
         self.address = address
         self.token = token or os.urandom(16)

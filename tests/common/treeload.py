@@ -45,7 +45,7 @@ Effect = Callable[[object], None]
 
 
 def connect(
-    address: Address, timeout_s: float = 20.0, *, old: BlockingSession | None = None
+    address: Address, timeout_s: float = 60.0, *, old: BlockingSession | None = None
 ) -> BlockingSession:
     """Open a session, or take *old* up again, as soon as the storage lets us."""
 

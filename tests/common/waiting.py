@@ -15,7 +15,7 @@ def wait_until(
     condition: Callable[[], _T | None],
     what: str,
     *,
-    timeout_s: float = 20.0,
+    timeout_s: float = 60.0,
     poll_s: float = POLL_S,
 ) -> _T:
     """Call *condition* until its result is true, and return that result.

@@ -72,7 +72,7 @@ async def running(config: StorageConfig, place: Place = PLACE) -> AsyncIterator[
 
 
 async def joined(node: Node) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await node.membership.wait_joined()
 
 

@@ -32,7 +32,7 @@ async def fetch_list(server: StorageServer, path_index: int) -> list[str]:
 
 
 async def test_lists_what_is_there_now(tmp_path: Path) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with run_storage(make_config(tmp_path)) as server, server.connect() as client:
             kept = await client.upload(b"kept")
             await client.set_metadata(kept, b"a\x021")
@@ -65,7 +65,7 @@ async def test_many_lines_come_in_pieces(tmp_path: Path) -> None:
     ],
 )
 async def test_bad_requests_are_refused(tmp_path: Path, body: bytes) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with run_storage(make_config(tmp_path)) as server, server.connect() as client:
             assert await client.call(FETCH_PATH_BINLOG, body) == (22, b"")
             assert await client.closed()

@@ -120,7 +120,7 @@ async def test_silent_connections_make_room_for_new_ones() -> None:
         assert len(server.connections) <= 3
         ended = 0
         for stream in silent[:7]:
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 ended += await stream.receive_some(1) == b""
         assert ended == 7
 
@@ -131,7 +131,7 @@ async def test_connections_in_use_are_not_pushed_out() -> None:
         for stream in used:
             assert await ask(stream) == b"ping"
         late = await clients.connect()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             try:
                 assert await late.receive_some(1) == b""
             except trio.BrokenResourceError:
@@ -169,7 +169,7 @@ async def test_a_busy_connection_does_not_starve_others() -> None:
 
             nursery.start_soon(flood)
             nursery.start_soon(drain)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 for _ in range(20):
                     assert await ask(other) == b"ping"
             nursery.cancel_scope.cancel()
@@ -185,7 +185,7 @@ async def test_stopping_lets_requests_finish_and_ends_idle_connections() -> None
             await connection.send(body)
 
     stopping = trio.Event()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with serving(TcpServer(slow), stopping) as clients:
             idle = await clients.connect()
             busy = await clients.connect()
@@ -204,7 +204,7 @@ async def test_stopping_does_not_wait_for_ever() -> None:
         await trio.sleep_forever()
 
     stopping = trio.Event()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with serving(TcpServer(stuck, stop_timeout_s=0.1), stopping) as clients:
             stream = await clients.connect()
             await stream.send_all(packet(b""))
@@ -257,13 +257,13 @@ def start(what: str, **environment: str) -> subprocess.Popen[str]:
 )
 def test_operator_mistakes_are_one_line(what: str, code: int, text: str) -> None:
     process = start(what)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (code, text)
 
 
 def test_our_mistakes_show_a_traceback() -> None:
     process = start("mistake")
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "Traceback" in errors
     assert "unforeseen" in errors
@@ -280,7 +280,7 @@ def test_signals_stop_cleanly_and_systemd_is_told(tmp_path: Path, number: signal
         assert process.stdout.readline() == "ready\n"
         assert systemd.recv(100) == b"READY=1\nSTATUS=serving"
         process.send_signal(number)
-        output, errors = process.communicate(timeout=20)
+        output, errors = process.communicate(timeout=120)
         assert (process.returncode, output) == (0, "stopped\n")
         assert systemd.recv(100) == b"STOPPING=1"
         assert errors.startswith("testd[")  # no time: the journal adds it
@@ -291,5 +291,5 @@ def test_a_daemon_that_does_not_stop_is_cancelled() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 0

@@ -184,7 +184,7 @@ async def test_regenerate_waits_for_an_append(server: StorageServer, client: Cli
     async with server.connect() as writer:
         length = len(head) + LARGE
         await writer.send(length.to_bytes(8, "big") + b"\x18\0" + head + bytes(1000))
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while server.store.locks.is_free(server.store.locate(old)):  # noqa: ASYNC110
                 await trio.sleep(0.005)
         async with trio.open_nursery() as nursery:

@@ -20,7 +20,7 @@ JOIN_REPLY = pack_response(bytes(17))
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [program("fdfs-trackerd"), *arguments], capture_output=True, text=True, timeout=30
+        [program("fdfs-trackerd"), *arguments], capture_output=True, text=True, timeout=120
     )
 
 

@@ -363,7 +363,7 @@ async def test_the_status_of_the_cluster(tmp_path: Path) -> None:
         async def status() -> ClusterStatus:
             return decode(ClusterStatus, await client.ok(CLUSTER_STATUS))
 
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while any(peer.reachable is None for peer in (await status()).trackers):
                 await trio.lowlevel.checkpoint()
         told = await status()

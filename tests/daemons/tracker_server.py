@@ -41,7 +41,7 @@ class Peer:
     async def receive(self, count: int) -> bytes:
         """*count* bytes, fewer when the tracker closes before."""
         data = b""
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while len(data) < count:
                 chunk = await self.stream.receive_some(count - len(data))
                 if not chunk:
@@ -169,7 +169,7 @@ class TestTracker:
 
 async def wait_for(condition: Callable[[], bool]) -> None:
     """Wait until something in this process has become true."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not condition():  # noqa: ASYNC110 - what it waits for has no event
             await trio.sleep(0.005)
 

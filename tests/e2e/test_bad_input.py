@@ -28,7 +28,7 @@ from tests.common.waiting import wait_until
 
 HEADER = struct.Struct(">qBB")
 NETWORK_TIMEOUT_S = 2
-ANSWER_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 60.0
 RSS_GROWTH_MAX_KIB = 64 << 10
 BEYOND = (1 << 31, 1 << 32, (1 << 62) + 5, (1 << 63) - 1, -1, -(1 << 63))
 """Body lengths that nobody means."""
@@ -214,7 +214,7 @@ def test_slow_and_half_open_connections_are_closed(daemon: Daemon) -> None:
                 while sock.recv(100):
                     pass
         took = time.monotonic() - begin
-        assert took < NETWORK_TIMEOUT_S + 8, "all of them are closed"
+        assert took < NETWORK_TIMEOUT_S + 30, "all of them are closed"
     finally:
         for sock in socks:
             sock.close()
@@ -243,7 +243,7 @@ def test_more_connections_than_allowed(daemon: Daemon, target: Cluster) -> None:
             except (OSError, EOFError):
                 return False
 
-        wait_until(served, "a new client to be served", timeout_s=NETWORK_TIMEOUT_S + 10)
+        wait_until(served, "a new client to be served", timeout_s=NETWORK_TIMEOUT_S + 30)
     finally:
         for sock in flood:
             sock.close()

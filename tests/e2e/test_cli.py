@@ -284,7 +284,7 @@ def test_progress_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> 
         pass  # the terminal's other side is closed
     finally:
         os.close(ours)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert [line[:5] for line in out.splitlines()] == [b"group", b"group"]
     assert b"2 files" in shown
@@ -301,7 +301,7 @@ def test_an_interrupt(environment: dict[str, str], tmp_path: Path) -> None:
     with fifo.open("wb", buffering=0) as writer:
         writer.write(b"never ending")
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.strip() == b"fdfs: interrupted"
 
@@ -326,7 +326,7 @@ def test_an_interrupt_while_standard_input_is_awaited(environment: dict[str, str
 
     wait_until(taken, "the input to be read")
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 130
+    assert process.wait(timeout=120) == 130
     assert process.stderr is not None
     with process.stderr, process.stdin:
         assert process.stderr.read().strip() == b"fdfs: interrupted"
@@ -334,7 +334,7 @@ def test_an_interrupt_while_standard_input_is_awaited(environment: dict[str, str
 
 def test_a_reader_that_goes_away(environment: dict[str, str]) -> None:
     script = f"{program('fdfs')} status --json | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, timeout=60)
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, timeout=120)
     assert done.returncode in (0, 1)
     assert done.stderr == b""
 
@@ -351,7 +351,7 @@ def test_completion(environment: dict[str, str]) -> None:
             },
             capture_output=True,
             check=True,
-            timeout=30,
+            timeout=120,
         )
         return {line.partition(",")[2] for line in done.stdout.decode().split()}
 
@@ -375,7 +375,7 @@ def test_help_needs_no_event_loop() -> None:
         "import sys; from fdfsfuse.cli.main import fdfs, run; run(fdfs, 'fdfs', ['--help']);"
         "sys.exit('trio' in sys.modules or 'rich' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
     assert done.returncode == 0
     for name in COMMANDS:
         assert name.encode() in done.stdout

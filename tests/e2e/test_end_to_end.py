@@ -401,7 +401,7 @@ def test_volume_appears_by_itself(fuse: None, tmp_path: Path) -> None:
 def test_a_dead_volume_does_not_hurt_the_others(fuse: None, tmp_path: Path) -> None:
     with (
         Cluster(tmp_path / "cluster", groups=("group1", "group2")) as cluster,
-        cluster.mount(tmp_path / "mnt", "timeout=2") as mount,
+        cluster.mount(tmp_path / "mnt", "timeout=6") as mount,
     ):
         (mount.path / "group1" / "file").write_bytes(b"1")
         (mount.path / "group2" / "file").write_bytes(b"2")
@@ -411,7 +411,7 @@ def test_a_dead_volume_does_not_hurt_the_others(fuse: None, tmp_path: Path) -> N
         assert sorted(os.listdir(mount.path)) == ["group1", "group2"]
         assert (mount.path / "group1" / "file").read_bytes() == b"1"
         (mount.path / "group1" / "new").mkdir()
-        assert time.monotonic() - begin < 2, "no call waited for the dead volume"
+        assert time.monotonic() - begin < 6, "no call waited for the dead volume"
         cluster.storage("group2").start()
 
         def again() -> bool:
@@ -435,12 +435,12 @@ def test_background_mount_answers_when_the_command_returns(
     command = [program("fdfs-mount"), cluster.tracker.endpoint, str(path)]
     log = tmp_path / "log"
     try:
-        done = subprocess.run([*command, "-o", f"log={log}"], capture_output=True, timeout=60)
+        done = subprocess.run([*command, "-o", f"log={log}"], capture_output=True, timeout=120)
         assert done.returncode == 0, done.stderr
         assert is_mounted(path)
         (path / "group1" / "background").write_bytes(b"works")
         (path / "group1" / "background").unlink()
-        again = subprocess.run(command, capture_output=True, timeout=60, text=True)
+        again = subprocess.run(command, capture_output=True, timeout=120, text=True)
         assert again.returncode == 1
         assert "Traceback" not in again.stderr
         assert again.stderr.strip()
@@ -461,7 +461,7 @@ def test_mount_says_why_it_cannot(fuse: None, cluster: Cluster, tmp_path: Path) 
         [],
     ):
         done = subprocess.run(
-            [program("fdfs-mount"), *arguments], capture_output=True, timeout=60, text=True
+            [program("fdfs-mount"), *arguments], capture_output=True, timeout=120, text=True
         )
         assert done.returncode in (1, 2), arguments
         assert done.stderr.strip()
@@ -492,7 +492,7 @@ def test_stale_mount_is_recognised(fuse: None, cluster: Cluster, tmp_path: Path)
         done = subprocess.run(
             [program("fdfs-mount"), cluster.tracker.endpoint, str(mount.path)],
             capture_output=True,
-            timeout=60,
+            timeout=120,
             text=True,
         )
         assert done.returncode == 1

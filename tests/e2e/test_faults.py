@@ -36,7 +36,7 @@ def seed(request: pytest.FixtureRequest, long_run: bool) -> int:
 
 def settle_and_compare(cluster: Cluster, ledger: Ledger) -> None:
     """Wait until the group rests, then compare every server with the ledger."""
-    cluster.wait_active(timeout_s=60)
+    cluster.wait_active()
     cluster.wait_settled()
     assert_everywhere(ledger, "group1", cluster.storages)
 

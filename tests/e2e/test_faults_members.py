@@ -20,13 +20,13 @@ def test_servers_join_under_load(tmp_path: Path) -> None:
         with Load(cluster, "group1", ledger, 1) as load:
             load.wait_acknowledged(300)
             cluster.add_storage()
-            cluster.wait_active(timeout_s=60)
+            cluster.wait_active()
             load.wait_acknowledged(50)
         settle_and_compare(cluster, ledger)
         with Load(cluster, "group1", ledger, 2) as load:
             third = cluster.add_storage()
             load.wait_acknowledged(50)
-            cluster.wait_active(timeout_s=60)
+            cluster.wait_active()
             load.wait_acknowledged(50)
         assert third.data_files()
         settle_and_compare(cluster, ledger)
@@ -71,6 +71,6 @@ def test_server_is_removed_under_load_and_comes_back_empty(tmp_path: Path) -> No
         with Load(cluster, "group1", ledger, 3) as load:
             cluster.storages.append(leaving)
             leaving.start()
-            cluster.wait_active(timeout_s=60)
+            cluster.wait_active()
             load.wait_acknowledged(50)
         settle_and_compare(cluster, ledger)

@@ -45,7 +45,7 @@ def test_files_are_on_both_storages_when_they_are_closed(tmp_path: Path) -> None
     conf = {"names_replica_timeout": 5}
     with Cluster(tmp_path, groups=("group1", "group1"), storage_conf=conf) as cluster:
         founder, other = founder_first(cluster)
-        wait_until(lambda: in_sync(founder) == [other.address], "both are in sync", timeout_s=30)
+        wait_until(lambda: in_sync(founder) == [other.address], "both are in sync")
         with cluster.mount(tmp_path / "mnt") as mount:
             volume = mount.path / "group1"
             for number, size in enumerate([1, 4096, 100_000, 3 << 20, 1 << 20]):
@@ -64,9 +64,7 @@ def test_files_are_on_both_storages_when_they_are_closed(tmp_path: Path) -> None
             write(volume / "alone", b"without the other one")
             assert in_sync(founder) == []
             other.start()
-            wait_until(
-                lambda: in_sync(founder) == [other.address], "it is in sync again", timeout_s=30
-            )
+            wait_until(lambda: in_sync(founder) == [other.address], "it is in sync again")
             assert other.path_of(name_of(volume / "alone")).read_bytes() == b"without the other one"
             write(volume / "both", b"with the other one again")
             assert (

@@ -442,7 +442,7 @@ def test_a_libfuse_that_spoils_xattr_names_is_refused(
 ) -> None:
     command = [sys.executable, "-c", FAULT, cluster.tracker.endpoint, str(mountpoint), *flags]
     command += ["-o", f"log={tmp_path / 'log'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "extended attributes" in done.stderr
     assert "Traceback" not in done.stderr
@@ -481,7 +481,7 @@ main()
 def test_a_dead_volume_leaves_the_other_one_alone(tmp_path: Path, fuse: None) -> None:
     with (
         Cluster(tmp_path / "cluster", groups=("one", "two")) as cluster,
-        cluster.mount(tmp_path / "mnt", "timeout=2") as mount,
+        cluster.mount(tmp_path / "mnt", "timeout=5") as mount,
     ):
         one, two = mount.path / "one", mount.path / "two"
         (one / "f").write_bytes(b"one")
@@ -489,12 +489,12 @@ def test_a_dead_volume_leaves_the_other_one_alone(tmp_path: Path, fuse: None) ->
         cluster.storage("one").kill()
         with fails(errno.EIO):
             os.listdir(one)
-        start = time.monotonic()
         for i in range(20):
+            start = time.monotonic()
             with fails(errno.EIO):
                 (one / f"x{i}").stat()
+            assert time.monotonic() - start < 5, "it waited for the dead volume"
             (two / f"x{i}").write_bytes(b"works")
-        assert time.monotonic() - start < 2
         assert sorted(os.listdir(mount.path)) == ["one", "two"]
         cluster.storage("one").start()
         wait_until(lambda: _read(one / "f") == b"one", "the volume to come back")

@@ -184,7 +184,7 @@ def test_a_root_that_is_not_there(
     top: str, problem: str, filled: Path, cluster: Cluster, tmp_path: Path
 ) -> None:
     command = [program("fdfs-mount"), f"{cluster.tracker.endpoint}/{top}", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert problem in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -26,7 +26,7 @@ from tests.common.waiting import wait_until
 
 def run(*arguments: str | Path, code: int = 0) -> str:
     command = [program("fdfs"), "mount-stats", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
 

@@ -345,7 +345,7 @@ def test_two_sqlite_writers_take_turns(volume: Path) -> None:
     connection.close()
     script = (
         "import sqlite3,sys\n"
-        "c=sqlite3.connect(sys.argv[1],isolation_level=None,timeout=60)\n"
+        "c=sqlite3.connect(sys.argv[1],isolation_level=None,timeout=120)\n"
         "for _ in range(25): c.execute('UPDATE counter SET value=value+1')\n"
     )
     writers = [

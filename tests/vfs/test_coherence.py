@@ -139,7 +139,7 @@ async def test_both_change_the_same_at_once(seed: int) -> None:
         places = await directories(pair[0])
         await directories(pair[1])
         for _ in range(8):
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 async with trio.open_nursery() as nursery:
                     for machine in (*pair, *pair):
                         nursery.start_soon(work, machine, places, rng, 6)

@@ -48,7 +48,7 @@ async def test_one_task_for_each_request(pipe: tuple[int, int]) -> None:
             if data == b"w":
                 await busy.wait()
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for number in range(3):
                 nursery.start_soon(serve, number)
@@ -77,7 +77,7 @@ async def test_a_task_may_be_cancelled_while_it_waits(pipe: tuple[int, int]) -> 
             await waiting.wait_readable(pipe[0])
             taken.append(os.read(pipe[0], 1))
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for number in range(5):
                 nursery.start_soon(serve, number)
@@ -99,7 +99,7 @@ async def test_closing_sends_all_away(pipe: tuple[int, int]) -> None:
             await waiting.wait_readable(pipe[0])
         ended += 1
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(serve)
