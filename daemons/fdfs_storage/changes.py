@@ -16,12 +16,17 @@ case when the change came from a peer. Must not raise, and must be quick."""
 
 
 class Changes:
-    """Binlog and observers of a store; ``counters`` keep the time of the last change."""
+    """Binlog and observers of a store; ``counters`` keep the time of the last change.
+
+    Attributes:
+        logged_at: timestamp of the last line about a change of our own, for observers.
+    """
 
     def __init__(self, binlog: Binlog, counters: Counters) -> None:
         self.binlog = binlog
         self.counters = counters
         self.observers: list[Observer] = []
+        self.logged_at = 0
 
     def log(
         self, op: str, location: Location, timestamp: int | None = None, extra: str = ""
@@ -30,7 +35,7 @@ class Changes:
         if timestamp is None:
             timestamp = int(time.time())
         self.binlog.append(f"{timestamp} {op} {location.name}{extra}\n".encode("ascii"))
-        self.counters.last_source_update = timestamp
+        self.counters.last_source_update = self.logged_at = timestamp
 
     def log_received(self, op: str, name: str, timestamp: int, extra: str = "") -> None:
         """Write a line for a change that a peer sent: *op* is in lower case. Raises OSError."""

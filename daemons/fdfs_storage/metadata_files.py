@@ -13,6 +13,15 @@ from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.fileid import Location
 
 
+def deletion_time(info: os.stat_result) -> int:
+    """Timestamp of the deletion, now, of a file: Unix seconds, not before its own time.
+
+    A storage whose clock is ahead may have made the file. By their times its peers tell whether
+    it was made before it was deleted, or after that.
+    """
+    return max(int(time.time()), int(info.st_mtime))
+
+
 class MetadataFiles:
     """Reads, replaces and removes them."""
 
@@ -78,6 +87,7 @@ class MetadataFiles:
 
     def delete(self, file: Location) -> None:
         """Remove the metadata file *file*. Raises OSError."""
-        self._changes.log(ops.DELETE, file)
-        os.unlink(self._paths.of(file))
+        path = self._paths.of(file)
+        self._changes.log(ops.DELETE, file, deletion_time(os.stat(path)))
+        os.unlink(path)
         self._changes.notify(ops.DELETE, file)

@@ -56,7 +56,7 @@ from fdfs_storage.files import (
     status_of as status_of,
 )
 from fdfs_storage.locks import PathLocks
-from fdfs_storage.metadata_files import MetadataFiles
+from fdfs_storage.metadata_files import MetadataFiles, deletion_time
 from fdfs_storage.naming import NAME_TRIES, Naming
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.paths import Paths, metadata_location
@@ -410,7 +410,10 @@ class Store:
                 raise StatusError(errno.EINVAL, "neither a file nor a link")
             metadata = metadata_location(location)
             has_metadata = os.access(self.paths.of(metadata), os.F_OK)
-            self.changes.log(ops.DELETE, location)
+            # Names of other files are given once, whatever their times say.
+            reusable = info.st_mtime > time.time() and is_slave(location.name, in_trunk=False)
+            timestamp = deletion_time(info) if reusable else None
+            self.changes.log(ops.DELETE, location, timestamp)
             self._unlink(path, info.st_size, location.path_index)
             self.changes.notify(ops.DELETE, location)
             if has_metadata:

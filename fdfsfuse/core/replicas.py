@@ -126,10 +126,7 @@ def judge_whole(
     if orphaned:
         return Verdict.KEEP
     nature = subject.nature
-    stays_deleted = deleted_at is not None and (
-        nature is not Nature.REPLACED or timestamp < deleted_at + deleted_elsewhere
-    )
-    if found is None and stays_deleted:
+    if found is None and stays_deleted(nature, timestamp, deleted_at, elsewhere=deleted_elsewhere):
         return Verdict.KEEP
     if nature is Nature.FIXED:
         if found is not None and found.size == subject.size:
@@ -144,6 +141,26 @@ def judge_whole(
     if timestamp < found.mtime:
         return Verdict.KEEP
     return Verdict.COMPARE if found.size == size else Verdict.STORE
+
+
+def stays_deleted(
+    nature: Nature, timestamp: int, deleted_at: int | None, *, elsewhere: bool
+) -> bool:
+    """True when a name is not to be made (again) by a record of *timestamp*.
+
+    ``deleted_at`` and ``elsewhere``: as in `judge_whole`.
+    """
+    if deleted_at is None:
+        return False
+    return nature is not Nature.REPLACED or timestamp < deleted_at + elsewhere
+
+
+def outlives(nature: Nature, found: Found | None, timestamp: int) -> bool:
+    """True when a file was made or changed later than it was deleted elsewhere, at *timestamp*.
+
+    Of two changes in one second the deletion counts as the later one.
+    """
+    return nature is Nature.REPLACED and found is not None and found.mtime > timestamp
 
 
 def is_orphaned(master: Subject, timestamp: int, deleted_at: int | None, *, exists: bool) -> bool:

@@ -15,6 +15,7 @@ from fdfsfuse.core.replicas import (
     judge_modify,
     judge_truncate,
     judge_whole,
+    outlives,
     subject_of,
 )
 
@@ -168,3 +169,19 @@ def test_deletion_elsewhere_is_the_later_change_of_one_second() -> None:
     for timestamp, verdict in ((49, Verdict.KEEP), (50, Verdict.KEEP), (51, Verdict.STORE)):
         found = judge_whole(REPLACED, 3, timestamp, None, 50, update=False, deleted_elsewhere=True)
         assert found is verdict
+
+
+@pytest.mark.parametrize(
+    ("nature", "found", "outlived"),
+    [
+        (Nature.REPLACED, Found(1, 51), True),
+        (Nature.REPLACED, Found(1, 50), False),
+        (Nature.REPLACED, None, False),
+        (Nature.FIXED, Found(1, 99), False),  # names are given once
+        (Nature.GROWING, Found(1, 99), False),
+    ],
+)
+def test_what_a_deletion_elsewhere_leaves(
+    nature: Nature, found: Found | None, outlived: bool
+) -> None:
+    assert outlives(nature, found, 50) is outlived

@@ -181,7 +181,7 @@ async def run_storage(
 ) -> AsyncIterator[StorageServer]:
     """Serve until the block is left."""
     store = await open_store(config, source)
-    deleted = Deleted.load(store.binlog)
+    deleted = Deleted.load(store.changes)
     receiver = Receiver(
         store, Replicas(store, deleted), GROUP, boot_id=boot_id, member_at=lambda ip: ""
     )

@@ -7,7 +7,6 @@ start they are read from its end.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from fdfsfuse.errors import ProtocolError
@@ -15,7 +14,7 @@ from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.binlog import BinlogRecord, decode_line
 
 if TYPE_CHECKING:
-    from fdfs_storage.binlog import Binlog
+    from fdfs_storage.changes import Changes
     from fdfsfuse.proto.fileid import Location
 
 _NAMES_MAX = 1 << 17
@@ -38,14 +37,16 @@ HERE = "here"
 class Deleted:
     """The names, each with its last deletion."""
 
-    def __init__(self) -> None:
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
         self._last: dict[str, Deletion] = {}
 
     @classmethod
-    def load(cls, binlog: Binlog) -> Deleted:
-        """Read the end of *binlog*. Blocks."""
-        deleted = cls()
-        for line in binlog.tail_lines(_TAIL):
+    def load(cls, changes: Changes) -> Deleted:
+        """Read the end of the binlog (blocks), and hear of what follows."""
+        deleted = cls(changes)
+        changes.observers.append(deleted._observe)
+        for line in changes.binlog.tail_lines(_TAIL):
             if any(mark in line for mark in _MARKS):
                 try:
                     deleted._take(decode_line(line))
@@ -78,9 +79,9 @@ class Deleted:
         if len(self._last) > _NAMES_MAX:
             del self._last[next(iter(self._last))]
 
-    def observe(self, op: str, location: Location, other: Location | None) -> None:
+    def _observe(self, op: str, location: Location, other: Location | None) -> None:
         """A change in the store; those by peers are noted with their record's time instead."""
         if op == ops.DELETE:
-            self.add(location.name, int(time.time()), HERE)
+            self.add(location.name, self._changes.logged_at, HERE)
         elif op == ops.RENAME and other is not None:
-            self.add(other.name, int(time.time()), HERE)
+            self.add(other.name, self._changes.logged_at, HERE)

@@ -224,14 +224,13 @@ class Receiver:
     ) -> Verdict:
         replicas = self._replicas
         deletion = replicas.last_deletion(location)
-        known = ("", self._sender(connection))
         verdict = judge_whole(
             subject,
             head.size,
             head.timestamp,
             replicas.find(location),
             None if deletion is None else deletion.at,
-            deleted_elsewhere=deletion is not None and deletion.by not in known,
+            deleted_elsewhere=replicas.deleted_elsewhere(location, self._sender(connection)),
             update=op == "u",
             orphaned=replicas.is_orphaned(location, head.timestamp),
         )
@@ -387,7 +386,8 @@ class Receiver:
         self._check_group(request.group)
         location = self._replicas.locate(request.name)
         self._heard(connection, request.timestamp)
-        self._replicas.delete(location, request.timestamp, self._sender(connection))
+        sender, own_kind = self._sender(connection), connection.is_own_kind
+        self._replicas.delete(location, request.timestamp, sender, later_stays=own_kind)
         return _OK
 
     async def link(self, connection: FramedConnection, header: Header) -> bytes:
@@ -395,7 +395,7 @@ class Receiver:
         request = TwoNames.decode(await _whole(connection, header.length, _TWO_NAMES_MAX))
         self._check_group(request.group)
         location, target = self._locate_both(request)
-        self._replicas.link(location, target, request.timestamp)
+        self._replicas.link(location, target, request.timestamp, self._sender(connection))
         self._heard(connection, request.timestamp)
         return _OK
 
@@ -406,9 +406,21 @@ class Receiver:
         new, old = self._locate_both(request)
         self._heard(connection, request.timestamp)
         async with self._store.locks.hold(old):
-            # It reads the file, however large. Renames are rare.
-            self._replicas.rename(new, old, request.timestamp, self._sender(connection))
+            fits = await self._fits(old, subject_of(new.name))
+            sender = self._sender(connection)
+            self._replicas.rename(new, old, request.timestamp, sender, fits=fits)
         return _OK
+
+    async def _fits(self, location: Location, subject: Subject) -> bool:
+        """True when the file exists, with the content that a name promises."""
+        found = self._replicas.find(location)
+        if found is None or subject.nature is not Nature.FIXED:
+            return found is not None
+        if found.size != subject.size:
+            return False
+        if found.size <= INLINE_MAX:
+            return self._replicas.fits_name(location, subject)
+        return await trio.to_thread.run_sync(self._replicas.fits_name, location, subject)
 
     def _locate_both(self, request: TwoNames) -> tuple[Location, Location]:
         return self._replicas.locate(request.name), self._replicas.locate(request.other)

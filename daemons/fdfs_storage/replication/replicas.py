@@ -16,7 +16,15 @@ from fdfs_storage.files import pwrite_all, status_of
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.paths import master_location, metadata_location
 from fdfs_storage.transfer import crc32, file_crc32
-from fdfsfuse.core.replicas import Found, Nature, Subject, is_orphaned, subject_of
+from fdfsfuse.core.replicas import (
+    Found,
+    Nature,
+    Subject,
+    is_orphaned,
+    outlives,
+    stays_deleted,
+    subject_of,
+)
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location
 
@@ -53,6 +61,11 @@ class Replicas:
     def last_deletion(self, location: Location) -> Deletion | None:
         """The last deletion of the name, if one is known."""
         return self._deleted.last(location.name)
+
+    def deleted_elsewhere(self, location: Location, sender: str) -> bool:
+        """True when the last deletion of the name was made at another member than *sender*."""
+        deletion = self._deleted.last(location.name)
+        return deletion is not None and deletion.by not in ("", sender)
 
     def is_orphaned(self, location: Location, timestamp: int) -> bool:
         """True for the metadata of a file that was deleted after it was set."""
@@ -184,49 +197,73 @@ class Replicas:
 
     # --- names --------------------------------------------------------------------------------
 
-    def delete(self, location: Location, timestamp: int, by: str) -> None:
+    def delete(
+        self, location: Location, timestamp: int, by: str, *, later_stays: bool = True
+    ) -> None:
         """Delete the file or link, as the member *by* did, and its metadata, which that one may
-        not have had.
+        not have had; nothing if it was made again, or changed, later than that.
 
         Also the deletion of a file that is not here is logged: its creation may be on the way.
+
+        Args:
+            later_stays: False for stock members: with clocks that differ their deletions may
+                seem to be earlier than what they delete.
 
         Raises:
             StatusError: 2 it is not here, 5.
         """
+        nature = subject_of(location.name).nature
         known = self._deleted.at(location.name) is not None
         self._deleted.add(location.name, timestamp, by)
+        if later_stays and outlives(nature, self.find(location), timestamp):
+            return
         try:
             missing = not self._store.remove(location)
             if not (missing and known):
                 self._changes.log_received("d", location.name, timestamp)
-            metadata = metadata_location(location)
-            if not location.base.endswith(METADATA_SUFFIX) and self._store.remove(metadata):
-                self._deleted.add(metadata.name, timestamp, by)
-                self._changes.log_received("d", metadata.name, timestamp)
-                self._changes.notify("d", metadata)
+            if not location.base.endswith(METADATA_SUFFIX):
+                self._delete_metadata(metadata_location(location), nature, timestamp, by)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         if missing:
             raise StatusError(errno.ENOENT)
         self._changes.notify("d", location)
 
-    def link(self, location: Location, target: Location, timestamp: int) -> None:
-        """A symbolic link; nothing when its name is taken or its target missing."""
+    def _delete_metadata(self, metadata: Location, master: Nature, timestamp: int, by: str) -> None:
+        if not outlives(master, self.find(metadata), timestamp) and self._store.remove(metadata):
+            self._deleted.add(metadata.name, timestamp, by)
+            self._changes.log_received("d", metadata.name, timestamp)
+            self._changes.notify("d", metadata)
+
+    def link(self, location: Location, target: Location, timestamp: int, by: str) -> None:
+        """A symbolic link, as *by* made it; nothing when its name is taken or was deleted.
+
+        The target may be on its way here from another member, so it need not be here yet. Raises
+        StatusError 5.
+        """
         path, target_path = self._paths.of(location), self._paths.of(target)
-        deleted = self._deleted.at(location.name) is not None
+        deleted = stays_deleted(
+            subject_of(location.name).nature,
+            timestamp,
+            self._deleted.at(location.name),
+            elsewhere=self.deleted_elsewhere(location, by),
+        )
         try:
             self._changes.log_received("l", location.name, timestamp, f" {target.name}")
-            if os.path.lexists(path) or not os.path.exists(target_path) or deleted:
+            if deleted or os.path.lexists(path):
                 return
             os.symlink(target_path, path)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         self._changes.notify("l", location, target)
 
-    def rename(self, new: Location, old: Location, timestamp: int, by: str) -> None:
+    def rename(self, new: Location, old: Location, timestamp: int, by: str, *, fits: bool) -> None:
         """Give *old* the name *new*, as *by* did, if that is what its content has to be called.
 
         One that does not fit is deleted: a change of it was overtaken by its new name.
+
+        Args:
+            fits: *old* exists, with the content that *new* promises.
 
         Raises:
             StatusError: 17 the new name is taken or deleted, 2 there is no usable *old*, 5.
@@ -234,7 +271,7 @@ class Replicas:
         path, old_path = self._paths.of(new), self._paths.of(old)
         try:
             taken = os.path.lexists(path) or self._deleted.at(new.name) is not None
-            if not taken and self._fits(old_path, subject_of(new.name)):
+            if not taken and fits:
                 self._changes.log_received("r", new.name, timestamp, f" {old.name}")
                 os.rename(old_path, path)
                 self._deleted.add(old.name, timestamp, by)
@@ -250,16 +287,6 @@ class Replicas:
                 raise
             raise StatusError(status_of(exc)) from exc
         raise StatusError(errno.EEXIST if taken else errno.ENOENT)
-
-    def _fits(self, path: str, subject: Subject) -> bool:
-        """True when the file at *path* exists, with the content that a name promises."""
-        try:
-            size = os.stat(path).st_size
-        except FileNotFoundError:
-            return False
-        if subject.nature is not Nature.FIXED:
-            return True
-        return size == subject.size and file_crc32(path) == subject.crc32
 
     def locate(self, name: str) -> Location:
         """Check a file name. Raises ProtocolError."""

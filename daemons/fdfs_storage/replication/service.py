@@ -84,11 +84,9 @@ class Replication:
         self._members: Members | None = None
         self._nursery: trio.Nursery | None = None
         self._progress = trio.Event()
-        self._deleted = Deleted.load(store.binlog)
-        store.changes.observers.append(self._deleted.observe)
         self.receiver = Receiver(
             store,
-            Replicas(store, self._deleted),
+            Replicas(store, Deleted.load(store.changes)),
             config.group_name,
             boot_id=read_boot_id() if boot_id is None else boot_id,
             member_at=self._member_at,
