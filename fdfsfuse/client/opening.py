@@ -53,7 +53,7 @@ async def exchange_open(
         raise StatusError(status, "opening a names session")
     opened = names.decode_struct(names.SessionOpened, await _receive_exactly(sock, length))
     if opened.version < names.VERSION:
-        raise ConnectionProblem("the names primary runs an older release, without recalls")
+        raise ConnectionProblem("the names primary runs an older release than this mount")
     if not opened.session or not 0 < opened.lease_s < 86400:
         raise ProtocolError("the names primary opened a session that makes no sense")
     return opened

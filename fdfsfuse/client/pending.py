@@ -10,16 +10,18 @@ import outcome
 import trio
 from trio.lowlevel import ParkingLot, Task
 
+from fdfsfuse.proto import names
+
 
 class Call:
     """A request without an answer.
 
     ``wanted`` tells whether anybody waits for it; that is ``task`` unless the caller reads from the
-    socket itself. ``sends`` counts the connections that it was written to, ``sent_at`` is the
-    boottime of the last writing.
+    socket itself. ``sent_at`` is the boottime when it was last written to a connection of this
+    session; 0: never. ``former`` is asked first: what became of the call in a session that ended.
     """
 
-    __slots__ = ("body", "deadline", "kind", "result", "sends", "sent_at", "task", "wanted")
+    __slots__ = ("body", "deadline", "former", "kind", "result", "sent_at", "task", "wanted")
 
     def __init__(self, kind: type, body: bytes, deadline: float, wanted: bool) -> None:
         self.kind = kind
@@ -28,7 +30,7 @@ class Call:
         self.wanted = wanted
         self.task: Task | None = None
         self.result: outcome.Outcome[Any] | None = None
-        self.sends = 0
+        self.former: names.FormerOutcome | None = None
         self.sent_at = 0.0
 
     def finish(self, value: outcome.Outcome[Any]) -> None:

@@ -12,8 +12,9 @@ What the user sees of it:
   ``on_lease_lost`` is called before any further answer is given: nothing that was told before may
   be used again, even though the lease may be renewed.
 * When the session itself has ended (its lease ran out), ``on_session_lost`` is awaited, then a
-  new session is opened. Requests that read are asked again there. A request that changes, and
-  may have been carried out, fails with EIO and is never tried a second time.
+  new session is opened. Requests that read are asked again there. For a request that changes, and
+  may have been carried out, it is asked there what became of it (`names.FormerOutcome`): its answer
+  is given late, or it is made in the new session, or, when nobody knows, it fails with EIO.
 * When all storages of the group are stock FastDFS servers, calls raise NoNamesError.
 
 Shared state: everything lives in one trio event loop and changes only between awaits. ``_calls``
@@ -166,8 +167,8 @@ class NamesSession(NamesCalls):
             deadline: trio time at which to give up.
 
         Raises:
-            StatusError: the server's errno; EIO when the session ended and nobody knows whether
-                the change was made.
+            StatusError: the server's errno; EIO when the session ended and the server does not
+                know any more whether the change was made.
             DeadlineExceeded: there was no answer in time; a change may have been made.
             NoNamesError: the servers know no names.
             ProtocolError: the answer made no sense.
@@ -227,9 +228,9 @@ class NamesSession(NamesCalls):
 
     def _write(self, number: int, call: Call) -> None:
         """Write the frame of a call behind all others; never waits."""
-        call.sends += 1
         call.sent_at = boottime()
-        self._write_frame(number, self._calls.first(), call.body)
+        body = call.body if call.former is None else names.encode(call.former)
+        self._write_frame(number, self._calls.first(), body)
 
     def _write_frame(self, number: int, done_below: int, body: bytes) -> None:
         head = pack_header(_FRAME.size + len(body), names.REQUEST) + _FRAME.pack(number, done_below)
@@ -314,7 +315,6 @@ class NamesSession(NamesCalls):
         if status == names.NOT_PRIMARY:
             raise ConnectionBroken("it is not the names primary any more")
         if status == names.SESSION_ENDED:
-            self._forget_refused(number)
             raise SessionEnded("the session ended")
         self._calls.remove(number)
         self._answered = True
@@ -322,15 +322,38 @@ class NamesSession(NamesCalls):
         self._renew_lease(call.sent_at)
         if not call.wanted:
             return
-        if status:
+        if call.former is not None:
+            self._learn_outcome(call, status, body)
+        elif status:
             call.finish(outcome.Error(StatusError(status)))
-            return
+        else:
+            self._finish(call, body)
+
+    def _finish(self, call: Call, body: bytes | memoryview) -> None:
         try:
             answer = names.decode_answer(call.kind, body)
         except ProtocolError as exc:
             call.finish(outcome.Error(exc))
         else:
             call.finish(outcome.Value(answer))
+
+    def _learn_outcome(self, call: Call, status: int, body: memoryview) -> None:
+        """It was answered what became of a call in the session before."""
+        if status:
+            why = "the names session ended, and nobody knows whether the change was made"
+            call.finish(outcome.Error(StatusError(errno.EIO, why)))
+            return
+        try:
+            found = names.decode_struct(names.Outcome, body)
+        except ProtocolError as exc:
+            call.finish(outcome.Error(exc))
+            return
+        call.former = None
+        if found.answer is None:
+            call.sent_at = 0.0
+            self._add(call)
+        else:
+            self._finish(call, found.answer)
 
     def _renew_lease(self, sent_at: float) -> None:
         """Something that was sent at *sent_at* was answered."""
@@ -342,16 +365,6 @@ class NamesSession(NamesCalls):
     def _lose_lease(self) -> None:
         if self.lease_until and self._on_lease_lost is not None:
             self._on_lease_lost()
-
-    def _forget_refused(self, refused: int) -> None:
-        """The server refused a call because the session has ended.
-
-        It refuses those that came behind it, too; if it never had them before, they were not
-        carried out and may be asked in a new session.
-        """
-        for number, call in self._calls:
-            if number >= refused and call.sends == 1:
-                call.sends = 0
 
     def _push(self, push: names.Push) -> None:
         if self._on_push is not None:
@@ -475,21 +488,23 @@ class NamesSession(NamesCalls):
             self._write(number, call)
 
     async def _lose_session(self) -> None:
-        """The session is gone: unanswered changes fail, the rest is asked in a new session."""
-        logger.warning("names session %d of %s has ended", self._session, self._client)
+        """The session is gone: everything without an answer is taken along to a new one."""
+        session, token = self._session, self._token
+        logger.warning("names session %d of %s has ended", session, self._client)
         self._session = 0
         self._lose_lease()
         self.lease_until = 0.0
         if self._on_session_lost is not None:
             await self._on_session_lost()
-        for call in self._calls.take_all():
+        calls = list(self._calls)
+        self._calls.take_all()
+        for number, call in calls:
             if not call.wanted:
                 continue
-            if call.sends and call.kind in _CHANGES:
-                call.finish(outcome.Error(StatusError(errno.EIO, "the names session ended")))
-            else:
-                call.sends = 0
-                self._add(call)
+            if call.former is None and call.sent_at and call.kind in _CHANGES:
+                call.former = names.FormerOutcome(session, token, number)
+            call.sent_at = 0.0
+            self._add(call)
 
     def _give_up(self, why: str) -> None:
         """Stock servers: nobody will answer."""

@@ -43,8 +43,9 @@ import msgspec
 
 from fdfsfuse.errors import ProtocolError
 
-VERSION = 2
-"""2: sessions hold what they were told, and are recalled. 1: they never rely on anything."""
+VERSION = 3
+"""3: a storage answers `FormerOutcome`. 2: sessions hold what they were told, and are recalled.
+1: they never rely on anything."""
 
 QUERY_VIEW = 128
 OPEN_SESSION = 129
@@ -305,6 +306,25 @@ class Recalled(_Message, tag=12, frozen=True):
 
     number: int
     kept: list[int]
+
+
+class FormerOutcome(_Message, tag=13, frozen=True):
+    """-> Outcome of the changing request ``id`` of the ended ``session``, opened with ``token``.
+
+    Asked by a client whose session has ended before the answer came. A session that has not ended
+    yet is ended by this: what is said not to be done will never be done. ENOENT: the session's
+    outcomes were forgotten, so nobody knows. EPERM: another token. EINVAL: the asking session.
+    """
+
+    session: int
+    token: bytes
+    id: int
+
+
+class Outcome(_Message, frozen=True):
+    """``answer``: the encoded answer struct of a change that was made; None when it was not."""
+
+    answer: bytes | None
 
 
 # --- requests that change; each becomes one log record ------------------------------------------
@@ -583,6 +603,7 @@ ReadRequest = (
     | KeepAlive
     | Holds
     | Recalled
+    | FormerOutcome
 )
 ChangeRequest = (
     Create
@@ -618,6 +639,7 @@ ANSWERS: dict[type, type] = {
     Paths: PathList,
     KeepAlive: Done,
     Holds: Done,
+    FormerOutcome: Outcome,
     Create: Attr,
     Remove: Attr,
     Rename: Renamed,

@@ -195,13 +195,28 @@ async def test_a_cancelled_call_leaves_the_session_usable() -> None:
         assert peer.requests.count(MKDIR) == 1
 
 
-async def test_an_ended_session_fails_changes_that_may_have_been_made() -> None:
+@pytest.mark.parametrize(
+    ("found", "result", "made_again"),
+    [
+        (names.Outcome(names.encode(ATTR)), ATTR, False),
+        (names.Outcome(None), ATTR, True),
+        (errno.ENOENT, errno.EIO, False),
+        (errno.EPERM, errno.EIO, False),
+    ],
+)
+async def test_what_became_of_a_change_is_asked_in_a_new_session(
+    found: Any, result: Any, made_again: bool
+) -> None:
     peer = NamesPeer()
     peer.respond = lambda r: None
     lost: list[int] = []
 
     async def on_lost() -> None:
         lost.append(len(peer.received))
+
+    def respond(received: Received) -> Any:
+        request = received.request
+        return found if isinstance(request, names.FormerOutcome) else answer_to(request)
 
     async with (
         session_with(peer, on_session_lost=on_lost) as session,
@@ -216,17 +231,64 @@ async def test_an_ended_session_fails_changes_that_may_have_been_made() -> None:
                 results[name] = exc.errno
 
         nursery.start_soon(call, "change", MKDIR)
+        await wait_until(lambda: len(peer.received) == 1)
         nursery.start_soon(call, "read", LOOKUP)
         await wait_until(lambda: len(peer.received) == 2)
-        peer.respond = lambda r: answer_to(r.request)
+        peer.respond = respond
         peer.ended.add(1)
         await peer.disconnect()
         await wait_until(lambda: len(results) == 2)
-        assert results == {"change": errno.EIO, "read": ATTR}
+        assert results == {"change": result, "read": ATTR}
         assert lost == [2]
         assert [o.session for o in peer.opened] == [0, 1, 0]
         assert peer.opened[2].token != peer.opened[0].token
-        assert peer.received[-1][:2] == (2, 1), "a new session counts from 1"
+        asked = names.FormerOutcome(1, peer.opened[0].token, 1)
+        again = [(2, 3, MKDIR)] if made_again else []
+        assert [(r.session, r.number, r.request) for r in peer.received[2:]] == [
+            (2, 1, asked),
+            (2, 2, LOOKUP),
+            *again,
+        ]
+
+
+async def test_a_change_is_asked_for_over_several_sessions() -> None:
+    peer = NamesPeer()
+    peer.respond = lambda r: None
+    async with session_with(peer) as session, trio.open_nursery() as nursery:
+        results: list[Any] = []
+
+        async def call() -> None:
+            results.append(await session.call(MKDIR))
+
+        nursery.start_soon(call)
+        await wait_until(lambda: len(peer.received) == 1)
+        for ended in (1, 2):
+            peer.ended.add(ended)
+            await peer.disconnect()
+            count = ended + 1
+            await wait_until(lambda count=count: len(peer.received) == count)  # type: ignore[misc]
+        # Not done in the first session; the third one ends while it is done there.
+        peer.respond = lambda r: (
+            names.Outcome(None) if isinstance(r.request, names.FormerOutcome) else None
+        )
+        await peer.disconnect()
+        await wait_until(lambda: len(peer.received) == 5)
+        peer.respond = lambda r: names.Outcome(names.encode(ATTR))
+        peer.ended.add(3)
+        await peer.disconnect()
+        await wait_until(lambda: bool(results))
+        assert results == [ATTR]
+        first, third = (
+            names.FormerOutcome(s, peer.opened[o].token, i) for s, o, i in ((1, 0, 1), (3, 4, 2))
+        )
+        assert [(r.session, r.request) for r in peer.received] == [
+            (1, MKDIR),
+            (2, first),
+            (3, first),
+            (3, first),
+            (3, MKDIR),
+            (4, third),
+        ]
 
 
 async def test_a_change_refused_by_an_ended_session_is_made_in_a_new_one() -> None:
@@ -238,6 +300,7 @@ async def test_a_change_refused_by_an_ended_session_is_made_in_a_new_one() -> No
         assert [(r.session, r.request) for r in peer.received] == [
             (1, LOOKUP),
             (1, MKDIR),
+            (2, names.FormerOutcome(1, peer.opened[0].token, 2)),
             (2, MKDIR),
         ]
 

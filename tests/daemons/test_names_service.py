@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from fdfsfuse.client.names import NamesSession
-from fdfsfuse.proto import names
+from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.header import pack_header
 from tests.common.names_calls import (
     DIRECTORY,
@@ -268,6 +268,65 @@ async def test_repeated_requests_are_answered_once(server: NamesServer) -> None:
 
     await trio.to_thread.run_sync(run)
     assert len(all_objects(server)) == 1
+
+
+async def test_what_became_of_the_changes_of_an_ended_session(quick: NamesServer) -> None:
+    made: list[Any] = []
+
+    def connect_and_die() -> tuple[int, bytes]:
+        with BlockingSession((HOST, quick.port)) as session:
+            made.append(session.create(ROOT, b"a"))
+            return session.number, session.token
+
+    number, token = await trio.to_thread.run_sync(connect_and_die)
+    await wait_for(lambda: len(quick.tree.sessions) == 0)
+    async with quick.session() as session:
+        own = next(iter(quick.tree.sessions))
+
+        async def ask(*question: Any) -> Any:
+            return await session.call(names.FormerOutcome(*question))
+
+        assert (await ask(number, token, 1)).answer == names.encode(made[0])
+        assert (await ask(number, token, 2)).answer is None
+        for question, status in (
+            ((number, bytes(16), 1), errno.EPERM),
+            ((own.number, own.token, 1), errno.EINVAL),
+            ((number, token, 1 << 63), errno.EINVAL),
+            ((number + 1000, token, 1), errno.ENOENT),
+        ):
+            assert await status_of(ask(*question)) == status
+        await quick.tree.engine.change(names_record.ForgetSessions([number]))
+        assert await status_of(ask(number, token, 1)) == errno.ENOENT
+
+
+async def test_what_was_not_done_is_never_done(server: NamesServer) -> None:
+    """Asking ends the session; its operation that is under way has no effect from then on."""
+    async with server.session() as session:
+        ino = await make(session, b"a")
+        await store(session, ino, b"content")
+
+    def leave_under_way() -> tuple[int, bytes]:
+        with BlockingSession((HOST, server.port)) as old:
+            old.send(names.MakeWritable(ino))
+            old.call(names.KeepAlive(), names.Done)
+            return old.number, old.token
+
+    operations = server.tree.operations
+    async with server.session() as session:
+        # The operation with steps waits for its turn at the inode.
+        async with operations._lock(ino):
+            number, token = await trio.to_thread.run_sync(leave_under_way)
+            answer = await session.call(names.FormerOutcome(number, token, 1))
+            assert answer.answer is None
+            assert server.tree.sessions.get(number) is None
+            again = names.OpenSession(names.VERSION, number, token, "again")
+            status = await exchange(server, names.OPEN_SESSION, names.encode(again))
+            assert status == names.SESSION_ENDED
+        await wait_for(lambda: not operations._locks)
+        attr = await session.call(names.GetAttr(ino))
+        assert not attr.in_place
+        assert (await session.call(names.FormerOutcome(number, token, 1))).answer is None
+        assert (await session.call(names.MakeWritable(ino))).in_place
 
 
 async def test_a_wrong_token_is_refused(server: NamesServer, session: NamesSession) -> None:

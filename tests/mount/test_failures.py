@@ -173,6 +173,61 @@ def test_nothing_is_done_twice(tmp_path: Path, fuse: None) -> None:
             assert sorted(os.listdir(path / f"t{me}")) == sorted(names[::2])
 
 
+class _OwnMachine:
+    """Where mounts, and this test, connect from."""
+
+    address = "127.0.0.1"
+
+
+def unread_bytes(port: int) -> int:
+    """Bytes that have arrived at sockets of the port and were not read yet."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    rows = [line.split() for line in lines]
+    own = [row for row in rows if int(row[1].split(":")[1], 16) == port and row[3] != "0A"]
+    return sum(int(row[4].split(":")[1], 16) for row in own)
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["done", "not done"])
+def test_a_change_in_flight_when_the_mount_is_cut_off(
+    done: bool, tmp_path: Path, fuse: None
+) -> None:
+    """For longer than the lease; it is done once, whether the storage had got to it or not."""
+    with (
+        Cluster(
+            tmp_path / "cluster", network=True, storage_conf={"names_session_lease": 4}
+        ) as cluster,
+        cluster.mount(tmp_path / "mnt", "timeout=60") as mount,
+    ):
+        storage = cluster.storage()
+        top = mount.path / "group1" / "top"
+        top.mkdir()
+        (top / "gone").touch()
+        handle = os.open(top / "file", os.O_CREAT | os.O_WRONLY)
+        os.write(handle, b"x" * 1000)
+        assert unread_bytes(storage.port) < 1000
+        storage.signal(signal.SIGSTOP)
+        calls = InThreads(
+            [(top / ("d" * 250)).mkdir, (top / "gone").unlink, lambda: os.close(handle)]
+        )
+        wait_until(
+            # Names, content and three frames with their heads.
+            lambda: unread_bytes(storage.port) > 1000 + 250 + 3 * 26,
+            "the requests to arrive",
+        )
+        cluster.network.cut(_OwnMachine(), storage)
+        if done:
+            storage.signal(signal.SIGCONT)
+        else:
+            storage.kill()
+            storage.start()
+        wait_until(lambda: "ended: not heard of" in storage.log(), "the session to end")
+        cluster.network.heal()
+        assert calls.join() == [0, 0, 0]
+        assert sorted(os.listdir(top)) == ["d" * 250, "file"]
+        assert (top / "file").read_bytes() == b"x" * 1000
+        assert "has ended" in mount.log()
+
+
 def test_trackers_may_be_away(tmp_path: Path, fuse: None) -> None:
     with (
         Cluster(tmp_path / "cluster") as cluster,

@@ -123,6 +123,11 @@ def _holds(request: names.Holds) -> None:
     _ino(*request.added, *request.removed)
 
 
+def _former_outcome(request: names.FormerOutcome) -> None:
+    _int64(request.session)
+    _int64(request.id)
+
+
 def _create(request: names.Create) -> None:
     name(request.name)
     _ino(request.parent)
@@ -265,6 +270,7 @@ CHECKS: dict[type, Callable[..., None]] = {
     names.ListObjects: _list_objects,
     names.Paths: lambda r: _file_id(r.file_id),
     names.Holds: _holds,
+    names.FormerOutcome: _former_outcome,
     names.Create: _create,
     names.Remove: _remove,
     names.Rename: _rename,

@@ -176,6 +176,9 @@ class SessionConnection:
             elif isinstance(request, names.ListObjects):
                 self._queued += 1
                 nursery.start_soon(self._list_objects, number, request)
+            elif isinstance(request, names.FormerOutcome):
+                self._queued += 1
+                nursery.start_soon(self._former_outcome, number, request)
             else:
                 self._change(number, done_below, request, size)
         except StatusError as exc:
@@ -201,13 +204,15 @@ class SessionConnection:
             if isinstance(request, names.MakeWritable) and not status:
                 # Perhaps nothing had to be changed, so nothing was committed.
                 tree.callbacks.hold(session, (request.ino,))
+            if isinstance(request, names.CloseSession) and status:
+                session.ending = False  # its lease will end it
             self.answer(number, status, answer)
             tree.unflushed.add(self)
 
         make = tree.preparer.operation(request)
         if isinstance(request, names.CloseSession):
             session.ending = True
-            make = names_record.EndSession(session.number)
+            make = session.end
         self._queued += 1
         self._queued_bytes += size
         work = Work(
@@ -261,6 +266,21 @@ class SessionConnection:
             logger.exception("listing objects failed")
             status = errno.EIO
         self._answer_late(number, status, answer)
+
+    async def _former_outcome(self, number: int, request: names.FormerOutcome) -> None:
+        def reply(status: int, answer: bytes) -> None:
+            self._answer_late(
+                number, status, b"" if status else names.encode(names.Outcome(answer))
+            )
+
+        try:
+            if not await self._tree.former.ask(self.session, request, reply):
+                self._answer_late(number, 0, names.encode(names.Outcome(None)))
+        except StatusError as exc:
+            self._answer_late(number, exc.errno or errno.EIO, b"")
+        except Exception:
+            logger.exception("asking for the outcome of a request failed")
+            self._answer_late(number, errno.EIO, b"")
 
     def _answer_late(self, number: int, status: int, answer: bytes) -> None:
         self._queued -= 1

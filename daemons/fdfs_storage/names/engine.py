@@ -123,6 +123,7 @@ class Engine:
         on_repeat: called for a change that was carried out before, with its reply; True when its
             answer is still to be given.
         on_answered: called after the answers of a batch were given.
+        is_live: whether a session has certainly not ended; else `has_ended` looks it up.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class Engine:
         self.on_commit: Callable[[Sequence[Applied]], Mapping[Work, Answer]] = lambda changes: {}
         self.on_repeat: Callable[[int, int, Reply], bool] = lambda session, id, reply: False
         self.on_answered: Callable[[], None] = lambda: None
+        self.is_live: Callable[[int], bool] = lambda session: True
         self.committed = state.position.index
         self._pause = trio.Lock()
         self._worker = Worker("names-log")
@@ -168,6 +170,14 @@ class Engine:
         return not self._idle or bool(self._queue)
 
     # --- changes ----------------------------------------------------------------------------
+
+    def has_ended(self, session: int) -> bool:
+        """Whether nothing may be done for the session any more.
+
+        Once its end is recorded a mount may be told that a change was not made, so it must not be
+        made later, by an operation with steps that began before.
+        """
+        return session != 0 and not self.is_live(session) and self.state.has_ended(session)
 
     def submit(self, work: Work) -> None:
         """Queue a change; ``work.reply`` is called when it is decided."""
@@ -406,6 +416,8 @@ class Engine:
             stored = state.result(work.session, work.id)
             if stored is not None:
                 return work, 0, stored
+        if self.has_ended(work.session):
+            return work, names.SESSION_ENDED, b""
         replica = self.replica
         position = Position(replica.view.number, replica.last.index + 1 + len(applied))
         try:

@@ -163,7 +163,7 @@ class Housekeeping:
         logger.info("session %d of %s ended: not heard of", session.number, session.client)
         session.ending = True
         try:
-            await self._engine.change(names_record.EndSession(session.number))
+            await self._engine.change(session.end)
         except StatusError:
             session.ending = False
             raise

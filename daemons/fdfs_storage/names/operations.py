@@ -180,6 +180,8 @@ class Operations:
                 work, lambda: self._prepare.store_content(attr.ino, b"", mtime_ns)
             )
         if attr.in_place:
+            if self._engine.has_ended(work.session):
+                raise fail(names.SESSION_ENDED)
             # A crash before the record leaves another size in the file than in the inode, which
             # the start makes good (see `Housekeeping.reconcile`).
             self._objects.truncate(attr.file_id, size)

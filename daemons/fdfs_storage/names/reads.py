@@ -228,6 +228,13 @@ class Reads:
         """True when the object is an inode's, pending or garbage."""
         return self.has_inode(file_id) or self.is_hidden(file_id)
 
+    def ended_token(self, session: int) -> bytes | None:
+        """The token of an ended session whose outcomes are still kept."""
+        row = self._db.execute(
+            "SELECT token FROM session WHERE session = ? AND ended = 1", (session,)
+        ).fetchone()
+        return None if row is None else row[0]
+
     def result(self, session: int, number: int) -> bytes | None:
         """The stored answer of a request that was carried out."""
         row = self._db.execute(

@@ -20,6 +20,7 @@ from fdfs_storage.names.callbacks import Callbacks
 from fdfs_storage.names.connection import SessionConnection
 from fdfs_storage.names.copies import Alone, Copies, CopyGate
 from fdfs_storage.names.engine import Answer, Applied, Engine, EngineBroken, Work
+from fdfs_storage.names.former import FormerSessions
 from fdfs_storage.names.listing import Listing
 from fdfs_storage.names.log import Log
 from fdfs_storage.names.objects import Objects
@@ -114,6 +115,8 @@ class Tree:
         self.sessions = Sessions(limits.lease_s)
         self.callbacks = Callbacks(self.sessions, self._flush)
         self.engine.on_repeat = self.callbacks.repeat
+        self.engine.is_live = self.sessions.is_live
+        self.former = FormerSessions(self.engine, self.sessions, self.reads)
         self._load_sessions()
         self.preparer = Preparer(state, self.objects)
         self.operations = Operations(self.engine, self.preparer, self.objects, self.reads)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fdfsfuse.proto import names_record
+
 if TYPE_CHECKING:
     from fdfs_storage.names.connection import SessionConnection
 
@@ -51,6 +53,11 @@ class Session:
     caches: bool = False
     connection: SessionConnection | None = None
 
+    def end(self) -> names_record.EndSession:
+        """Make the record of its end; from here on no change of it is carried out."""
+        self.ending = True
+        return names_record.EndSession(self.number)
+
 
 class Sessions:
     """All sessions that have not ended, and when those that did may be forgotten."""
@@ -77,6 +84,11 @@ class Sessions:
     def get(self, number: int) -> Session | None:
         """The session if it has not ended."""
         return self._live.get(number)
+
+    def is_live(self, number: int) -> bool:
+        """True for a session that has not ended and is not about to."""
+        session = self._live.get(number)
+        return session is not None and not session.ending
 
     def is_held(self, ino: int) -> bool:
         """True while any session has the inode open."""

@@ -176,6 +176,11 @@ class State:
         ).fetchone()
         return None if row is None else row[0]
 
+    def has_ended(self, session: int) -> bool:
+        """Whether the end of the session was recorded."""
+        row = self.db.execute("SELECT ended FROM session WHERE session = ?", (session,)).fetchone()
+        return row is None or bool(row[0])
+
     def new_ino(self) -> int:
         """An inode number never used before."""
         ino = self.next_ino

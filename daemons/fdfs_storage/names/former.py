@@ -1,0 +1,74 @@
+"""What became of the changes of a session that has ended.
+
+A mount that was cut off for longer than its lease asks in its new session for each change that it
+has no answer to (DESIGN: section 5). The end of a session is a record, and the engine refuses its
+changes from there on. So what has no outcome behind that record was not done and never will be,
+and the mount may do it again.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from fdfs_storage.names.checks import fail
+from fdfsfuse.errors import StatusError
+from fdfsfuse.proto import names
+
+if TYPE_CHECKING:
+    from fdfs_storage.names.engine import Engine, Reply
+    from fdfs_storage.names.reads import Reads
+    from fdfs_storage.names.sessions import Session, Sessions
+
+
+class FormerSessions:
+    """See the module."""
+
+    def __init__(self, engine: Engine, sessions: Sessions, reads: Reads) -> None:
+        self._engine = engine
+        self._sessions = sessions
+        self._reads = reads
+
+    async def ask(self, own: Session, request: names.FormerOutcome, reply: Reply) -> bool:
+        """Call *reply* with the answer of a change that was made; False when it was not.
+
+        As the first answer may never have been given, this one waits for the same recalls and
+        copies.
+
+        Raises:
+            StatusError: see `names.FormerOutcome`, or the session could not be ended.
+        """
+        if request.session == own.number:
+            raise fail(errno.EINVAL, "the session asks about itself")
+        session = self._sessions.get(request.session)
+        if session is not None:
+            _check_token(session.token, request.token)
+            await self._end(session)
+        token = self._reads.ended_token(request.session)
+        if token is None:
+            raise fail(errno.ENOENT, "outcomes are not kept any more")
+        _check_token(token, request.token)
+        stored = self._reads.result(request.session, request.id)
+        if stored is None:
+            return False
+        if self._engine.gate.counts:
+            reply = self._engine.gate.held(reply)
+        if not self._engine.on_repeat(request.session, request.id, reply):
+            reply(0, stored)
+        return True
+
+    async def _end(self, session: Session) -> None:
+        """Its mount has given it up, whatever its lease says."""
+        if session.connection is not None:
+            session.connection.shutdown()
+        session.ending = True
+        try:
+            await self._engine.change(session.end)
+        except StatusError:
+            session.ending = False
+            raise
+
+
+def _check_token(token: bytes, given: bytes) -> None:
+    if token != given:
+        raise fail(errno.EPERM, "token")
