@@ -131,9 +131,10 @@ class Node:
         """Accept no connections any more."""
         self.stop.set()
 
-    def cut(self, peer: Node) -> None:
-        """Break the connection on which changes go to *peer*."""
-        link = self.replication.pushers[peer.id].link
+    def cut(self, peer: Node | str) -> None:
+        """Break the connection on which changes go to *peer*, a storage or its id."""
+        peer_id = peer if isinstance(peer, str) else peer.id
+        link = self.replication.pushers[peer_id].link
         assert link is not None
         link._sock.shutdown(socket.SHUT_RDWR)
 

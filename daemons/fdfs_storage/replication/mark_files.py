@@ -22,12 +22,20 @@ from fdfsfuse.proto.mark import MARK_SUFFIX, Mark, mark_name
 logger = logging.getLogger(__name__)
 
 
+_BEGIN = BinlogPosition(0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class BootNote:
-    """``boot_id`` of the peer's machine, and what it has for sure in that case."""
+    """``boot_id`` of the peer's machine, and what it has for sure in that case.
+
+    ``again_until``: records before this position had been acknowledged when the machine was
+    restarted last, so they may be there in part.
+    """
 
     boot_id: str
     safe: BinlogPosition
+    again_until: BinlogPosition = _BEGIN
 
 
 class MarkFiles:
@@ -71,7 +79,9 @@ class MarkFiles:
         try:
             data = json.loads(self._boot_path(peer_id).read_bytes())
             safe = BinlogPosition(int(data["binlog_index"]), int(data["binlog_offset"]))
-            return BootNote(str(data["boot_id"]), safe)
+            number, offset = data.get("again_until", (0, 0))
+            again_until = BinlogPosition(int(number), int(offset))
+            return BootNote(str(data["boot_id"]), safe, again_until)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as exc:
@@ -84,6 +94,7 @@ class MarkFiles:
             "boot_id": note.boot_id,
             "binlog_index": note.safe.number,
             "binlog_offset": note.safe.offset,
+            "again_until": note.again_until,
         }
         replace_file(self._boot_path(peer_id), json.dumps(data).encode(), sync=True)
 

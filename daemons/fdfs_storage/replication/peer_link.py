@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _BODY_MAX = 1 << 16
 _RECEIVE = 64 << 10
 _SENDFILE = 1 << 20
+_KERNEL_TAKES = 8 << 20
+"""More than the kernel buffers for one connection."""
 
 
 class PeerLink:
@@ -34,7 +36,8 @@ class PeerLink:
     Attributes:
         hello: what a storage of our own kind answered, None for a stock one: that takes one
             request at a time.
-        progress_at: trio time at which the peer last took or sent bytes.
+        progress_at: trio time at which the peer last took or sent bytes. That the kernel took
+            some says nothing: it also does when the peer's machine is gone.
     """
 
     def __init__(self, link: Link, hello: HelloAnswer | None, timeout_s: float) -> None:
@@ -84,7 +87,6 @@ class PeerLink:
                 continue
             except OSError as exc:
                 raise self._broken(exc) from exc
-            self.progress_at = trio.current_time()
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
         """Send bytes of a file; what has to come from the disk is sent in a thread.
@@ -92,7 +94,7 @@ class PeerLink:
         Raises:
             ConnectionBroken: also when the file ends early, as what was announced cannot follow.
         """
-        end = offset + count
+        start, end = offset, offset + count
         probe = [bytearray(1)]
         out = self._sock.fileno()
         while offset < end:
@@ -110,13 +112,15 @@ class PeerLink:
             if not sent:
                 raise ConnectionBroken("a file became shorter while it was sent")
             offset += sent
-            self.progress_at = trio.current_time()
+            if offset - start > _KERNEL_TAKES:
+                self.progress_at = trio.current_time()
             # It took as long as some requests of clients do.
             await trio.lowlevel.checkpoint()
 
     async def _wait_writable(self) -> None:
         with trio.move_on_after(self._timeout_s):
             await trio.lowlevel.wait_writable(self._sock)
+            self.progress_at = trio.current_time()
             return
         raise DeadlineExceeded(f"took nothing for {self._timeout_s:g} s")
 

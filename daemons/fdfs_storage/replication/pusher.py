@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 LATE_S: Final = 300
 """A member that joins gets changes of this many seconds before it joined from all the others:
 clocks differ."""
-SYNCED_S: Final = 120.0
-"""What was written this long ago is on the disk: kernels write back after 35 s."""
+SYNCED_S: Final = 60.0
+"""What a machine wrote this long ago is on its disk: kernels write back after 35 s."""
 RETRY_MAX_S: Final = 5.0
 _LEVELS: Final = {1: logging.INFO, 5: logging.WARNING, 50: logging.WARNING, 500: logging.WARNING}
 """How loudly each failed attempt in a row is told."""
@@ -154,12 +154,28 @@ class Pusher:
             if now != self._saved:
                 await trio.to_thread.run_sync(self._marks.save, peer_id, now)
                 self._saved = now
-            if self._boot is not None and time.monotonic() - self._checkpoint[0] >= SYNCED_S:
-                safe = self._checkpoint[1]
-                self._checkpoint = time.monotonic(), self.acked
-                if safe > self._boot.safe:
-                    self._boot = BootNote(self._boot.boot_id, safe)
-                    await trio.to_thread.run_sync(self._marks.save_boot, peer_id, self._boot)
+            await self._note_synced()
+
+    async def _note_synced(self) -> None:
+        """Move the position that survives it when the peer's machine loses its power.
+
+        Only while the peer is connected: otherwise its machine may have stopped long ago. That
+        may go unnoticed for a heartbeat and the time that an answer may take.
+        """
+        now = time.monotonic()
+        unnoticed_s = self._config.heart_beat_interval_s + self._config.network_timeout_s
+        if self._boot is None or not self.is_own_kind:
+            return
+        since, safe = self._checkpoint
+        if now - since < SYNCED_S + unnoticed_s:
+            return
+        self._checkpoint = now, self.acked
+        if safe > self._boot.safe:
+            await self._save_boot(dataclasses.replace(self._boot, safe=safe))
+
+    async def _save_boot(self, note: BootNote) -> None:
+        self._boot = note
+        await trio.to_thread.run_sync(self._marks.save_boot, self.peer.storage_id, note)
 
     # --- the life of a pusher -----------------------------------------------------------------
 
@@ -327,26 +343,29 @@ class Pusher:
 
         Returns the position up to which it has to be.
         """
-        again_until = BinlogPosition(0, 0)
         if link.hello is None:
-            return again_until
+            return BinlogPosition(0, 0)
         peer_id, boot_id = self.peer.storage_id, link.hello.boot_id
-        if self._boot is None:
-            self._boot = await trio.to_thread.run_sync(self._marks.load_boot, peer_id)
-        if self._boot is not None and self._boot.boot_id != boot_id:
-            binlog = self._store.binlog
-            safe = await trio.to_thread.run_sync(usable_position, binlog, self._boot.safe)
-            if safe < self.acked:
-                logger.info("the machine of %s was restarted: the last stretch again", peer_id)
-                again_until, self.acked = self.acked, safe
-                self._restarted(self)
-                # First the mark: a crash in between must not lose the way back.
-                await self.write_mark()
-        if self._boot is None or self._boot.boot_id != boot_id:
-            self._boot = BootNote(boot_id, self.acked)
-            await trio.to_thread.run_sync(self._marks.save_boot, peer_id, self._boot)
+        note = self._boot or await trio.to_thread.run_sync(self._marks.load_boot, peer_id)
+        if note is None or note.boot_id != boot_id:
+            again_until = BinlogPosition(0, 0)
+            if note is not None:
+                binlog = self._store.binlog
+                safe = await trio.to_thread.run_sync(usable_position, binlog, note.safe)
+                again_until = max(note.again_until, self.acked)
+                if safe < self.acked:
+                    logger.info("the machine of %s was restarted: the last stretch again", peer_id)
+                    # In this order: the mark must not forget what is to come again, nor the new
+                    # boot id the way back.
+                    await self._save_boot(BootNote(note.boot_id, safe, again_until))
+                    self.acked = safe
+                    self._restarted(self)
+                    await self.write_mark()
+            note = BootNote(boot_id, self.acked, again_until)
+            await self._save_boot(note)
             self._checkpoint = time.monotonic(), self.acked
-        return again_until
+        self._boot = note
+        return note.again_until
 
     def _count(self, done: int) -> None:
         since, count = self._counted

@@ -281,6 +281,8 @@ class Stream:
     def _ask(
         self, entry: _Entry | None, send: Send | None, size: int, covers: BinlogPosition
     ) -> None:
+        if not self._asked:
+            self._link.progress_at = trio.current_time()  # until now nothing was due
         self._asked.append(_Asked(entry, send, size, covers))
         self._asked_bytes += size
         self._store.counters.total_sync_out_bytes += size
