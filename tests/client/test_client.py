@@ -71,7 +71,7 @@ def cluster(make_client: MakeClient) -> MakeCluster:
             peers = [await stack.enter_async_context(running_peer(s.handle)) for s in storages]
             tracker = MemoryTracker(*(peer.address for peer in peers))
             running = await stack.enter_async_context(running_peer(tracker.handle))
-            made = make_client(running.address, **{"timeout_s": 5, **options})
+            made = make_client(running.address, **{"timeout_s": 60, **options})
             client = await stack.enter_async_context(made)
             yield Setup(client, tracker, running.address, storages, peers)
 

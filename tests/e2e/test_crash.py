@@ -208,6 +208,8 @@ def test_kill_under_load_loses_nothing_acknowledged(short: Cluster, long_run: bo
             # So that each round has work in it, and not only starting.
             for worker in workers:
                 wait_for_growth(worker, "acknowledged", 4)
+        for worker in workers:
+            wait_for_growth(worker, "acknowledged", max(0, 101 - worker.acknowledged))
     short.wait_active()
     for worker in workers:
         worker.check()
@@ -422,7 +424,7 @@ def test_mount_survives_kills_of_the_storage(
                 storage.kill()
                 storage.start()
                 for writer in writers:
-                    wait_for_growth(writer, "count", 4)
+                    wait_for_growth(writer, "count", 6)
         finally:
             for writer in writers:
                 writer.stop()

@@ -81,11 +81,13 @@ def test_lost_disk_is_filled_again(tmp_path: Path) -> None:
 
 def test_interrupted_recovery_goes_on(tmp_path: Path) -> None:
     ledger = Ledger()
-    with Cluster(tmp_path, groups=TWO) as cluster:
-        storage = cluster.storages[1]
+    with Cluster(tmp_path, groups=TWO, network=True) as cluster:
+        source, storage = cluster.storages
         with Load(cluster, "group1", ledger, 1) as load:
-            load.wait_acknowledged(500)
+            load.wait_acknowledged(300)
         cluster.wait_settled()
+        # So slow that it is in the middle whenever it is killed.
+        cluster.network.slow(source, storage, bytes_per_s=1e6, delay_s=0.1)
         storage.kill()
         data = storage.store_paths[0] / "data"
         shutil.rmtree(data)
@@ -96,9 +98,9 @@ def test_interrupted_recovery_goes_on(tmp_path: Path) -> None:
             storage.kill()
         assert flag.exists(), "the recovery was too quick to be interrupted"
         storage.launch()
-        source = cluster.storages[0]
         source.kill()
         source.start()
+        cluster.network.heal()
         storage.wait_ready()
         settle_and_compare(cluster, ledger)
         assert not list(data.glob(".*recovery*"))
