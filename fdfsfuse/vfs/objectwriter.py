@@ -113,8 +113,7 @@ class ObjectWriter:
         self._raise_error()
         options = self._context.options
         end = offset + len(data)
-        while any(batch.overlaps(offset, end) for batch in self._sending):
-            await self._changed.park()
+        await self._wait_sent(offset, end)
         tail = self._tail
         if tail is not None and tail.overlaps(offset, end):
             chunk = tail.holding(offset, end)
@@ -126,6 +125,9 @@ class ObjectWriter:
             # What this file holds must be on its way before it waits for others.
             await self._seal(offset, end)
             await self._context.dirty.take(len(data))
+            if self._error is not None:
+                self._context.dirty.give(len(data))
+                raise self._error
         if self._tail is None:
             self._tail = _Batch()
         tail = self._tail
@@ -173,8 +175,13 @@ class ObjectWriter:
 
     async def _seal(self, offset: int, end: int) -> None:
         self.send_tail()
+        await self._wait_sent(offset, end)
+
+    async def _wait_sent(self, offset: int, end: int) -> None:
+        """Wait until nothing of the range is under way; what has failed meanwhile is raised."""
         while any(batch.overlaps(offset, end) for batch in self._sending):
             await self._changed.park()
+        self._raise_error()
 
     def _start(self, batch: _Batch) -> None:
         self._sending.add(batch)

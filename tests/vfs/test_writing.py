@@ -181,6 +181,36 @@ async def test_scattered_writes_that_overlap_are_sent_in_order() -> None:
         assert m.volume.content("a") == content
 
 
+async def test_a_write_that_waits_for_one_that_fails_is_not_overwritten_by_it() -> None:
+    chunk = 64 << 10
+    async with mounted(chunk_bytes=chunk) as m:
+        await m.write_file("vol/a", bytes(2 * MIB))
+        handle = await m.open("vol/a", os.O_RDWR)
+        m.volume.gate = gate = trio.Event()
+        m.volume.fail["write"] = StatusError(errno.ENOSPC)
+        await m.vfs.files.write(handle, 0, b"1" * chunk)
+        failures: list[int | None] = []
+
+        async def write_over() -> None:
+            try:
+                await m.vfs.files.write(handle, 0, b"2" * chunk)
+            except StatusError as exc:
+                failures.append(exc.errno)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_over)
+            await wait_until(lambda: m.volume.writing == 1)
+            gate.set()
+        assert failures == [errno.ENOSPC]
+        m.volume.fail.clear()
+        # The program tries again.
+        await m.vfs.files.flush(handle)
+        await m.vfs.files.write(handle, 0, b"2" * chunk)
+        await m.close(handle)
+        assert m.volume.content("a")[:chunk] == b"2" * chunk
+        assert m.vfs.context.dirty.used == 0
+
+
 async def test_scattered_writes_that_failed_are_kept() -> None:
     async with mounted() as m:
         await m.write_file("vol/a", bytes(2 * MIB))
