@@ -305,6 +305,51 @@ async def test_too_many_holds_are_given_up(server: NamesServer) -> None:
         assert held.recalls == []
 
 
+async def test_sessions_that_do_not_answer_are_asked_once_to_give_up(
+    server: NamesServer,
+) -> None:
+    async with server.session() as other, holder(server) as held:
+        for number in range(5):
+            await make(other, b"f%d" % number)
+        held.confirms = False
+        callbacks = server.tree.callbacks
+        callbacks._holds.limit = 3
+        for _ in range(20):
+            await held.call(names.ReadDir(ROOT, 0, 100))
+        assert len(held.recalls) == 1
+        held.confirms = True
+        held.confirm(held.recalls[0])
+        await wait_for(lambda: not callbacks._recalls)
+        await held.call(names.ReadDir(ROOT, 0, 100))
+        await wait_for(lambda: len(held.recalls) == 2)
+
+
+async def test_a_short_lease_is_not_waited_for_as_long_as_a_longer_one(
+    server: NamesServer,
+) -> None:
+    """The recall of the session with the longer lease was there first."""
+    short, long = Holder(), Holder()
+    async with (
+        server.session() as other,
+        server.session(on_push=long.push) as long.session,
+        server.session(on_push=short.push, lease_s=0.5) as short.session,
+        trio.open_nursery() as nursery,
+    ):
+        for name in (b"a", b"b"):
+            await make(other, name)
+        short.confirms = long.confirms = False
+        await long.call(names.Lookup(ROOT, b"a"))
+        a, b = [(await other.call(names.Lookup(ROOT, name))).ino for name in (b"a", b"b")]
+        nursery.start_soon(other.call, names.SetAttr(a, NOW, mode=0o600))
+        await wait_for(lambda: bool(long.recalls))
+        await short.call(names.GetAttr(b))
+        await other.call(names.SetAttr(b, NOW, mode=0o600))
+        # The change that waits for the longer lease is not over.
+        assert server.tree.callbacks._deferred
+        for recall in long.recalls:
+            long.confirm(recall)
+
+
 async def test_a_frame_without_id_must_be_a_confirmation(server: NamesServer) -> None:
     async with server.session() as session:
         refused = session._socket

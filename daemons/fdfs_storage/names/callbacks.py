@@ -12,6 +12,7 @@ it has connected again, and changes by others wait for it, or for a lease from t
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -76,7 +77,9 @@ class Callbacks:
         self._holds = Holds(holds_max)
         self._recalls: Recalls[names.Recall] = Recalls()
         self._deferred: dict[tuple[int, int], Deferred] = {}
+        self._given_up: list[tuple[Waiting, int]] = []
         self._wake = trio.Event()
+        self._next_end = math.inf
 
     # --- holding ----------------------------------------------------------------------------
 
@@ -93,6 +96,14 @@ class Callbacks:
             self._give_up_oldest()
 
     def _give_up_oldest(self) -> None:
+        """Recall the oldest, unless that many are being given up already.
+
+        Sessions that do not answer keep theirs for a lease: asking them again and again would take
+        more memory than what is held.
+        """
+        self._given_up = [(waiting, n) for waiting, n in self._given_up if waiting.recalls]
+        if len(self._holds) - sum(n for _, n in self._given_up) <= self._holds.limit:
+            return
         unused: dict[int, list[int]] = {}
         for ino in self._holds.oldest(_GIVE_UP):
             for number in self._holds.holders(ino):
@@ -101,8 +112,10 @@ class Callbacks:
                     self._holds.release(ino, number)
                 else:
                     unused.setdefault(number, []).append(ino)
+        waiting = Waiting()
         for number, inos in unused.items():
-            self._send(number, partial(_unused, inos), inos, ())
+            self._send(number, partial(_unused, inos), inos, (waiting,))
+        self._given_up.append((waiting, len(set().union(*unused.values()))))
 
     # --- changes ----------------------------------------------------------------------------
 
@@ -165,7 +178,7 @@ class Callbacks:
         recall = self._recalls.add(
             number, now, session.lease_s, make, release=release, changes=changes
         )
-        self._wake.set()
+        self._note_end(min(now, session.seen) + session.lease_s)
         if session.connection is not None:
             session.connection.push(recall.message)
 
@@ -180,7 +193,8 @@ class Callbacks:
     def _finish(self, done: Iterable[Waiting]) -> None:
         replied = False
         for change in done:
-            assert isinstance(change, Deferred)
+            if not isinstance(change, Deferred):
+                continue  # inodes that were given up: `_give_up_oldest` looks by itself
             if self._deferred.pop(change.key, None) is change:
                 for reply in change.replies:
                     reply(*change.answer)
@@ -199,7 +213,7 @@ class Callbacks:
             lambda number: names.Recall(number, [], [], [], [], everything=True),
             everything=True,
         )
-        self._wake.set()
+        self._note_end(session.seen + session.lease_s)
 
     def connected(self, session: Session) -> list[names.Recall]:
         """The session was taken up: the recalls that it has to get before all answers."""
@@ -222,15 +236,18 @@ class Callbacks:
 
     # --- time -------------------------------------------------------------------------------
 
+    def _note_end(self, end: float) -> None:
+        """A recall ends at *end* unless it is confirmed: `run` must not sleep for longer."""
+        if end < self._next_end:
+            self._wake.set()
+
     async def run(self) -> None:
         """End the waiting for sessions that do not answer, until cancelled."""
         while True:
-            while not self._recalls:
-                self._wake = trio.Event()
+            self._wake = trio.Event()
+            self._next_end = self._recalls.next_end(self._seen) if self._recalls else math.inf
+            with trio.move_on_after(max(0.0, self._next_end - self._sessions.clock())):
                 await self._wake.wait()
-            delay = self._recalls.next_end(self._seen) - self._sessions.clock()
-            if delay > 0:
-                await trio.sleep(delay)
             released, done = self._recalls.expire(self._sessions.clock(), self._seen)
             for number, inos in released:
                 for ino in inos:
