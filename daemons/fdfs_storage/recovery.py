@@ -13,7 +13,8 @@ Source: protocol/cluster.md section 7. It runs before this storage serves and jo
 6. The files of the recovery are removed. The storage joins, which ends RECOVERY; peers send what
    has changed meanwhile, because their marks have not moved.
 
-Nothing is written to the binlog: it is in base_path and has these files already.
+Nothing is written to the binlog: it is in base_path and has these files already. Files that were
+deleted here are not fetched: the member that sends them has not heard of it yet.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from pathlib import Path
 import trio
 
 from fdfs_storage import directories
+from fdfs_storage.binlog import Binlog
 from fdfs_storage.files import unlink_quietly
 from fdfs_storage.identity import Identity
 from fdfs_storage.place import Place
 from fdfs_storage.recovery_files import RecoveryFiles
+from fdfs_storage.replication.deleted import names_deleted
 from fdfs_storage.tracker_link import Retry, ask_all, highest_status
 from fdfs_storage.transfer import file_crc32
 from fdfsfuse.client.address import Address
@@ -44,6 +47,7 @@ from fdfsfuse.client.storage import StorageClient
 from fdfsfuse.client.tracker import TrackerClient
 from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.core.recovery import Content, Way, choose_source, choose_way, promised_content
+from fdfsfuse.core.replicas import stays_deleted, subject_of
 from fdfsfuse.errors import (
     ConfigError,
     ConnectionBroken,
@@ -191,7 +195,8 @@ class DiskRecovery:
         await trio.to_thread.run_sync(
             directories.prepare, store_path, self._config.subdir_count_per_path
         )
-        fetch = _Fetch(self._config, StorageClient(pool, address), index, files.data)
+        deleted = await trio.to_thread.run_sync(_read_deleted, self._config.base_path)
+        fetch = _Fetch(self._config, StorageClient(pool, address), index, files.data, deleted)
         for part in range(flag.parts):
             await self._fetch_part(fetch, index, files, part)
         await trio.to_thread.run_sync(files.end)
@@ -242,11 +247,27 @@ class DiskRecovery:
             logger.info("recovery: %s", done)
 
 
+def _read_deleted(base_path: str) -> dict[str, int]:
+    binlog = Binlog.open(Path(base_path))
+    try:
+        return names_deleted(binlog)
+    finally:
+        binlog.close()
+
+
 class _Fetch:
-    """Fetches files of store path *index* from *source* into *data*, the directory for them."""
+    """Fetches files of store path *index* from *source* into *data*, the directory for them.
+
+    *deleted*: names that were deleted here, with the time of it.
+    """
 
     def __init__(
-        self, config: StorageConfig, source: StorageClient, index: int, data: Path
+        self,
+        config: StorageConfig,
+        source: StorageClient,
+        index: int,
+        data: Path,
+        deleted: dict[str, int],
     ) -> None:
         self.source = source
         self.problem: Exception | None = None
@@ -255,6 +276,7 @@ class _Fetch:
         self._store_paths = [path.path for path in config.store_paths]
         self._index = index
         self._data = data
+        self._deleted = deleted
         self._numbers = itertools.count()
         self._trunk_files: set[str] = set()
 
@@ -281,6 +303,9 @@ class _Fetch:
         location = parse_location(record.name, len(self._store_paths))
         if location.path_index != self._index or record.op.upper() not in (ops.CREATE, ops.LINK):
             raise ProtocolError(f"it is not in a list of store path {self._index}")
+        nature, deleted_at = subject_of(location.name).nature, self._deleted.get(location.name)
+        if stays_deleted(nature, record.timestamp, deleted_at, elsewhere=True):
+            return
         slot = find_slot(location)
         if slot is not None:
             # All files of a trunk file come at once, as that file.

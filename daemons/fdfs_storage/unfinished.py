@@ -7,9 +7,10 @@ import os
 from typing import TYPE_CHECKING
 
 from fdfs_storage.files import unlink_quietly
-from fdfsfuse.errors import ProtocolError
+from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import binlog as ops
-from fdfsfuse.proto.fileid import Location
+from fdfsfuse.proto.binlog import BinlogRecord
+from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location
 
 if TYPE_CHECKING:
     from fdfs_storage.store import Store
@@ -19,7 +20,11 @@ logger = logging.getLogger(__name__)
 
 def finish_interrupted(store: Store) -> None:
     """Carry out what is the last record of its object and was logged before a crash only."""
-    last = {record.name: record for record in store.binlog.tail()}
+    last: dict[str, BinlogRecord] = {}
+    for record in store.binlog.tail():
+        last.pop(record.name, None)
+        last[record.name] = record
+    order = {name: number for number, name in enumerate(last)}
     for record in last.values():
         if not record.is_own:
             continue
@@ -29,9 +34,13 @@ def finish_interrupted(store: Store) -> None:
                 _finish_rename(store, store.locate(record.other_name), location)
             elif record.op == ops.DELETE:
                 _finish_deletion(store, location)
+                metadata = f"{record.name}{METADATA_SUFFIX}"
+                # Later metadata is that of a file which is about to be made again.
+                if order.get(metadata, -1) < order[record.name]:
+                    store.write_metadata(location, b"")
             elif record.op == ops.TRUNCATE:
                 _finish_truncation(store, location, *record.numbers)
-        except (ProtocolError, OSError):
+        except (ProtocolError, StatusError, OSError):
             continue
 
 

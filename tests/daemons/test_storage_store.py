@@ -114,14 +114,20 @@ async def test_interrupted_deletion_and_truncation_are_finished(tmp_path: Path) 
         put(store, b"b"),
     )
     other = put(store, b"other")
+    half = put(store, b"c")
     store.write_metadata(deleted, b"k\x02v")
+    store.write_metadata(half, b"k\x02v")
     store.close()
     # What a crash between the binlog line and its execution leaves:
     with log_of(config).open("a") as log:
         log.write(f"1795352879 D {deleted.name}\n1795352879 D {deleted.name}-m\n")
         log.write(f"1795352879 T {truncated.name} 5 2\n")
         log.write(f"1795352879 D {again.name}\n1795352880 c {again.name}\n")
+        log.write(f"1795352879 D {half.name}\n")
     store = await open_store(config)
+    assert not store.exists(half)
+    assert store.read_metadata(half) is None
+    assert log_of(config).read_text().endswith(f" D {half.name}-m\n")
     assert not store.exists(deleted)
     assert store.read_metadata(deleted) is None
     assert read(store, truncated) == b"12"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 
 from tests.common.cluster import Cluster, Storage
 from tests.common.ledger import Ledger
 from tests.common.load import Load
+from tests.common.plain import exchange
 from tests.common.small_disk import SmallDisk
 from tests.common.waiting import wait_until
 from tests.e2e.test_faults import TWO, settle_and_compare
@@ -104,6 +106,27 @@ def test_interrupted_recovery_goes_on(tmp_path: Path) -> None:
         storage.wait_ready()
         settle_and_compare(cluster, ledger)
         assert not list(data.glob(".*recovery*"))
+
+
+def test_lost_disk_does_not_bring_back_what_was_deleted(tmp_path: Path) -> None:
+    """The server that has the files has not heard of the deletion when it sends them."""
+    with Cluster(tmp_path, groups=TWO) as cluster:
+        storage, peer = cluster.storages
+        with socket.create_connection((storage.address, storage.port), 10) as sock:
+            head = b"\0" + (7).to_bytes(8, "big") + b"txt\0\0\0"
+            deleted, kept = (exchange(sock, 11, head + b"content")[16:] for _ in range(2))
+            cluster.wait_settled()
+            peer.kill()
+            exchange(sock, 12, b"group1".ljust(16, b"\0") + deleted)
+        storage.kill()
+        shutil.rmtree(storage.store_paths[0] / "data")
+        peer.start()
+        storage.start()
+        cluster.wait_active()
+        cluster.wait_settled()
+        for server in cluster.storages:
+            assert server.path_of(kept.decode()).read_bytes() == b"content"
+            assert not server.path_of(deleted.decode()).exists()
 
 
 def test_lost_disk_of_the_only_server_is_refused(tmp_path: Path) -> None:

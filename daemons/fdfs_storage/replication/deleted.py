@@ -14,6 +14,7 @@ from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.binlog import BinlogRecord, decode_line
 
 if TYPE_CHECKING:
+    from fdfs_storage.binlog import Binlog
     from fdfs_storage.changes import Changes
     from fdfsfuse.proto.fileid import Location
 
@@ -21,6 +22,23 @@ _NAMES_MAX = 1 << 17
 """About 25 MiB when full, which takes as many deletions."""
 _TAIL = 16 << 20
 _MARKS = (b" D ", b" d ", b" R ", b" r ")
+
+
+def names_deleted(binlog: Binlog) -> dict[str, int]:
+    """Names that were deleted, and not made again here, with the time (Unix seconds). Blocks."""
+    deleted: dict[str, int] = {}
+    for line in binlog.tail_lines(_TAIL):
+        try:
+            record = decode_line(line)
+        except ProtocolError:
+            continue
+        kind = record.op.upper()
+        if record.op in (ops.CREATE, ops.LINK):
+            deleted.pop(record.name, None)
+        elif kind in (ops.DELETE, ops.RENAME):
+            name = record.name if kind == ops.DELETE else record.other_name
+            deleted[name] = max(record.timestamp, deleted.get(name, 0))
+    return deleted
 
 
 class Deletion(NamedTuple):
