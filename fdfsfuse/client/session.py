@@ -151,10 +151,9 @@ class NamesSession(NamesCalls):
             self._check_open()
             await self._state_changed.park()
 
-    async def wait_disconnected(self) -> None:
-        """Wait until requests are no longer answered, as long as this lasts."""
-        while self.connected:
-            await self._state_changed.park()
+    async def wait_change(self) -> None:
+        """Wait until ``connected`` or ``problem`` may have changed."""
+        await self._state_changed.park()
 
     # --- calls -----------------------------------------------------------------------------------
 

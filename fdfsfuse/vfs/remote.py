@@ -134,9 +134,12 @@ class RemoteBackend:
 
     async def _watch(self, session: NamesSession, listener: Listener) -> None:
         while True:
-            await session.wait_connected()
+            # Not wait_connected(): that a group has no names now is nothing to end for.
+            while not session.connected:
+                await session.wait_change()
             await listener.resumed()
-            await session.wait_disconnected()
+            while session.connected:
+                await session.wait_change()
 
     @property
     def lease_until(self) -> float:

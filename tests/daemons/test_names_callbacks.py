@@ -324,12 +324,11 @@ async def test_sessions_that_do_not_answer_are_asked_once_to_give_up(
         await wait_for(lambda: len(held.recalls) == 2)
 
 
-async def test_a_short_lease_is_not_waited_for_as_long_as_a_longer_one(
-    server: NamesServer,
-) -> None:
+async def test_a_short_lease_is_not_waited_for_as_long_as_a_longer_one(tmp_path: Path) -> None:
     """The recall of the session with the longer lease was there first."""
     short, long = Holder(), Holder()
     async with (
+        names_server(tmp_path, names_session_lease_s=600.0) as server,
         server.session() as other,
         server.session(on_push=long.push) as long.session,
         server.session(on_push=short.push, lease_s=0.5) as short.session,
@@ -343,7 +342,8 @@ async def test_a_short_lease_is_not_waited_for_as_long_as_a_longer_one(
         nursery.start_soon(other.call, names.SetAttr(a, NOW, mode=0o600))
         await wait_for(lambda: bool(long.recalls))
         await short.call(names.GetAttr(b))
-        await other.call(names.SetAttr(b, NOW, mode=0o600))
+        with trio.fail_after(20):
+            await other.call(names.SetAttr(b, NOW, mode=0o600))
         # The change that waits for the longer lease is not over.
         assert server.tree.callbacks._deferred
         for recall in long.recalls:
