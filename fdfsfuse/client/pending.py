@@ -8,7 +8,7 @@ from typing import Any
 
 import outcome
 import trio
-from trio.lowlevel import ParkingLot, Task
+from trio.lowlevel import Abort, ParkingLot, Task
 
 from fdfsfuse.proto import names
 
@@ -32,6 +32,11 @@ class Call:
         self.result: outcome.Outcome[Any] | None = None
         self.former: names.FormerOutcome | None = None
         self.sent_at = 0.0
+
+    def abandon(self, _: object) -> Abort:
+        """The waiting task is being cancelled: from here on it must not be woken by an answer."""
+        self.task = None
+        return Abort.SUCCEEDED
 
     def finish(self, value: outcome.Outcome[Any]) -> None:
         """Give the caller its answer, or its error."""

@@ -38,7 +38,7 @@ from typing import Any
 
 import outcome
 import trio
-from trio.lowlevel import Abort, ParkingLot, wait_writable
+from trio.lowlevel import ParkingLot, wait_writable
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect
@@ -122,6 +122,7 @@ class NamesSession(NamesCalls):
         self._wanted_lease_s = lease_s
         self._candidates: Sequence[Candidate] = ()
         self._session = 0
+        self._lost = False
         self._token = b""
         self._calls = PendingCalls()
         self._socket: socket.socket | None = None
@@ -187,9 +188,9 @@ class NamesSession(NamesCalls):
                 if call.result is not None:
                     return call.result.unwrap()
             call.task = trio.lowlevel.current_task()
-            return await trio.lowlevel.wait_task_rescheduled(_forget)
+            return await trio.lowlevel.wait_task_rescheduled(call.abandon)
         except trio.Cancelled:
-            call.wanted, call.task = False, None
+            call.wanted = False
             self._calls.discard(call)
             raise
 
@@ -381,6 +382,8 @@ class NamesSession(NamesCalls):
         while True:
             pause = 0.0
             try:
+                if self._lost:
+                    await self._lose_session()
                 sock = await self._open()
                 self._answered = False
                 await self._serve(sock)
@@ -389,7 +392,7 @@ class NamesSession(NamesCalls):
                 pause = STOCK_PROBE_S
             except SessionEnded as exc:
                 self.problem = str(exc)
-                await self._lose_session()
+                self._lost = True
             except (FdfsError, OSError) as exc:
                 self.problem = str(exc)
             except Exception as exc:
@@ -491,10 +494,6 @@ class NamesSession(NamesCalls):
         session, token = self._session, self._token
         logger.warning("names session %d of %s has ended", session, self._client)
         self._session = 0
-        self._lose_lease()
-        self.lease_until = 0.0
-        if self._on_session_lost is not None:
-            await self._on_session_lost()
         calls = list(self._calls)
         self._calls.take_all()
         for number, call in calls:
@@ -504,6 +503,12 @@ class NamesSession(NamesCalls):
                 call.former = names.FormerOutcome(session, token, number)
             call.sent_at = 0.0
             self._add(call)
+        self._lose_lease()
+        self.lease_until = 0.0
+        if self._on_session_lost is not None:
+            await self._on_session_lost()
+        # Last: no session is opened before the listeners have done with the old one.
+        self._lost = False
 
     def _give_up(self, why: str) -> None:
         """Stock servers: nobody will answer."""
@@ -568,10 +573,6 @@ class NamesSession(NamesCalls):
         self._closed = True
         for call in self._calls.take_all():
             call.finish(outcome.Error(UsageError("the names session was closed")))
-
-
-def _forget(_: object) -> Abort:
-    return Abort.SUCCEEDED
 
 
 _CHANGES = frozenset(names.CHANGES)

@@ -179,6 +179,52 @@ async def test_deadlines_in_any_order(mock_clock: trio.testing.MockClock) -> Non
     assert len(peer.opened) == 1
 
 
+async def test_a_call_cancelled_in_the_moment_of_its_answer() -> None:
+    peer = NamesPeer()
+    async with session_with(peer) as session:
+        await session.wait_connected()
+        peer.respond = lambda r: None
+        scopes = [trio.CancelScope(), trio.CancelScope()]
+
+        async def call(scope: trio.CancelScope) -> None:
+            with scope:
+                await session.call(LOOKUP)
+
+        async with trio.open_nursery() as nursery:
+            for scope in scopes:
+                nursery.start_soon(call, scope)
+            await wait_until(lambda: len(peer.received) == 2)
+            await trio.testing.wait_all_tasks_blocked()
+            for number, scope in enumerate(scopes, 1):
+                scope.cancel()
+                # What arrives before the cancelled task has run.
+                frame = names.ANSWER_ID.pack(number) + names.encode(ATTR)
+                session._dispatch(names.ANSWER, 0, frame)
+        assert all(scope.cancelled_caught for scope in scopes)
+        peer.respond = lambda r: answer_to(r.request)
+        assert await session.call(LOOKUP) == ATTR
+        assert len(peer.connections) == 1
+
+
+async def test_a_mistake_of_the_listener_does_not_end_the_session(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    peer = NamesPeer()
+    mistakes = [ZeroDivisionError()]
+
+    def lease_lost() -> None:
+        if mistakes:
+            raise mistakes.pop()
+
+    async with session_with(peer, on_lease_lost=lease_lost) as session:
+        await session.call(LOOKUP)
+        peer.ended.add(1)
+        assert await session.call(MKDIR) == ATTR
+        assert not mistakes
+        assert "ZeroDivisionError" in caplog.text
+    caplog.clear()
+
+
 async def test_a_cancelled_call_leaves_the_session_usable() -> None:
     peer = NamesPeer()
     peer.respond = lambda r: None if r.request == MKDIR else answer_to(r.request)
