@@ -49,15 +49,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scripts directory of a new environment with nothing but the wheel.
 
-    What the package depends on is borrowed from this environment: the test is of our package,
-    and pyfuse3 takes a minute to compile.
+    What the package depends on, and pip, is borrowed from this environment: the test is of our
+    package, and pyfuse3 takes a minute to compile.
     """
     home = tmp_path_factory.mktemp("installed")
-    run([sys.executable, "-m", "venv", home / "venv"], home)
+    run([sys.executable, "-m", "venv", "--without-pip", home / "venv"], home)
     python = home / "venv" / "bin" / "python"
     purelib = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], home)
-    (wheel,) = built.glob("*.whl")
-    run([python, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", wheel], home)
     borrowed = home / "borrowed"
     borrowed.mkdir()
     import trio
@@ -67,6 +65,8 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "fdfs" not in entry.name and entry.suffix != ".pth":
             (borrowed / entry.name).symlink_to(entry)
     (Path(purelib.strip()) / "borrowed.pth").write_text(f"{borrowed}\n")
+    (wheel,) = built.glob("*.whl")
+    run([python, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", wheel], home)
     where = run([python, "-c", "import fdfsfuse; print(fdfsfuse.__file__)"], home).strip()
     assert Path(where).is_relative_to(home), where
     return home / "venv" / "bin"
