@@ -156,9 +156,13 @@ async def test_an_answer_waits_and_reading_does_not(server: NamesServer) -> None
             assert found.nlink == 1
             assert await held.call(names.GetAttr(found.ino)) == found
             assert not done.is_set()
+            waiting = server.tree.sessions.get(other._session)
+            assert waiting is not None
+            heard = waiting.seen
             held.confirm(held.recalls[0])
             with trio.fail_after(60):
                 await done.wait()
+            assert waiting.seen > heard, "it has its whole lease to go on"
 
 
 async def test_a_change_that_waits_is_not_answered_early_when_repeated(

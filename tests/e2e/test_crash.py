@@ -69,8 +69,9 @@ def in_threads(*work: Callable[[threading.Event], None]) -> Iterator[None]:
         stop.set()
         for thread in threads:
             thread.join()
-    if errors:
-        raise errors[0]
+        if errors:
+            # Also when the body has failed, for that is why.
+            raise errors[0]
 
 
 def wait_for_growth(counter: object, attribute: str, by: int) -> None:

@@ -196,6 +196,9 @@ class Callbacks:
             if not isinstance(change, Deferred):
                 continue  # inodes that were given up: `_give_up_oldest` looks by itself
             if self._deferred.pop(change.key, None) is change:
+                if (session := self._sessions.get(change.key[0])) is not None:
+                    # It was us who kept it waiting, perhaps for as long as its lease.
+                    session.seen = self._sessions.clock()
                 for reply in change.replies:
                     reply(*change.answer)
                 replied = True
