@@ -503,11 +503,11 @@ class FileState:
 
     async def _take(self, count: int) -> None:
         """Take memory for unstored content; what was clean content until now is counted anew."""
-        if not self.dirty and self.content is not None:
-            self._context.clean_used -= len(self.content)
-            self.content = None
         if not self._context.dirty.take_nowait(count):
             await self._context.dirty.take(count)
+        # Only now: another open() may have brought content while this waited.
+        if not self.dirty:
+            self._drop_content()
 
     def _raise_error(self) -> None:
         if self._error is not None:

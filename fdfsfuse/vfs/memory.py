@@ -198,7 +198,7 @@ class Memory:
         self._flying -= 1
         for ino in _directories(request):
             self._unlock(ino)
-        if not self._flying or len(self._learned) > _MARKS_MAX:
+        if not self._flying or len(self._learned) + len(self._recalled) > _MARKS_MAX:
             if self._flying:
                 # Too many to tell apart: whatever is in flight now is not kept.
                 self._recalled_all = self._serial

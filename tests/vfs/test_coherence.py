@@ -11,6 +11,8 @@ import pytest
 import trio
 
 from fdfsfuse.errors import StatusError, TreeError
+from fdfsfuse.proto import names
+from fdfsfuse.vfs.memory import Memory
 from fdfsfuse.vfs.options import VfsOptions
 from fdfsfuse.vfs.vfs import Vfs
 from tests.common.fake_sessions import KernelModel, Machine, SessionBackend, SharedVolume
@@ -181,3 +183,20 @@ async def test_nothing_is_relied_upon_behind_the_lease() -> None:
         assert pair[0].kernel.names == {}
         assert pair[0].kernel.attrs == {}
         assert shared.sessions[0].requests.keys() >= {"Lookup", "GetAttr"}
+
+
+def test_recalls_while_requests_never_cease_take_bounded_memory() -> None:
+    memory = Memory(lambda: 0.0, lambda: 10.0, 1000)
+    slow = names.GetAttr(5)
+    began = memory.begin(slow)
+    for ino in range(10, 50_000):
+        memory.recall([ino], [])
+        quick = names.GetAttr(6)
+        memory.begin(quick)
+        memory.end(quick)
+        assert len(memory._recalled) <= 10_001
+    attr = names.Attr(5, 0o100644, 1, 0, 0, 0, 3, 1, 2, 3, 1)
+    memory.learn(slow, attr, began)
+    memory.end(slow)
+    # It may be one that was recalled.
+    assert memory.attr(5) is None

@@ -211,6 +211,26 @@ async def test_a_write_that_waits_for_one_that_fails_is_not_overwritten_by_it() 
         assert m.vfs.context.dirty.used == 0
 
 
+async def test_content_that_an_open_brings_while_a_write_waits_for_memory_is_counted_off() -> None:
+    async with mounted(dirty_bytes=100_000) as m:
+        await m.write_file("vol/a", b"x" * 50_000)
+        full, _ = await m.create("vol/full")
+        m.volume.fail[names.StoreContent] = StatusError(errno.ENOSPC)
+        await m.vfs.files.write(full.handle, 0, bytes(90_000))
+        handle = await m.open("vol/a", os.O_RDWR)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.vfs.files.write, handle, 0, b"!")
+            await wait_until(lambda: bool(m.vfs.context.dirty._waiters))
+            await m.volume.change(names.StoreContent(m.volume.by_path("a").ino, b"y" * 40_000, 1))
+            again = await m.open("vol/a")
+            assert m.vfs.context.clean_used == 40_000
+            m.volume.fail.clear()
+            await m.vfs.files.flush(full.handle)
+        for opened in (handle, again, full.handle):
+            await m.close(opened)
+        assert (m.vfs.context.clean_used, m.vfs.context.dirty.used) == (0, 0)
+
+
 async def test_scattered_writes_that_failed_are_kept() -> None:
     async with mounted() as m:
         await m.write_file("vol/a", bytes(2 * MIB))
