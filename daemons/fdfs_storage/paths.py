@@ -10,7 +10,10 @@ from collections.abc import Sequence
 
 from fdfs_storage import directories
 from fdfs_storage.new_file import NewFile
+from fdfs_storage.trunk import SlotPlace
+from fdfsfuse.errors import ProtocolError
 from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location, parse_location
+from fdfsfuse.proto.trunk import find_slot
 
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _UNNAMED_FLAGS = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
@@ -39,6 +42,18 @@ class Paths:
             if path.startswith(data):
                 return parse_location(f"M{index:02X}/{path[len(data) :]}", self.count)
         return None
+
+    def link_target(self, location: Location) -> Location | None:
+        """The object that a link points to; None when it is no link, or points elsewhere."""
+        try:
+            return self.located_at(os.readlink(self.of(location)))
+        except (OSError, ProtocolError):
+            return None
+
+    def slot(self, location: Location) -> SlotPlace | None:
+        """The place of an object that a C server put into a trunk file; None for all others."""
+        found = find_slot(location)
+        return None if found is None else SlotPlace(os.path.dirname(self.of(location)), found)
 
     def temporary(self, index: int) -> str:
         """A free path for a temporary file on store path *index*."""

@@ -30,10 +30,8 @@ written in a thread, through the descriptor (`NewFile.fd`, `open_object`).
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import random
-import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,44 +39,38 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from fdfs_storage import directories, trunk
+from fdfs_storage import directories
 from fdfs_storage.binlog import Binlog
 from fdfs_storage.changes import Changes
 from fdfs_storage.counters import Counters
+from fdfs_storage.deletions import Deletions
 from fdfs_storage.files import (
     copy_into,
     pwrite_all,
     sync_directory,
-    unlink_quietly,
     write_all,
 )
 from fdfs_storage.files import (
     status_of as status_of,
 )
 from fdfs_storage.locks import PathLocks
-from fdfs_storage.metadata_files import MetadataFiles, deletion_time
+from fdfs_storage.metadata_files import MetadataFiles
 from fdfs_storage.naming import NAME_TRIES, Naming
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.paths import Paths, metadata_location
 from fdfs_storage.space import PathSpace, Space, TotalSpace
 from fdfs_storage.unfinished import finish_interrupted
-from fdfsfuse.errors import ProtocolError, StatusError
+from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import binlog as ops
-from fdfsfuse.proto.fileid import (
-    Location,
-    is_slave,
-    parse_location,
-)
-from fdfsfuse.proto.trunk import find_slot, is_trunk_name
+from fdfsfuse.proto.fileid import Location, parse_location
+from fdfsfuse.proto.trunk import is_trunk_name
 
 if TYPE_CHECKING:
+    from fdfs_storage.trunk import SlotPlace
     from fdfsfuse.core.conf_file import ReservedSpace
     from fdfsfuse.core.config import StorageConfig, StorePath
 
-logger = logging.getLogger(__name__)
-
 ANY_PATH = None
-_UNLINK_IN_THREAD_BYTES = 16 << 20
 _SAVE_COUNTERS_S = 10.0
 
 
@@ -123,8 +115,10 @@ class Store:
             rotate_count=rotate_count,
             rng=rng,
         )
-        self._doomed: list[str] = []
         self._wake = trio.Event()
+        self._deletions = Deletions(
+            self.paths, self.changes, self._metadata, lambda: self._wake.set()
+        )
 
     @classmethod
     async def open(cls, config: StorageConfig) -> Store:
@@ -157,9 +151,7 @@ class Store:
             with trio.move_on_after(_SAVE_COUNTERS_S):
                 await self._wake.wait()
             self._wake = trio.Event()
-            doomed, self._doomed = self._doomed, []
-            for path in doomed:
-                await trio.to_thread.run_sync(unlink_quietly, path)
+            await self._deletions.finish()
             now = self.counters.statistics().encode()
             if now != saved:
                 await trio.to_thread.run_sync(self.counters.save, self._stat_path)
@@ -199,12 +191,9 @@ class Store:
         """``STORE_PATH/data``, the directory of the sub directories."""
         return self.paths.data[path_index][:-1]
 
-    def slot(self, location: Location) -> trunk.SlotPlace | None:
+    def slot(self, location: Location) -> SlotPlace | None:
         """The place of an object that a C server put into a trunk file; None for all others."""
-        found = find_slot(location)
-        if found is None:
-            return None
-        return trunk.SlotPlace(os.path.dirname(self.path(location)), found)
+        return self.paths.slot(location)
 
     def exists(self, location: Location) -> bool:
         """True when there is a file (or link, or directory) of that name."""
@@ -391,83 +380,12 @@ class Store:
     # --- deleting ---------------------------------------------------------------------------
 
     def delete(self, location: Location) -> None:
-        """Delete the object and its metadata.
-
-        A slave that a C server stored as a link takes the file with it that it points to.
-
-        Raises:
-            StatusError: 2 it does not exist, 22 it is neither a file nor a link, 5.
-        """
-        path = self.path(location)
-        if is_trunk_name(location) and (slot := self.slot(location)) is not None:
-            self._delete_slot(location, slot)
-            return
-        try:
-            info = os.lstat(path)
-            if stat.S_ISLNK(info.st_mode) and is_slave(location.name, in_trunk=False):
-                self._delete_link_target(location)
-            elif not stat.S_ISREG(info.st_mode) and not stat.S_ISLNK(info.st_mode):
-                raise StatusError(errno.EINVAL, "neither a file nor a link")
-            metadata = metadata_location(location)
-            has_metadata = os.access(self.paths.of(metadata), os.F_OK)
-            # Names of other files are given once, whatever their times say.
-            reusable = info.st_mtime > time.time() and is_slave(location.name, in_trunk=False)
-            timestamp = deletion_time(info) if reusable else None
-            self.changes.log(ops.DELETE, location, timestamp)
-            self._unlink(path, info.st_size, location.path_index)
-            self.changes.notify(ops.DELETE, location)
-            if has_metadata:
-                self._metadata.delete(metadata)
-        except StatusError:
-            raise
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-
-    def _delete_slot(self, location: Location, slot: trunk.SlotPlace) -> None:
-        slot.stat()
-        metadata = metadata_location(location)
-        try:
-            self.changes.log(ops.DELETE, location)
-            slot.clear()
-            self.changes.notify(ops.DELETE, location)
-            if os.access(self.paths.of(metadata), os.F_OK):
-                self._metadata.delete(metadata)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
+        """See `Deletions.delete`."""
+        self._deletions.delete(location)
 
     def remove(self, location: Location) -> bool:
-        """Remove the object's file, link or slot and log nothing; False when there is none.
-
-        Raises OSError, StatusError.
-        """
-        slot = self.slot(location)
-        if slot is not None and slot.exists():
-            slot.clear()
-            return True
-        path = self.path(location)
-        try:
-            self._unlink(path, os.lstat(path).st_size, location.path_index)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _unlink(self, path: str, size: int, path_index: int) -> None:
-        """Unlink; large files lose their name here and their blocks in the background."""
-        if size < _UNLINK_IN_THREAD_BYTES:
-            os.unlink(path)
-            return
-        temporary = self.paths.temporary(path_index)
-        os.rename(path, temporary)
-        self._doomed.append(temporary)
-        self._wake.set()
-
-    def _delete_link_target(self, link: Location) -> None:
-        target = self._link_target(link)
-        if target is not None:
-            try:
-                self.delete(target)
-            except StatusError:
-                logger.warning("the target %s of the deleted link stays", target.name)
+        """See `Deletions.remove`."""
+        return self._deletions.remove(location)
 
     # --- new names for existing content -----------------------------------------------------
 
@@ -481,7 +399,7 @@ class Store:
         """
         if self.slot(target) is not None:
             raise StatusError(errno.EOPNOTSUPP, "no links to files in trunk files")
-        target = self._link_target(target) or target
+        target = self.paths.link_target(target) or target
         try:
             if os.path.lexists(self.path(location)):
                 raise StatusError(errno.EEXIST)
@@ -511,13 +429,6 @@ class Store:
             raise
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
-
-    def _link_target(self, location: Location) -> Location | None:
-        """The object that a link points to; None when it is no link, or points elsewhere."""
-        try:
-            return self.paths.located_at(os.readlink(self.path(location)))
-        except (OSError, ProtocolError):
-            return None
 
     # --- metadata ---------------------------------------------------------------------------
 

@@ -1,0 +1,135 @@
+"""Deleting objects; in which order, and why: `fdfs_storage.store`."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from fdfs_storage.changes import Changes
+from fdfs_storage.files import status_of, unlink_quietly
+from fdfs_storage.metadata_files import MetadataFiles, deletion_time
+from fdfs_storage.paths import Paths, metadata_location
+from fdfsfuse.errors import StatusError
+from fdfsfuse.proto import binlog as ops
+from fdfsfuse.proto.fileid import Location, is_slave
+from fdfsfuse.proto.trunk import is_trunk_name
+
+if TYPE_CHECKING:
+    from fdfs_storage.trunk import SlotPlace
+
+logger = logging.getLogger(__name__)
+
+_UNLINK_IN_THREAD_BYTES = 16 << 20
+
+
+class Deletions:
+    """Deletes the objects of a store.
+
+    Args:
+        wake: called when there is something for `finish`.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        changes: Changes,
+        metadata: MetadataFiles,
+        wake: Callable[[], None],
+    ) -> None:
+        self._paths = paths
+        self._changes = changes
+        self._metadata = metadata
+        self._wake = wake
+        self._doomed: list[str] = []
+
+    async def finish(self) -> None:
+        """Give back the blocks of large files that have lost their names."""
+        doomed, self._doomed = self._doomed, []
+        for path in doomed:
+            await trio.to_thread.run_sync(unlink_quietly, path)
+
+    def delete(self, location: Location) -> None:
+        """Delete the object and its metadata.
+
+        A slave that a C server stored as a link takes the file with it that it points to.
+
+        Raises:
+            StatusError: 2 it does not exist, 22 it is neither a file nor a link, 5.
+        """
+        path = self._paths.of(location)
+        if is_trunk_name(location) and (slot := self._paths.slot(location)) is not None:
+            self._delete_slot(location, slot)
+            return
+        try:
+            info = os.lstat(path)
+            if stat.S_ISLNK(info.st_mode) and is_slave(location.name, in_trunk=False):
+                self._delete_link_target(location)
+            elif not stat.S_ISREG(info.st_mode) and not stat.S_ISLNK(info.st_mode):
+                raise StatusError(errno.EINVAL, "neither a file nor a link")
+            metadata = metadata_location(location)
+            has_metadata = os.access(self._paths.of(metadata), os.F_OK)
+            # Names of other files are given once, whatever their times say.
+            reusable = info.st_mtime > time.time() and is_slave(location.name, in_trunk=False)
+            timestamp = deletion_time(info) if reusable else None
+            self._changes.log(ops.DELETE, location, timestamp)
+            self._unlink(path, info.st_size, location.path_index)
+            self._changes.notify(ops.DELETE, location)
+            if has_metadata:
+                self._metadata.delete(metadata)
+        except StatusError:
+            raise
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def _delete_slot(self, location: Location, slot: SlotPlace) -> None:
+        slot.stat()
+        metadata = metadata_location(location)
+        try:
+            self._changes.log(ops.DELETE, location)
+            slot.clear()
+            self._changes.notify(ops.DELETE, location)
+            if os.access(self._paths.of(metadata), os.F_OK):
+                self._metadata.delete(metadata)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def remove(self, location: Location) -> bool:
+        """Remove the object's file, link or slot and log nothing; False when there is none.
+
+        Raises OSError, StatusError.
+        """
+        slot = self._paths.slot(location)
+        if slot is not None and slot.exists():
+            slot.clear()
+            return True
+        path = self._paths.of(location)
+        try:
+            self._unlink(path, os.lstat(path).st_size, location.path_index)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _unlink(self, path: str, size: int, path_index: int) -> None:
+        """Unlink; large files lose their name here and their blocks in the background."""
+        if size < _UNLINK_IN_THREAD_BYTES:
+            os.unlink(path)
+            return
+        temporary = self._paths.temporary(path_index)
+        os.rename(path, temporary)
+        self._doomed.append(temporary)
+        self._wake()
+
+    def _delete_link_target(self, link: Location) -> None:
+        target = self._paths.link_target(link)
+        if target is not None:
+            try:
+                self.delete(target)
+            except StatusError:
+                logger.warning("the target %s of the deleted link stays", target.name)
