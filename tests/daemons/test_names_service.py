@@ -270,6 +270,45 @@ async def test_repeated_requests_are_answered_once(server: NamesServer) -> None:
     assert len(all_objects(server)) == 1
 
 
+async def test_an_operation_with_steps_that_is_overtaken_by_its_repetition(
+    server: NamesServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with server.session() as session:
+        ino = await make(session, b"a")
+        made = await session.call(names.NewObject(ino))
+        await write_object(server, made.file_id, 0, b"x" * 1000)
+        named = names.NameObject(ino, made.file_id, 1000, NOW)
+        attr = await session.call(named)
+    release, syncs = trio.Event(), 0
+    sync_file = server.store.sync_file
+
+    async def sync(*args: Any) -> None:
+        nonlocal syncs
+        syncs += 1
+        if syncs == 1:
+            await release.wait()
+        await sync_file(*args)
+
+    monkeypatch.setattr(server.store, "sync_file", sync)
+
+    def run() -> None:
+        with BlockingSession((HOST, server.port)) as again:
+            again.send(names.CommitWrite(ino, attr.file_id, 1000, NOW))
+            again.call(names.KeepAlive(), names.Done)
+            again.take_up()
+            assert isinstance(again.receive()[2], names.Attr)
+
+    await trio.to_thread.run_sync(run)
+    version = server.tree.reads.get_attr(names.GetAttr(ino)).version
+    release.set()
+    done = trio.Event()
+    server.tree.engine.on_answered, before = done.set, server.tree.engine.on_answered
+    await done.wait()
+    server.tree.engine.on_answered = before
+    assert server.tree.reads.get_attr(names.GetAttr(ino)).version == version
+    assert "a change failed" not in caplog.text
+
+
 async def test_what_became_of_the_changes_of_an_ended_session(quick: NamesServer) -> None:
     made: list[Any] = []
 

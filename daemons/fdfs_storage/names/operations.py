@@ -101,7 +101,8 @@ class Operations:
                 session=work.session,
                 id=work.id,
                 done_below=work.done_below,
-                repeatable=work.repeatable,
+                # It may have come again meanwhile, by another connection, and be done already.
+                repeatable=work.id != 0,
             )
         )
         await done.wait()
