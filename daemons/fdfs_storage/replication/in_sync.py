@@ -24,6 +24,7 @@ import trio
 
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.files import replace_file
+from fdfsfuse.errors import FdfsError
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ NAME: Final = "in_sync.json"
 _CHECK_S: Final = 0.1
 _SLOW: Final = 10
 """A peer that gets on, but slowly, is waited for this many times longer."""
+
+
+class InSyncDamaged(FdfsError):
+    """The set cannot be read; the text says what to do."""
 
 
 class Peer(Protocol):
@@ -80,7 +85,7 @@ class InSync:
         self._changed = trio.Event()
 
     def load(self) -> None:
-        """Read the set. Blocks. Raises OSError; ValueError: the file is damaged."""
+        """Read the set. Blocks. Raises OSError, InSyncDamaged."""
         directory = self._directory()
         if directory is None:
             return
@@ -88,9 +93,14 @@ class InSync:
             data = json.loads((directory / NAME).read_bytes())
         except FileNotFoundError:
             return
+        except ValueError:
+            data = None
         members = data.get("in_sync") if isinstance(data, dict) else None
         if not isinstance(members, list):
-            raise ValueError(f"{directory / NAME} lists no peers")
+            raise InSyncDamaged(
+                f"{directory / NAME} is damaged; without it no other storage counts as in sync"
+                " until it has everything, so remove it if that is right"
+            )
         self.members = frozenset(str(member) for member in members)
 
     # --- waiting ------------------------------------------------------------------------------
