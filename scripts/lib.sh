@@ -72,8 +72,8 @@ install_packages() {
     [ "$(id -u)" = 0 ] || command -v sudo >/dev/null 2>&1 ||
         die "Missing here: ${packages[*]}. Install them as root: apt-get install ${packages[*]}"
     say "installing system packages: ${packages[*]}"
-    as_root apt-get -qq update >&2 || say "apt-get update failed; trying with the lists that are here"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 install \
+    as_root apt-get -qq -o Acquire::Retries=5 update >&2 || say "apt-get update failed; trying with the lists that are here"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o Acquire::Retries=5 install \
         --no-install-recommends -y "${packages[@]}" >/dev/null ||
         die "The packages could not be installed: ${packages[*]}"
 }
@@ -98,7 +98,7 @@ make_venv() {
         # An environment whose making was broken off has no pip yet.
         .venv/bin/python -m pip --version >/dev/null 2>&1 ||
             .venv/bin/python -m ensurepip >/dev/null || die "pip could not be installed."
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' >&2 ||
+        .venv/bin/python -m pip install --quiet --retries 10 --disable-pip-version-check -e '.[test]' >&2 ||
             die "The Python packages could not be installed."
         printf '%s\n' "$wanted" >.venv/.installed
     fi

@@ -40,7 +40,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def foreign(wide: Cluster, tmp_path: Path) -> Any:
     """Any, because half of its methods have no types."""
     conf = tmp_path / "client.conf"
-    conf.write_text(f"connect_timeout = 5\ntracker_server = {wide.tracker.endpoint}\n")
+    conf.write_text(f"connect_timeout = 60\ntracker_server = {wide.tracker.endpoint}\n")
     return FastdfsClient(conf)
 
 
@@ -133,13 +133,14 @@ def node_modules() -> Path:
     ):
         return modules
     options = ["--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
+    options += ["--fetch-retries", "6"]
     try:
         done = subprocess.run(
             ["npm", "install", "--prefix", str(home), *options, f"fdfs@{FDFS_VERSION}"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_S,
+            timeout=300,
             check=False,
         )
         if done.returncode == 0:

@@ -21,7 +21,7 @@ def text(value: bytes | str) -> str:
 
 
 def main(host: str, port: str, directory: Path) -> None:
-    trackers = {"host_tuple": (host,), "port": int(port), "timeout": 10, "name": "trackers"}
+    trackers = {"host_tuple": (host,), "port": int(port), "timeout": 60, "name": "trackers"}
     client = Fdfs_client(trackers)
     content = bytes(range(256)) * 1000
     (directory / "photo.jpg").write_bytes(content)
