@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.common.cluster import Cluster, Mount, why_no_fuse
 from tests.common.processes import forget_ended, kill_all, started_processes
@@ -28,6 +29,18 @@ HANG_TIMEOUT_S = 400.0
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="longer runs of randomised tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let tests of hypothesis depend on no speed, and on chance only with --long."""
+    settings.register_profile(
+        "fdfsfuse",
+        derandomize=not config.getoption("--long"),
+        database=None,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("fdfsfuse")
 
 
 @pytest.fixture

@@ -193,7 +193,7 @@ def object_names(session: BlockingSession, ino: int = names.ROOT_INO) -> set[str
 def test_kill_under_load_loses_nothing_acknowledged(short: Cluster, long_run: bool) -> None:
     storage = short.storage()
     address = (storage.address, storage.port)
-    seed = random.SystemRandom().randrange(10**6)
+    seed = random.SystemRandom().randrange(10**6) if long_run else 1
     print(f"seed {seed}")
     draw = random.Random(seed)
     workers = [

@@ -9,7 +9,7 @@ const Fdfs = require('fdfs');
 async function main(host, port, directory) {
   const quiet = {debug() {}, info() {}, warn() {}, error() {}};
   const trackers = [{host: host, port: Number(port)}];
-  const client = new Fdfs({trackers: trackers, timeout: 10000, logger: quiet});
+  const client = new Fdfs({trackers: trackers, timeout: 60000, logger: quiet});
   const content = Buffer.alloc(256000, 'abcdefghijklmnop');
   const local = path.join(directory, 'photo.jpg');
   fs.writeFileSync(local, content);
