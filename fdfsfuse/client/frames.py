@@ -1,15 +1,21 @@
-"""Taking the frames of a names session out of a socket, without ever waiting."""
+"""Taking the frames of a names session out of a socket and putting them in, without waiting."""
 
 from __future__ import annotations
 
 import socket
+from collections import deque
 from collections.abc import Callable
+
+import trio
+from trio.lowlevel import wait_writable
 
 from fdfsfuse.errors import ConnectionBroken, ProtocolError
 from fdfsfuse.proto.header import HEADER_SIZE
 from fdfsfuse.proto.names import FRAME_MAX
 
 _READ_SIZE = 64 << 10
+_JOIN_MAX = 32 << 10
+"""A head is sent together with a body by one send() up to this size: it is copied for that."""
 
 
 class FrameReader:
@@ -77,3 +83,78 @@ class FrameReader:
         if self._filled == len(large):
             self._large = None
             self._dispatch(*self._head, large)
+
+
+class FrameWriter:
+    """Sends frames to *sock*. What it does not take at once follows by itself, in order.
+
+    Args:
+        nursery: where the task runs that sends the rest.
+        failed: called when the connection is of no more use, unless the writer was closed.
+    """
+
+    __slots__ = ("_backlog", "_closed", "_draining", "_failed", "_nursery", "_sock")
+
+    def __init__(
+        self, sock: socket.socket, nursery: trio.Nursery, failed: Callable[[], None]
+    ) -> None:
+        self._sock = sock
+        self._nursery = nursery
+        self._failed = failed
+        self._backlog: deque[memoryview] = deque()
+        self._draining = False
+        self._closed = False
+
+    def write(self, head: bytes, body: bytes) -> None:
+        """Send a frame behind all others; never waits."""
+        if self._backlog:
+            self._backlog += (memoryview(head), memoryview(body))
+            return
+        size = len(head) + len(body)
+        try:
+            if size <= _JOIN_MAX:
+                sent = self._sock.send(head + body)
+            else:
+                sent = self._sock.sendmsg([head, body])
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._failed()
+            return
+        if sent < size:
+            if sent < len(head):
+                self._backlog.append(memoryview(head)[sent:])
+            self._backlog.append(memoryview(body)[max(0, sent - len(head)) :])
+            if not self._draining:
+                self._draining = True
+                self._nursery.start_soon(self._drain)
+
+    def close(self) -> None:
+        """Send nothing more. The socket may be closed then."""
+        self._closed = True
+        self._backlog.clear()
+
+    async def _drain(self) -> None:
+        """Write the backlog as the peer takes it."""
+        sock, backlog = self._sock, self._backlog
+        try:
+            while backlog:
+                try:
+                    await wait_writable(sock)
+                except trio.ClosedResourceError:
+                    continue  # closed, or somebody who reads was woken
+                if not backlog:
+                    break
+                view = backlog[0]
+                try:
+                    sent = sock.send(view)
+                except BlockingIOError:
+                    continue
+                if sent == len(view):
+                    backlog.popleft()
+                else:
+                    backlog[0] = view[sent:]
+        except OSError:
+            if not self._closed:
+                self._failed()
+        self._draining = False

@@ -32,17 +32,16 @@ import os
 import random
 import socket
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 import outcome
 import trio
-from trio.lowlevel import ParkingLot, wait_writable
+from trio.lowlevel import ParkingLot
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect
-from fdfsfuse.client.frames import FrameReader
+from fdfsfuse.client.frames import FrameReader, FrameWriter
 from fdfsfuse.client.names_api import NamesCalls
 from fdfsfuse.client.opening import SessionEnded, exchange_open
 from fdfsfuse.client.pending import Call, PendingCalls
@@ -59,7 +58,7 @@ from fdfsfuse.errors import (
     UsageError,
 )
 from fdfsfuse.proto import names
-from fdfsfuse.proto.header import HEADER_SIZE, pack_header
+from fdfsfuse.proto.header import pack_header
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +75,7 @@ OUTSTANDING_MAX = 64 << 20
 """Bytes of requests without an answer; callers wait beyond it."""
 HOLDS_PER_REQUEST = 50_000
 
-_JOIN_MAX = 32 << 10
 _FRAME = names.FRAME_IDS
-_FRAME_HEAD = HEADER_SIZE + _FRAME.size
 
 
 def boottime() -> float:
@@ -126,9 +123,8 @@ class NamesSession(NamesCalls):
         self._token = b""
         self._calls = PendingCalls()
         self._socket: socket.socket | None = None
-        self._backlog: deque[memoryview] = deque()
+        self._writer: FrameWriter | None = None
         self._turns: Turns | None = None
-        self._draining = False
         self._nursery: trio.Nursery | None = None
         self._timer = trio.CancelScope()
         self._no_names = ""
@@ -233,62 +229,15 @@ class NamesSession(NamesCalls):
         self._write_frame(number, self._calls.first(), body)
 
     def _write_frame(self, number: int, done_below: int, body: bytes) -> None:
+        assert self._writer is not None
         head = pack_header(_FRAME.size + len(body), names.REQUEST) + _FRAME.pack(number, done_below)
-        sock = self._socket
-        assert sock is not None
-        if self._backlog:
-            self._backlog += (memoryview(head), memoryview(body))
-            return
-        size = _FRAME_HEAD + len(body)
-        try:
-            sent = sock.send(head + body) if size <= _JOIN_MAX else sock.sendmsg([head, body])
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._disconnect()
-            return
-        if sent < size:
-            rest = memoryview(head + body)[sent:] if sent < _FRAME_HEAD else None
-            self._backlog.append(memoryview(body)[sent - _FRAME_HEAD :] if rest is None else rest)
-            self._start_draining()
-
-    def _start_draining(self) -> None:
-        if not self._draining and self._nursery is not None and self._socket is not None:
-            self._draining = True
-            self._nursery.start_soon(self._drain, self._socket)
-
-    async def _drain(self, sock: socket.socket) -> None:
-        """Write the backlog as the peer takes it."""
-        backlog = self._backlog
-        try:
-            while backlog and self._socket is sock:
-                try:
-                    await wait_writable(sock)
-                except trio.ClosedResourceError:
-                    continue  # closed, or somebody who reads was woken
-                if self._socket is not sock:
-                    break
-                view = backlog[0]
-                try:
-                    sent = sock.send(view)
-                except BlockingIOError:
-                    continue
-                if sent == len(view):
-                    backlog.popleft()
-                else:
-                    backlog[0] = view[sent:]
-        except OSError:
-            if self._socket is sock:
-                self._disconnect()
-        self._draining = False
-        # The connection may have been replaced while the old one was being written to.
-        if backlog:
-            self._start_draining()
+        self._writer.write(head, body)
 
     def _disconnect(self) -> None:
         """Give up the connection; the reader sees its end and closes it."""
         sock, self._socket = self._socket, None
-        self._backlog.clear()
+        if self._writer is not None:
+            self._writer.close()
         if sock is not None:
             try:
                 sock.shutdown(socket.SHUT_RDWR)
@@ -460,6 +409,8 @@ class NamesSession(NamesCalls):
             self._last_received = boottime()
             self._keep_alive = None
             self._turns = turns
+            assert self._nursery is not None
+            self._writer = FrameWriter(sock, self._nursery, self._disconnect)
             self._socket = sock
             self._no_names = ""
             self.problem = ""
@@ -468,8 +419,9 @@ class NamesSession(NamesCalls):
             self._timer.deadline = min(self._timer.deadline, trio.current_time())
             await turns.read_in_background()
         finally:
-            self._socket = self._turns = None
-            self._backlog.clear()
+            if self._writer is not None:
+                self._writer.close()
+            self._socket = self._turns = self._writer = None
             turns.close(ConnectionBroken("the connection was closed"))
             sock.close()
             self._state_changed.unpark_all()

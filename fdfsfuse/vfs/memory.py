@@ -26,60 +26,12 @@ from msgspec.structs import replace
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
+from fdfsfuse.vfs.directory import MISSING, Directory
 from fdfsfuse.vfs.lru import Recent
 
-MISSING: Final = 0
-"""In place of an inode: the name is known not to exist."""
 _RENAME_EXCHANGE: Final = 2
 _MARKS_MAX: Final = 10_000
-_UNKNOWN_MAX: Final = 1_000
 _MISSES: Final = 3
-
-
-class Directory:
-    """Names of a directory.
-
-    Attributes:
-        until: the kernel may rely on some of them as long as that.
-        complete: names that are neither here nor in ``unknown`` do not exist.
-        unknown: names that were recalled since.
-        listed: cookie up to which a listing from the start has brought all names; -1: none has.
-        misses: names that were not found; many make it worth while to ask for all.
-        listing: an answer that brought all entries, while these are the same still. Attributes in
-            it may be outdated.
-    """
-
-    __slots__ = ("complete", "listed", "listing", "misses", "names", "unknown", "until")
-
-    def __init__(self) -> None:
-        self.names: dict[bytes, int] = {}
-        self.until = float("-inf")
-        self.complete = False
-        self.unknown: set[bytes] = set()
-        self.listed = -1
-        self.misses = 0
-        self.listing: names.Listing | None = None
-
-    def get(self, name: bytes) -> int | None:
-        """The inode of a name, MISSING, or None when that is not known."""
-        ino = self.names.get(name)
-        if ino is None and self.complete and name not in self.unknown:
-            return MISSING
-        return ino
-
-    def drop(self, name: bytes) -> bool:
-        """The name is not known any more; False when it was not."""
-        self.listing = None
-        if self.complete or self.listed >= 0:
-            self.unknown.add(name)
-            if len(self.unknown) > _UNKNOWN_MAX:
-                self.incomplete()
-        return self.names.pop(name, None) is not None
-
-    def incomplete(self) -> None:
-        """There may be names that are not here."""
-        self.complete, self.listed, self.listing = False, -1, None
-        self.unknown.clear()
 
 
 class Memory:

@@ -21,9 +21,9 @@ from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.context import Context, Entry
+from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.idtree import IdTree, store_path_of
 from fdfsfuse.vfs.listing import DirHandles
-from fdfsfuse.vfs.memory import MISSING
 from fdfsfuse.vfs.numbers import id_directory
 from fdfsfuse.vfs.options import Ids
 from fdfsfuse.vfs.volume import Volume
