@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fdfs_storage.names import power_loss
+from fdfs_storage import boot
 from fdfsfuse.proto import names
 from tests.common.names_server import open_tree
 from tests.daemons.test_names_crash import (
@@ -46,7 +46,7 @@ async def test_a_new_boot_brings_lost_objects_back(
     async with open_tree(tmp_path, run=False) as tree:
         assert "wrote" not in caplog.text  # the same boot: nothing was looked at
 
-    monkeypatch.setattr(power_loss, "boot_id", lambda: "another boot")
+    monkeypatch.setattr(boot, "boot_id", lambda: "another boot")
     async with open_tree(tmp_path, run=False) as tree:
         assert dump(tree) == state
         check(tree, tmp_path)
@@ -70,7 +70,7 @@ async def test_objects_that_were_deleted_stay_deleted(
         while old in objects_on_disk(tmp_path):
             await tree.housekeeping.collect()
     (tmp_path / "data" / old[4:]).write_bytes(b"old")  # the unlink had not reached the disk
-    monkeypatch.setattr(power_loss, "boot_id", lambda: "another boot")
+    monkeypatch.setattr(boot, "boot_id", lambda: "another boot")
     async with open_tree(tmp_path, run=False) as tree:
         check(tree, tmp_path)
     assert list(objects_on_disk(tmp_path).values()) == [b"new"]

@@ -24,15 +24,6 @@ from fdfsfuse.proto.names_record import Record
 logger = logging.getLogger(__name__)
 
 FILE = "boot"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-def boot_id() -> str:
-    """Names the time since the machine was started last; '' where the kernel does not tell."""
-    try:
-        return _BOOT_ID.read_text("ascii").strip()
-    except OSError:
-        return ""
 
 
 def may_have_lost(directory: Path, boot: str) -> bool:

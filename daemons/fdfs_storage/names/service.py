@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from fdfs_storage import boot
 from fdfs_storage.names import founding, housekeeping, power_loss, schema, view_file
 from fdfs_storage.names.by_id import ByIdChanges
 from fdfs_storage.names.callbacks import Callbacks
@@ -165,10 +166,10 @@ class Tree:
 
     def _restore(self, directory: Path, applied: int) -> None:
         """After a boot, look after the objects of records that were applied before it."""
-        boot = power_loss.boot_id()
-        if power_loss.may_have_lost(directory, boot):
+        boot_id = boot.boot_id()
+        if power_loss.may_have_lost(directory, boot_id):
             power_loss.restore(self.state.db, self.objects, self.log.retained(applied))
-        power_loss.note(directory, boot)
+        power_loss.note(directory, boot_id)
 
     def _load_sessions(self) -> None:
         rows = self.state.db.execute(

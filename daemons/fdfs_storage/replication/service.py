@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from fdfs_storage import boot
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.replication.deleted import Deleted
 from fdfs_storage.replication.in_sync import InSync
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 SAVE_S: Final = 1.0
 """Marks are written this often while they change: so much is sent again after a crash."""
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Members(Group, Protocol):
@@ -88,7 +88,7 @@ class Replication:
             store,
             Replicas(store, Deleted.load(store.changes)),
             config.group_name,
-            boot_id=read_boot_id() if boot_id is None else boot_id,
+            boot_id=boot.boot_id() if boot_id is None else boot_id,
             member_at=self._member_at,
         )
 
@@ -220,11 +220,3 @@ class Replication:
             if self._progress.is_set():
                 self._progress = trio.Event()
             await self._progress.wait()
-
-
-def read_boot_id() -> str:
-    """Names the time since the machine was started last; '' where the kernel does not tell."""
-    try:
-        return _BOOT_ID.read_text("ascii").strip()
-    except OSError:
-        return ""
