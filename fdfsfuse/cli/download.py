@@ -60,8 +60,7 @@ def download(
         raise UsageError("--json and - both want the standard output")
     path = _target_path(file_id, target)
 
-    to_file = path != "-" and (os.path.isfile(path) or not os.path.exists(path))
-
+    to_file = path != "-" and _is_replaceable(path)
     settings = cluster.settings()
 
     async def use(client: Client) -> int:
@@ -92,6 +91,18 @@ def _target_path(file_id: str, target: str | None) -> str:
     if target is None:
         return base
     return os.path.join(target, base) if os.path.isdir(target) else target
+
+
+def _is_replaceable(path: str) -> bool:
+    """Whether a finished file may take the place of *path*, or make it.
+
+    Not of pipes and devices, nor of what ``/dev/stdout`` and ``/dev/fd/3`` stand for: a file there
+    may have lost its name, and somebody holds it open.
+    """
+    parent = os.path.realpath(os.path.dirname(path) or ".")
+    if parent == "/dev" or parent.startswith("/proc/"):
+        return False
+    return os.path.isfile(path) or not os.path.exists(path)
 
 
 async def _copy(
