@@ -34,6 +34,8 @@ def check_mountpoint(path: Path) -> None:
         MountFailed: it is one, but in use, or its mount has died.
     """
     try:
+        # The attributes of a mount that has died may still be cached; this is always asked for.
+        os.statvfs(path)
         mode = path.stat().st_mode
     except OSError as exc:
         if exc.errno == errno.ENOTCONN:
