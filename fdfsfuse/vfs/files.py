@@ -1,4 +1,4 @@
-"""Open files: content that is not stored yet, and reading what is.
+"""Open files: content that is not stored yet (`fdfsfuse.vfs.readable` reads what is).
 
 A `FileState` belongs to an inode; all handles of the mount share it, and it lives while there is
 a handle or unstored content. It is in one of three states:
@@ -19,231 +19,48 @@ storing it changes nothing that the kernel has cached.
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 from functools import partial
 from typing import Any
 
 import trio
-from msgspec.structs import replace
 
-from fdfsfuse.errors import ConnectionProblem, FdfsError, StatusError, TreeError
+from fdfsfuse.errors import FdfsError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import SMALL_CONTENT_MAX, Attr
 from fdfsfuse.vfs.context import Context
-from fdfsfuse.vfs.lock import Lock
 from fdfsfuse.vfs.objectwriter import ObjectWriter
-from fdfsfuse.vfs.readahead import Buffers, ObjectReader
+from fdfsfuse.vfs.readable import ReadableFile
 from fdfsfuse.vfs.volume import Volume
 
 log = logging.getLogger(__name__)
 
-_READ_TRIES = 4
 _WARN_EVERY_S = 30.0
 
 
-class FileState:
-    """See the module. ``attr`` is what the storage has; `attributes` what users see.
-
-    ``transfers``: READs and WRITEs in flight; the kernel has locked their pages.
-    """
+class FileState(ReadableFile):
+    """See the module."""
 
     __slots__ = (
-        "_content_version",
-        "_context",
         "_error",
-        "_kernel_size",
-        "_outdated",
-        "_size",
         "_warned_at",
         "_writing_back",
-        "attr",
-        "content",
-        "dirty",
         "dirty_since",
         "handles",
-        "held",
-        "ino",
-        "lock",
-        "mtime_ns",
         "new_object",
-        "number",
         "opened_at",
-        "transfers",
-        "volume",
-        "writer",
     )
 
     def __init__(self, context: Context, volume: Volume, number: int, attr: Attr) -> None:
-        self._context = context
-        self.volume = volume
-        self.number = number
-        self.ino = attr.ino
-        self.attr = attr
-        self._outdated = False
-        self.transfers = 0
-        self.content: bytes | bytearray | None = None
-        self._content_version = -1
-        self.dirty = False
+        super().__init__(context, volume, number, attr)
         self.dirty_since = 0.0
-        self._size = 0
-        self._kernel_size: int | None = None
-        self.mtime_ns = 0
-        self.writer: ObjectWriter | None = None
         self.new_object = False
         self._error: Exception | None = None
         self.handles = 0
-        self.held = False
         self.opened_at = time.monotonic()
-        self.lock = Lock()
         self._writing_back = False
         self._warned_at = float("-inf")
-
-    # --- looking ---------------------------------------------------------------------------------
-
-    @property
-    def size(self) -> int:
-        """The size that users see."""
-        return self._size if self.dirty else self.attr.size
-
-    def attributes(self, attr: Attr) -> Attr:
-        """*attr*, an answer of the storage, with what is not stored yet; the kernel is told."""
-        self._kernel_size = None
-        if not self.dirty:
-            return attr
-        ctime_ns = max(attr.ctime_ns, self.mtime_ns)
-        return replace(attr, size=self._size, mtime_ns=self.mtime_ns, ctime_ns=ctime_ns)
-
-    def fresh_attr(self, attr: Attr) -> None:
-        """The storage has told newer attributes."""
-        self.attr = attr
-        self.ino = attr.ino or self.ino
-        self._outdated = bool(attr.ino) and not self.volume.memory.knows(attr)
-        if self._content_version != attr.version and not self.dirty:
-            self._drop_content()
-
-    def recalled(self) -> None:
-        """Somebody else has changed the inode: what is known of it may be outdated."""
-        self._outdated = True
-
-    @property
-    def _is_fresh(self) -> bool:
-        """Whether ``attr`` is what the storage would tell now."""
-        return not self._outdated and (not self.ino or self.volume.memory.left() > 0)
-
-    def opened(self, attr: Attr, data: bytes | None) -> None:
-        """open() has brought attributes, and perhaps the content."""
-        if self.dirty:
-            return
-        self.fresh_attr(attr)
-        if data is not None and self.content is None and len(data) == attr.size:
-            self._keep_content(data)
-
-    # --- reading ---------------------------------------------------------------------------------
-
-    async def read(self, handle: Handle, offset: int, length: int) -> bytes | memoryview:
-        """Read through *handle*. The result is valid until the caller's next checkpoint."""
-        self.transfers += 1
-        try:
-            return await self._read(handle, offset, length)
-        finally:
-            self.transfers -= 1
-
-    async def _read(self, handle: Handle, offset: int, length: int) -> bytes | memoryview:
-        for attempt in range(_READ_TRIES):
-            last = attempt == _READ_TRIES - 1
-            if not (self.dirty or self._is_fresh) and self._can_refresh:
-                await self._refresh()
-                if self._outdated and not last:
-                    continue
-            if offset >= self.size:
-                return b""
-            content = self.content
-            if content is not None:
-                # A copy: a bytearray must not be resized while the kernel takes the bytes.
-                return bytes(memoryview(content)[offset : offset + length])
-            writer = self.writer
-            if writer is not None:
-                return await self._read_through(writer, handle, offset, length)
-            try:
-                data = await self._fetch(handle, offset, length)
-            except StatusError as exc:
-                # Another mount has stored a new object meanwhile, or changed the size.
-                if exc.errno not in (errno.ENOENT, errno.EINVAL):
-                    raise
-                self._outdated = True
-            else:
-                # The kernel must not keep what another mount has overwritten meanwhile.
-                if not self._outdated or last:
-                    return data
-            handle.drop_reader()
-        raise TreeError(errno.EIO)
-
-    async def _fetch(self, handle: Handle, offset: int, length: int) -> bytes | memoryview:
-        """Stored content, which another storage may have when the volume is down."""
-        volume = self.volume
-        reader = handle.reader(self.attr.file_id, self.attr.size)
-        if volume.down and len(volume.backend.replicas()) > 1:
-            return await reader.read(offset, length)
-        ticket = volume.enter()
-        try:
-            return await reader.read(offset, length)
-        except ConnectionProblem:
-            volume.mark_down()
-            raise
-        finally:
-            volume.leave(ticket)
-
-    @property
-    def _can_refresh(self) -> bool:
-        """Without the names primary a file that is open is read on as it was."""
-        return self._outdated or self.volume.backend.connected
-
-    async def _read_through(
-        self, writer: ObjectWriter, handle: Handle, offset: int, length: int
-    ) -> bytes:
-        """Read a file that is being written to: bytes under way must have arrived first."""
-        end = min(offset + length, self.size)
-        if writer.overlaps(offset, end):
-            async with self.lock:
-                if self.writer is writer:
-                    await writer.drain()
-        buffer = bytearray(end - offset)
-        got = 0
-        try:
-            got = await self.volume.backend.read_into(writer.file_id, offset, memoryview(buffer))
-        except StatusError as exc:
-            # The file was extended by truncate: the object itself is shorter, the rest is zero.
-            if exc.errno != errno.EINVAL:
-                raise
-        buffer[got:] = bytes(len(buffer) - got)
-        return bytes(buffer)
-
-    async def _refresh(self) -> None:
-        if self.ino:
-            attr = await self.volume.call(names.GetAttr(self.ino))
-        else:
-            attr = await self.volume.call(names.LookupObject(self.attr.file_id))
-        self.fresh_attr(attr)
-
-    async def _load(self) -> bytes | bytearray:
-        """The whole content, for a change in memory."""
-        if not self._is_fresh:
-            await self._refresh()
-        if self.content is not None:
-            return self.content
-        if not self.attr.size:
-            return b""
-        opened: names.Opened = await self.volume.call(names.Open(self.ino, SMALL_CONTENT_MAX))
-        self.fresh_attr(opened.attr)
-        if opened.data is not None:
-            return opened.data
-        buffer = bytearray(opened.attr.size)
-        got = await self.volume.backend.read_into(opened.attr.file_id, 0, memoryview(buffer))
-        if got != len(buffer):
-            raise TreeError(errno.EIO)
-        return buffer
 
     # --- changing --------------------------------------------------------------------------------
 
@@ -489,18 +306,6 @@ class FileState:
     def _group(self) -> str:
         return self.volume.backend.group
 
-    def _keep_content(self, content: bytes | bytearray) -> None:
-        """Keep clean content as a cache, if there is room for it."""
-        if self._context.clean_used + len(content) <= self._context.options.clean_bytes:
-            self._context.clean_used += len(content)
-            self.content = content
-            self._content_version = self.attr.version
-
-    def _drop_content(self) -> None:
-        if self.content is not None:
-            self._context.clean_used -= len(self.content)
-            self.content = None
-
     async def _take(self, count: int) -> None:
         """Take memory for unstored content; what was clean content until now is counted anew."""
         if not self._context.dirty.take_nowait(count):
@@ -513,37 +318,3 @@ class FileState:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-
-
-class Handle:
-    """One open() of a file."""
-
-    __slots__ = ("_buffers", "_context", "_reader", "append", "state")
-
-    def __init__(
-        self, context: Context, state: FileState, buffers: Buffers, *, append: bool = False
-    ) -> None:
-        self._context = context
-        self._buffers = buffers
-        self._reader: ObjectReader | None = None
-        self.append = append
-        self.state = state
-
-    def reader(self, file_id: str, size: int) -> ObjectReader:
-        """The reader of the object in its present version."""
-        reader = self._reader
-        version = self.state.attr.version
-        if reader is not None:
-            if (reader.file_id, reader.version, reader.size) == (file_id, version, size):
-                return reader
-            reader.close()
-        volume = self.state.volume
-        reader = ObjectReader(self._context, volume, self._buffers, file_id, version, size)
-        self._reader = reader
-        return reader
-
-    def drop_reader(self) -> None:
-        """Forget what was read ahead."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None

@@ -18,7 +18,8 @@ import trio
 from fdfsfuse.errors import FdfsError, StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.context import Context, Entry
-from fdfsfuse.vfs.files import FileState, Handle
+from fdfsfuse.vfs.files import FileState
+from fdfsfuse.vfs.handle import Handle
 from fdfsfuse.vfs.readahead import Buffers
 from fdfsfuse.vfs.tree import Changes, Owner, Tree
 from fdfsfuse.vfs.volume import Volume
