@@ -43,9 +43,9 @@ import msgspec
 
 from fdfsfuse.errors import ProtocolError
 
-VERSION = 3
-"""3: a storage answers `FormerOutcome`. 2: sessions hold what they were told, and are recalled.
-1: they never rely on anything."""
+VERSION = 4
+"""4: a storage heeds ``based_on``. 3: it answers `FormerOutcome`. 2: sessions hold what they were
+told, and are recalled. 1: they never rely on anything."""
 
 QUERY_VIEW = 128
 OPEN_SESSION = 129
@@ -72,6 +72,10 @@ NOT_PRIMARY = errno.EREMOTEIO
 """Status: this storage does not keep the tree (now); ask for the view again."""
 SESSION_ENDED = errno.ESHUTDOWN
 """Status: the session's lease ran out and it was ended; open a new one."""
+CONTENT_CHANGED = errno.EAGAIN
+"""Status: the content has another version than the change is based on; look at it again."""
+ANY_VERSION = -1
+"""``based_on`` of a change that takes nothing from the content that it replaces."""
 
 FRAME_IDS = struct.Struct(">QQ")
 ANSWER_ID = struct.Struct(">Q")
@@ -456,11 +460,13 @@ class StoreContent(_Message, tag=40, frozen=True):
 
     The storage stores it as a new object, whose extension is that of the file's name, and the
     old object becomes garbage, its metadata copied. Empty data leaves the inode with no object.
+    CONTENT_CHANGED when the inode's version is not ``based_on``, unless that is ANY_VERSION.
     """
 
     ino: int
     data: bytes
     mtime_ns: int
+    based_on: int = ANY_VERSION
 
 
 class NewObject(_Message, tag=41, frozen=True):
@@ -480,12 +486,14 @@ class NameObject(_Message, tag=42, frozen=True):
     """Make the pending ``file_id`` the content of the inode. -> Attr. ESTALE: it was collected.
 
     The storage makes the object durable before it answers. ``size`` must be the object's size.
+    ``based_on`` as in StoreContent.
     """
 
     ino: int
     file_id: str
     size: int
     mtime_ns: int
+    based_on: int = ANY_VERSION
 
 
 class MakeWritable(_Message, tag=43, frozen=True):

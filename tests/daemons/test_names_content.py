@@ -17,6 +17,7 @@ from tests.common.names_calls import (
     BIG,
     NOW,
     ROOT,
+    all_objects,
     content,
     exchange,
     make,
@@ -66,6 +67,22 @@ async def test_content_takes_its_ctime_from_its_mtime(session: NamesSession) -> 
     request = names.StoreContent(ino, b"y", NOW - 7)
     attr = await session.call(request)
     assert (attr.mtime_ns, attr.ctime_ns) == (NOW - 7, NOW + 5)
+
+
+async def test_content_is_based_on_a_version(server: NamesServer, session: NamesSession) -> None:
+    """A store that does not know of the last change is refused, and leaves nothing behind."""
+    ino = await make(session, b"a")
+    first = await session.call(names.StoreContent(ino, b"one", NOW, 0))
+    objects = all_objects(server)
+    late = names.StoreContent(ino, b"two", NOW, 0)
+    assert await status_of(session.call(late)) == names.CONTENT_CHANGED
+    made = await session.call(names.NewObject(ino))
+    late_object = names.NameObject(ino, made.file_id, 0, NOW, 0)
+    assert await status_of(session.call(late_object)) == names.CONTENT_CHANGED
+    assert await session.call(names.GetAttr(ino)) == first
+    assert all_objects(server) == objects | {made.file_id}
+    await session.call(names.NameObject(ino, made.file_id, 0, NOW, first.version))
+    assert (await store(session, ino, b"anything")).version == 3
 
 
 async def test_empty_content_has_no_object(server: NamesServer, session: NamesSession) -> None:

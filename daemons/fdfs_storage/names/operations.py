@@ -134,7 +134,12 @@ class Operations:
         return await self._decide(
             work,
             lambda: self._prepare.name_pending(
-                work.session, request.ino, request.file_id, size, request.mtime_ns
+                work.session,
+                request.ino,
+                request.file_id,
+                size,
+                request.mtime_ns,
+                based_on=request.based_on,
             ),
         )
 

@@ -64,12 +64,17 @@ class Preparer:
     # --- content ----------------------------------------------------------------------------
 
     def store_content(
-        self, ino: int, data: bytes, mtime_ns: int, *, replaces: str | None = None
+        self,
+        ino: int,
+        data: bytes,
+        mtime_ns: int,
+        *,
+        replaces: str | None = None,
+        based_on: int = names.ANY_VERSION,
     ) -> Op:
-        """*data* as a new object, or no object for no data. *replaces*: see `name_pending`."""
+        """*data* as a new object, or no object for no data. Keywords: see `name_pending`."""
         attr = self.file(ino)
-        if replaces is not None and attr.file_id != replaces:
-            raise fail(errno.ESTALE)
+        _check_base(attr, replaces, based_on)
         file_id = self._objects.draw(data, mtime_ns, self.extension(ino)) if data else ""
         return names_record.PutContent(
             ino, file_id, len(data), mtime_ns, False, data or None, self.metadata_of(attr)
@@ -91,12 +96,13 @@ class Preparer:
         mtime_ns: int,
         *,
         replaces: str | None = None,
+        based_on: int = names.ANY_VERSION,
         same: bool = False,
     ) -> Op:
         """The pending *file_id* of *session* becomes the content; ESTALE when it is not pending.
 
         With *replaces*, only in place of that object ('' for none): ESTALE when there is another.
-        *same*: see `names_record.PutContent`.
+        *based_on*: see `names.StoreContent`. *same*: see `names_record.PutContent`.
         """
         attr = self.file(ino)
         row = self._db.execute(
@@ -104,8 +110,7 @@ class Preparer:
         ).fetchone()
         if row is None or row[0] != session:
             raise fail(errno.ESTALE)
-        if replaces is not None and attr.file_id != replaces:
-            raise fail(errno.ESTALE)
+        _check_base(attr, replaces, based_on)
         return names_record.PutContent(
             ino, file_id, size, mtime_ns, True, None, self.metadata_of(attr), same
         )
@@ -193,7 +198,9 @@ class Preparer:
         if isinstance(request, _DIRECT):
             return request
         if isinstance(request, names.StoreContent):
-            return lambda: self.store_content(request.ino, request.data, request.mtime_ns)
+            return lambda: self.store_content(
+                request.ino, request.data, request.mtime_ns, based_on=request.based_on
+            )
         if isinstance(request, names.NewObject):
             return lambda: self.new_pending(request.ino)
         if isinstance(request, names.SetXattr):
@@ -206,6 +213,14 @@ class Preparer:
 
 
 _DIRECT = (names.Create, names.Remove, names.Rename, names.Link, names.SetAttr)
+
+
+def _check_base(attr: Attr, replaces: str | None, based_on: int) -> None:
+    """Is the content still what a change of it is made for?"""
+    if replaces is not None and attr.file_id != replaces:
+        raise fail(errno.ESTALE)
+    if based_on not in (names.ANY_VERSION, attr.version):
+        raise fail(names.CONTENT_CHANGED)
 
 
 def _without(pairs: metadata.Pairs, name: bytes) -> bytes | None:
