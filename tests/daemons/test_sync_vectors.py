@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,8 +12,10 @@ import trio
 
 from fdfs_storage.binlog import BinlogPosition
 from fdfsfuse.proto.header import HEADER_SIZE
+from fdfsfuse.proto.sync import FileHead
 from tests.common.vectors import CLUSTER, named
-from tests.daemons.storage_server import Client, StorageServer, make_config, run_storage
+from tests.daemons.storage_server import GROUP, Client, StorageServer, make_config, run_storage
+from tests.daemons.trunk_file import trunk_name
 
 HELLO = "M00/00/00/fwAAFWsC6S-AbOvlAAAADcRYHyQ154.txt"
 LOG = "M00/00/00/fwAAFWsC6X2EaZluAAAAANiug8g022.log"
@@ -32,6 +36,13 @@ class Peer:
         """The binlog without timestamps."""
         read = self.server.store.binlog.read(BinlogPosition(0, 0))
         return [record.encode().decode().partition(" ")[2].strip() for record, _ in read]
+
+    async def create(self, name: str, content: bytes) -> int:
+        """16; returns the status."""
+        head = FileHead(name, len(content), 1_700_000_000, GROUP).encode()
+        status, body = await self.client.call(16, head + content)
+        assert body == b""
+        return status
 
     async def send(self, name: str, *, status: int | None = None) -> bytes:
         """Send a request; its answer must be the reference's (or have *status*)."""
@@ -76,6 +87,26 @@ async def test_files(tmp_path: Path) -> None:
         c.path(asked).write_bytes(bytes(20))
         body = await c.send("query_file_info_by_source")
         assert body[:8] == vector.response_body[:8]
+
+
+async def test_content_that_does_not_fit_its_name(tmp_path: Path) -> None:
+    """A C storage sends what it has, and retries what is refused for ever, before all else."""
+    large = random.Random(1).randbytes(300_000)
+    in_slot = trunk_name(b"in a slot")
+    async with peer(tmp_path) as c:
+        for name, content in (
+            (HELLO, b"hello"),
+            (HELLO, b"hello fastdfX"),
+            (HELLO, large),
+            (in_slot, b"in a slut"),
+        ):
+            assert await c.create(name, content) == 0
+            assert await c.client.download(name) == content
+        other_slot = trunk_name(b"other slot", offset=256)
+        assert await c.create(other_slot, b"cut") == errno.EEXIST  # nowhere to put it
+        assert await c.create(HELLO, b"hello fastdfs") == 0
+        assert await c.create(HELLO, b"hello") == errno.EEXIST  # the better one stays
+        assert c.lines().count(f"c {HELLO}") == 5
 
 
 async def test_metadata_and_deletions(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ the kernel could splice it into the file: its CRC-32 has to be taken before it i
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import trio
 
 from fdfs_storage.files import status_of
 from fdfs_storage.replication.replicas import DAMAGED, Replicas
-from fdfs_storage.transfer import INLINE_MAX, Received, receive_content
+from fdfs_storage.transfer import INLINE_MAX, Received, crc32, receive_content
 from fdfsfuse.core.replicas import (
     Nature,
     RangeVerdict,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from fdfs_storage.trunk import SlotPlace
     from fdfsfuse.proto.fileid import Location
     from fdfsfuse.server.connection import FramedConnection
+
+logger = logging.getLogger(__name__)
 
 _RECV_SIZE = 64 << 10
 """Storages of our own kind send many requests at a time."""
@@ -202,12 +205,16 @@ class Receiver:
     ) -> bool:
         """Deal with a file inside a trunk file; True when it was dropped."""
         replicas = self._replicas
-        if head.size != slot.slot.size or head.size > _SLOT_MAX:
+        if head.size > _SLOT_MAX:
             raise StatusError(DAMAGED, f"{head.name} comes with {head.size} bytes")
         received = content
         if received is None:
             received = memoryview(await connection.recv_exactly(head.size))
         if slot.exists() or replicas.last_deletion(location) is not None:
+            replicas.note(location, head.timestamp, op)
+            return True
+        self._check_content(connection, subject_of(head.name), head, crc32(received))
+        if head.size != slot.slot.size:  # not what the slot's header would say
             replicas.note(location, head.timestamp, op)
             return True
         await trio.to_thread.run_sync(replicas.fill_slot, slot, received)
@@ -235,8 +242,24 @@ class Receiver:
             orphaned=replicas.is_orphaned(location, head.timestamp),
         )
         if verdict is Verdict.REFUSE:
-            raise StatusError(DAMAGED, f"{head.name} comes with {head.size} bytes")
+            if connection.is_own_kind:
+                raise StatusError(DAMAGED, f"{head.name} comes with {head.size} bytes")
+            return Verdict.STORE  # see _check_content
         return verdict
+
+    def _check_content(
+        self, connection: FramedConnection, subject: Subject, head: FileHead, crc: int
+    ) -> None:
+        """Refuse content that does not fit the name of a normal file. Raises StatusError DAMAGED.
+
+        A storage of our own kind looks at its file then, and goes on. A stock one would send it
+        again for ever, and nothing that follows: what it has is stored.
+        """
+        if subject.nature is not Nature.FIXED or (head.size, crc) == (subject.size, subject.crc32):
+            return
+        if connection.is_own_kind:
+            raise StatusError(DAMAGED, f"{head.name} comes with {head.size} bytes")
+        logger.warning("%s does not fit its name as %s sends it", head.name, connection.peer_ip)
 
     def _store_small(
         self,
@@ -258,9 +281,9 @@ class Receiver:
         if verdict is Verdict.KEEP:
             replicas.note(location, head.timestamp, op)
             return True
-        if len(content) != subject.size and subject.nature is Nature.FIXED:
-            raise StatusError(DAMAGED, f"{head.name} comes with {head.size} bytes")
-        replicas.put_small(location, subject, content, head.timestamp, op)
+        if subject.nature is Nature.FIXED:
+            self._check_content(connection, subject, head, crc32(content))
+        replicas.put_small(location, content, head.timestamp, op)
         return False
 
     async def _store_large(
@@ -272,14 +295,11 @@ class Receiver:
             await connection.discard(head.size)
             replicas.note(location, head.timestamp, op)
             return True
-        if head.size != subject.size and subject.nature is Nature.FIXED:
-            raise StatusError(DAMAGED, f"{head.name} comes with {head.size} bytes")
         received = Received()
         new = replicas.open_new(location)
         try:
             await receive_content(connection, new.fd, 0, head.size, received)
-            if subject.nature is Nature.FIXED and received.crc32 != subject.crc32:
-                raise StatusError(DAMAGED, head.name)
+            self._check_content(connection, subject, head, received.crc32)
             # It may have been deleted while its content was on the way.
             if self._judge(connection, location, subject, head, op) is Verdict.KEEP:
                 replicas.note(location, head.timestamp, op)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fdfs_storage.files import pwrite_all, status_of
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.paths import master_location, metadata_location
-from fdfs_storage.transfer import crc32, file_crc32
+from fdfs_storage.transfer import file_crc32
 from fdfsfuse.core.replicas import (
     Found,
     Nature,
@@ -109,12 +109,8 @@ class Replicas:
             self._paths.replace(new, path)
         self._changes.notify(op, location)
 
-    def put_small(
-        self, location: Location, subject: Subject, content: memoryview, timestamp: int, op: str
-    ) -> None:
-        """A whole file that is in memory. Raises StatusError DAMAGED, 28, 5."""
-        if subject.nature is Nature.FIXED and crc32(content) != subject.crc32:
-            raise StatusError(DAMAGED)
+    def put_small(self, location: Location, content: memoryview, timestamp: int, op: str) -> None:
+        """A whole file that is in memory. Raises StatusError 28, 5."""
         try:
             new = self.open_new(location)
             try:
@@ -127,9 +123,7 @@ class Replicas:
 
     @staticmethod
     def fill_slot(slot: SlotPlace, content: memoryview) -> None:
-        """Write the content of a file in a trunk file. Raises StatusError DAMAGED, 28, 5."""
-        if crc32(content) != slot.slot.crc32:
-            raise StatusError(DAMAGED)
+        """Write the content of a file in a trunk file. Raises StatusError 28, 5."""
         try:
             slot.write(content)
         except OSError as exc:
