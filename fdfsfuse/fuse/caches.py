@@ -1,4 +1,4 @@
-"""The caches that the kernel keeps for the mount, and making it forget."""
+"""The caches that the kernel keeps for the mount, and making it remember and forget."""
 
 from __future__ import annotations
 
@@ -16,25 +16,33 @@ _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EINVAL, errno
 class KernelCaches:
     """A `fdfsfuse.vfs.recalls.Kernel`: an OSError that left a handler would end the mount."""
 
+    def store_pages(self, number: int, content: bytes) -> bool:
+        try:
+            pyfuse3.notify_store(number, 0, content)
+        except OSError as exc:
+            _note(exc, "take pages of", number)
+            return False
+        return True
+
     def forget_attributes(self, number: int) -> None:
         try:
             pyfuse3.invalidate_inode(number, attr_only=True)
         except OSError as exc:
-            _note(exc, "attributes of", number)
+            _note(exc, "forget attributes of", number)
 
     def forget_pages(self, number: int) -> None:
         try:
             pyfuse3.invalidate_inode(number)
         except OSError as exc:
-            _note(exc, "pages of", number)
+            _note(exc, "forget pages of", number)
 
     def forget_name(self, parent: int, name: bytes) -> None:
         try:
             pyfuse3.invalidate_entry(parent, name)
         except OSError as exc:
-            _note(exc, "a name in", parent)
+            _note(exc, "forget a name in", parent)
 
 
 def _note(exc: OSError, what: str, number: int) -> None:
     if exc.errno not in _NOTHING_THERE:
-        log.warning("the kernel did not forget %s %d: %s", what, number, exc)
+        log.warning("the kernel did not %s %d: %s", what, number, exc)

@@ -306,7 +306,8 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         opened = await self._vfs.files.open(inode, flags, privileged=ctx.uid == 0)
         self.stats.opened += 1
-        self.stats.pages_kept += opened.keep_cache
+        self.stats.pages_kept += opened.keep_cache and not opened.stored
+        self.stats.bytes_read += opened.stored
         return _file_info(opened)
 
     async def create(

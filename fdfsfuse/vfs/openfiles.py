@@ -31,10 +31,14 @@ _TICK_S = 1.0
 
 
 class Opened(NamedTuple):
-    """A handle's number, and whether the kernel may keep the pages it has of the file."""
+    """A handle's number, and whether the kernel may keep the pages it has of the file.
+
+    ``stored``: how many bytes of pages it has been given with this open().
+    """
 
     handle: int
     keep_cache: bool
+    stored: int = 0
 
 
 class OpenFiles:
@@ -66,12 +70,24 @@ class OpenFiles:
             state = self._state(volume, number, entry.attr)
         else:
             state = await self._open_inode(volume, number, ino, flags, privileged)
-        pages = self._context.pages
-        version = state.attr.version
-        keep = state.dirty or pages.version(number) == version
+        pages, version = self._context.pages, state.attr.version
+        had = pages.version(number)
+        keep, stored = state.dirty or had == version, 0
         if not keep:
             pages.are(number, version)
-        return Opened(self._handle(state, flags), keep)
+            stored = self._store_pages(state) if had is None else 0
+        return Opened(self._handle(state, flags), keep or stored > 0, stored)
+
+    def _store_pages(self, state: FileState) -> int:
+        """Give the kernel, which has no pages of the file, its content if that is at hand.
+
+        This spares a READ, which almost always follows an open(). Only for the first handle: the
+        kernel would wait for READs in flight.
+        """
+        content = state.content
+        if not content or state.handles or not isinstance(content, bytes):
+            return 0
+        return len(content) if self._context.kernel.store_pages(state.number, content) else 0
 
     async def _open_inode(
         self, volume: Volume, number: int, ino: int, flags: int, privileged: bool

@@ -39,6 +39,12 @@ _REFUSE_AGAIN_S: Final = 1.0
 class Kernel(Protocol):
     """The caches of the kernel. What it does not know is forgotten already."""
 
+    def store_pages(self, number: int, content: bytes) -> bool:
+        """The whole content of a file becomes its pages; False when that is not possible.
+
+        Waits for READs and WRITEs in flight: only for a file that nobody has open.
+        """
+
     def forget_attributes(self, number: int) -> None:
         """Never waits."""
 
@@ -51,6 +57,9 @@ class Kernel(Protocol):
 
 class NoKernel:
     """Without a mount there is nothing to forget."""
+
+    def store_pages(self, number: int, content: bytes) -> bool:
+        return False
 
     def forget_attributes(self, number: int) -> None:
         pass

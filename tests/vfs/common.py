@@ -16,6 +16,7 @@ from fdfsfuse.vfs.listing import Listed
 from fdfsfuse.vfs.numbers import ROOT
 from fdfsfuse.vfs.openfiles import Opened
 from fdfsfuse.vfs.options import VfsOptions
+from fdfsfuse.vfs.recalls import Kernel
 from fdfsfuse.vfs.tree import Owner
 from fdfsfuse.vfs.vfs import Vfs
 from tests.common.fake_volume import FakeBackend, FakeCluster
@@ -108,12 +109,14 @@ class Mounted:
 
 
 @asynccontextmanager
-async def mounted(*groups: str, **options: Any) -> AsyncIterator[Mounted]:
+async def mounted(
+    *groups: str, kernel: Kernel | None = None, **options: Any
+) -> AsyncIterator[Mounted]:
     """A tree over *groups* (default: ``vol``)."""
     cluster = FakeCluster(*(groups or ("vol",)))
     # A long timeout for attributes: what is asked again is asked because it changed.
     settings = replace(VfsOptions(uid=7, gid=8, attr_timeout_s=60.0), **options)
-    vfs = Vfs(settings, cluster)
+    vfs = Vfs(settings, cluster, kernel)
     async with trio.open_nursery() as nursery:
         await nursery.start(vfs.run)
         await trio.testing.wait_all_tasks_blocked()

@@ -12,6 +12,7 @@ import trio
 from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.readahead import Plan, plan_read
+from fdfsfuse.vfs.recalls import NoKernel
 from tests.vfs.common import mounted
 
 KIB = 1 << 10
@@ -180,3 +181,29 @@ async def test_content_changed_by_two_mounts_is_not_taken_for_our_pages() -> Non
         await m.vfs.files.write(handle, 0, b"ours")
         await m.close(handle)
         assert not (await m.vfs.files.open(entry.number, os.O_RDONLY)).keep_cache
+
+
+class StoringKernel(NoKernel):
+    """A kernel that takes pages."""
+
+    def __init__(self) -> None:
+        self.pages: dict[int, bytes] = {}
+
+    def store_pages(self, number: int, content: bytes) -> bool:
+        self.pages[number] = content
+        return True
+
+
+async def test_the_first_open_brings_the_pages_of_a_small_file() -> None:
+    kernel = StoringKernel()
+    async with mounted(kernel=kernel) as m:
+        entry = await m.write_file("vol/a", b"mine")
+        m.vfs.forget([(entry.number, 1)])
+        opened = await m.vfs.files.open(entry.number, os.O_RDONLY)
+        assert (opened.keep_cache, opened.stored) == (True, 4)
+        assert kernel.pages == {entry.number: b"mine"}
+        # While it is open the kernel may have locked its pages.
+        await m.volume.change(names.StoreContent(m.volume.by_path("a").ino, b"theirs", 5))
+        m.vfs.context.pages.drop(entry.number)
+        assert not (await m.vfs.files.open(entry.number, os.O_RDONLY)).keep_cache
+        assert kernel.pages == {entry.number: b"mine"}
