@@ -142,6 +142,7 @@ class StorageApp:
             buff_size=config.buff_size,
             names=self._names,
             sync={**self._replication.receiver.handlers, **answers.handlers},
+            sync_at_once=self._replication.receiver.at_once,
         )
         allow = await resolve_allow_hosts(config.allow_hosts)
         self._server = TcpServer(

@@ -41,6 +41,8 @@ StreamHandler = Callable[[FramedConnection, int], Awaitable[bytes]]
 """(connection, body length) -> the whole response. Reads as much of the body as it wants."""
 SyncHandler = Callable[[FramedConnection, Header], Awaitable[bytes]]
 """As StreamHandler, for requests of other storages, whose header may say more than a length."""
+SyncAnswer = Callable[[FramedConnection, int, bytes], bytes | None]
+"""As SmallHandler, for such requests: (connection, request status, body)."""
 
 _ANSWERS_MAX = 1 << 10
 _OK = pack_response()
@@ -71,6 +73,7 @@ class StorageService:
         buff_size: a request that is not streamed must be smaller, header included.
         names: the names engine, if this storage has one.
         sync: handlers for requests of the other storages of the group.
+        sync_at_once: those among them that are answered when they have arrived whole.
     """
 
     def __init__(
@@ -83,8 +86,10 @@ class StorageService:
         buff_size: int = 256 << 10,
         names: NamesHandler | None = None,
         sync: Mapping[int, SyncHandler] | None = None,
+        sync_at_once: Mapping[int, SyncAnswer] | None = None,
     ) -> None:
         self._sync = sync or {}
+        self._sync_at_once = sync_at_once or {}
         self._length_limit = buff_size - HEADER_SIZE
         self._names = names
         objects = Objects(store, group, ip_size, source_ip)
@@ -130,9 +135,12 @@ class StorageService:
     ) -> bytes | None:
         """The response to a request that has arrived whole; None: `serve` is to see to it."""
         handler = self._at_once.get(command)
-        if handler is None or len(body) >= self._length_limit:
-            return None
+        sync = None if handler is not None else self._sync_at_once.get(command)
         try:
+            if sync is not None:
+                return sync(connection, flags, body)
+            if handler is None or len(body) >= self._length_limit:
+                return None
             return handler(body, flags)
         except StatusError as exc:
             if exc.errno == errno.EINVAL:

@@ -173,40 +173,58 @@ class Hub(trio.abc.Instrument):
         if not count:
             self._end(connection)
             return
-        answer = self._answer
         pos = 0
+        responses: list[bytes] = []
+        last = False
         try:
-            for _ in range(_PIPELINED if answer is not None else 0):
-                if count - pos < HEADER_SIZE:
-                    break
-                length, command, status = _HEADER.unpack_from(self._buffer, pos)
-                start = pos + HEADER_SIZE
-                if not 0 <= length <= count - start:
-                    break
-                assert answer is not None
-                response = answer(
-                    connection, command, status, bytes(self._buffer[start : start + length])
-                )
-                if response is None:
-                    break
-                pos = start + length
-                connection.requests += 1
-                connection.reading_since = 0.0
+            pos, last = self._answer_all(connection, count, responses)
+            if responses:
+                response = responses[0] if len(responses) == 1 else b"".join(responses)
                 sent = connection.send_nowait(response)
                 if sent != len(response):
-                    self._release(connection, self._buffer[pos:count], response[sent:])
+                    self._release(connection, self._buffer[pos:count], response[sent:], last=last)
                     return
-                if pos == count:
-                    return
-        except EndConnection as exc:
-            self._release(connection, self._buffer[:0], exc.response, last=True)
         except OSError:
             self._end(connection)
         except Exception:
             logger.exception("error while serving %s; its connection is closed", connection.peer_ip)
             self._end(connection)
         else:
-            self._release(connection, self._buffer[pos:count])
+            if last or pos != count:
+                self._release(connection, self._buffer[pos:count], last=last)
+
+    def _answer_all(
+        self, connection: FramedConnection, count: int, responses: list[bytes]
+    ) -> tuple[int, bool]:
+        """Answer what is in the first *count* bytes of the buffer, as far as that goes: (bytes
+        used, the connection is to be ended).
+
+        The answers are sent in one go, since each packet wakes the client.
+        """
+        answer = self._answer
+        pos = 0
+        if answer is None:
+            return pos, False
+        for _ in range(_PIPELINED):
+            if count - pos < HEADER_SIZE:
+                break
+            length, command, status = _HEADER.unpack_from(self._buffer, pos)
+            start = pos + HEADER_SIZE
+            if not 0 <= length <= count - start:
+                break
+            body = bytes(self._buffer[start : start + length])
+            try:
+                response = answer(connection, command, status, body)
+            except EndConnection as exc:
+                responses.append(exc.response)
+                return count, True
+            if response is None:
+                break
+            responses.append(response)
+            pos = start + length
+            connection.requests += 1
+            connection.reading_since = 0.0
+        return pos, False
 
     def _release(
         self,

@@ -186,7 +186,12 @@ async def run_storage(
         store, Replicas(store, deleted), GROUP, boot_id=boot_id, member_at=lambda ip: ""
     )
     service = StorageService(
-        store, GROUP, ip_size=ip_size, source_ip=source_ip, sync=receiver.handlers
+        store,
+        GROUP,
+        ip_size=ip_size,
+        source_ip=source_ip,
+        sync=receiver.handlers,
+        sync_at_once=receiver.at_once,
     )
     server = TcpServer(
         service.serve,

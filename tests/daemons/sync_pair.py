@@ -209,7 +209,8 @@ async def run_node(
     else:
         source = f"127.0.0.{own_id}"
         handlers |= Answers(replication, store, GROUP, own_id, source).handlers
-    service = StorageService(store, GROUP, names=tree, sync=handlers)
+    at_once = replication.receiver.at_once
+    service = StorageService(store, GROUP, names=tree, sync=handlers, sync_at_once=at_once)
     server = TcpServer(service.serve, service.answer, max_connections=64)
     replication.join(members)
     try:

@@ -1,7 +1,9 @@
 """Requests of other storages that bring their changes (protocol/cluster.md section 5).
 
-Each handler reads its request from the connection and returns the whole response. ProtocolError
-stands for status 22, StatusError for its status; the service reads what is left of a body then.
+Requests that are small and need not wait are functions from body to response (``at_once``): these
+are nearly all. Each handler (``handlers``) reads its request from the connection and returns the
+whole response. ProtocolError stands for status 22, StatusError for its status; the service reads
+what is left of a body then.
 What is to be done is decided by `fdfsfuse.core.replicas`. Content passes through our memory, where
 the kernel could splice it into the file: its CRC-32 has to be taken before it is named.
 """
@@ -12,6 +14,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -45,7 +48,7 @@ from fdfsfuse.proto.sync import (
 )
 
 if TYPE_CHECKING:
-    from fdfs_storage.service import SyncHandler
+    from fdfs_storage.service import SyncAnswer, SyncHandler
     from fdfs_storage.store import Store
     from fdfs_storage.trunk import SlotPlace
     from fdfsfuse.proto.fileid import Location
@@ -103,6 +106,15 @@ class Receiver:
             SyncCommand.MODIFY: self.modify,
             SyncCommand.TRUNCATE: self.truncate,
         }
+        self.at_once: dict[int, SyncAnswer] = {
+            SyncCommand.CREATE: partial(self._small_file, "c"),
+            SyncCommand.UPDATE: partial(self._small_file, "u"),
+            SyncCommand.DELETE: self._delete,
+            SyncCommand.LINK: self._link,
+            SyncCommand.APPEND: partial(self._small_part, "a"),
+            SyncCommand.MODIFY: partial(self._small_part, "m"),
+            SyncCommand.TRUNCATE: self._truncate,
+        }
 
     # --- who sends ----------------------------------------------------------------------------
 
@@ -146,53 +158,71 @@ class Receiver:
 
     async def create(self, connection: FramedConnection, header: Header) -> bytes:
         """16: a file that may be here already."""
-        return await self._whole_file(connection, header, update=False)
+        return await self._whole_file(connection, header, "c")
 
     async def update(self, connection: FramedConnection, header: Header) -> bytes:
         """18: a file whose content is to be replaced."""
-        return await self._whole_file(connection, header, update=True)
+        return await self._whole_file(connection, header, "u")
 
-    async def _whole_file(
-        self, connection: FramedConnection, header: Header, *, update: bool
-    ) -> bytes:
-        length = header.length
-        op = "u" if update else "c"
+    def _small_file(
+        self, op: str, connection: FramedConnection, flags: int, body: bytes
+    ) -> bytes | None:
+        """16 and 18 whose content has arrived; None when they have to wait for something."""
+        end = FILE_HEAD_SIZE + name_length(body[:FILE_HEAD_SIZE], FILE_HEAD_SIZE)
+        content = memoryview(body)[end:]
+        head = FileHead.decode(body[:end], len(content))
+        self._check_group(head.group)
+        location = self._replicas.locate(head.name)
+        if flags == sync.SKIP_CONTENT and op == "c":
+            if content:
+                raise ProtocolError("content that was to be left out")
+            self._replicas.note(location, head.timestamp, op)
+            self._heard(connection, head.timestamp)
+            return _KEPT
+        if len(content) != head.size:
+            raise ProtocolError(f"a file of {head.size} bytes comes with {len(content)}")
+        free = self._store.locks.is_free(location)
+        if len(content) > INLINE_MAX or not free or self._store.slot(location) is not None:
+            return None
+        self._store.counters.total_sync_in_bytes += head.size
+        return self._done(
+            connection, head, self._store_small(connection, location, head, content, op)
+        )
+
+    def _done(self, connection: FramedConnection, head: FileHead, kept: bool) -> bytes:
+        self._store.counters.success_sync_in_bytes += head.size
+        self._heard(connection, head.timestamp)
+        return _KEPT if kept else _OK
+
+    async def _whole_file(self, connection: FramedConnection, header: Header, op: str) -> bytes:
+        length, content = header.length, None
         if length <= _SMALL_MAX:
             body = await connection.recv_exactly(length)
+            response = self._small_file(op, connection, header.status, body)
+            if response is not None:
+                return response
             end = FILE_HEAD_SIZE + name_length(body[:FILE_HEAD_SIZE], FILE_HEAD_SIZE)
             content = memoryview(body)[end:]
             head = FileHead.decode(body[:end], len(content))
         else:
             fixed = await connection.recv_exactly(FILE_HEAD_SIZE)
             name = await connection.recv_exactly(name_length(fixed, FILE_HEAD_SIZE))
-            content = None
             head = FileHead.decode(fixed + name, length - len(fixed) - len(name))
-        self._check_group(head.group)
-        location = self._replicas.locate(head.name)
-        if header.status == sync.SKIP_CONTENT and not update:
-            if content is None or content:
+            self._check_group(head.group)
+            if header.status == sync.SKIP_CONTENT and op == "c":
                 raise ProtocolError("content that was to be left out")
-            self._replicas.note(location, head.timestamp, op)
-            self._heard(connection, head.timestamp)
-            return _KEPT
-        if content is not None and len(content) != head.size:
-            raise ProtocolError(f"a file of {head.size} bytes comes with {len(content)}")
-        counters = self._store.counters
-        counters.total_sync_in_bytes += head.size
+        location = self._replicas.locate(head.name)
+        self._store.counters.total_sync_in_bytes += head.size
         slot = self._store.slot(location)
         if slot is not None:
             kept = await self._store_in_slot(connection, location, slot, head, content, op)
-        elif content is not None and self._store.locks.is_free(location):
-            kept = self._store_small(connection, location, head, content, op)
         else:
             async with self._store.locks.hold(location):
                 if content is not None:
                     kept = self._store_small(connection, location, head, content, op)
                 else:
                     kept = await self._store_large(connection, location, head, op)
-        counters.success_sync_in_bytes += head.size
-        self._heard(connection, head.timestamp)
-        return _KEPT if kept else _OK
+        return self._done(connection, head, kept)
 
     async def _store_in_slot(
         self,
@@ -332,6 +362,47 @@ class Receiver:
         """35: bytes at an offset up to the end."""
         return await self._part(connection, header, "m")
 
+    def _small_part(
+        self, op: str, connection: FramedConnection, flags: int, body: bytes
+    ) -> bytes | None:
+        """25 and 35 whose content has arrived; None when they have to wait for something."""
+        end = RANGE_HEAD_SIZE + name_length(body[:RANGE_HEAD_SIZE], RANGE_HEAD_SIZE)
+        head = RangeHead.decode(body[:end])
+        content = memoryview(body)[end:]
+        location = self._check_part(head, len(content))
+        if len(content) > INLINE_MAX or not self._store.locks.is_free(location):
+            return None
+        self._store.counters.total_sync_in_bytes += head.second
+        verdict = self._judge_part(connection, location, head, op)
+        if verdict is RangeVerdict.WRITE:
+            self._replicas.write(location, head.first, content, head.timestamp, op)
+        return self._part_done(connection, head, verdict)
+
+    def _check_part(self, head: RangeHead, content_length: int) -> Location:
+        if head.second != content_length:
+            raise ProtocolError(f"a change of {head.second} bytes in {content_length}")
+        if head.first + head.second >= 1 << 63:
+            raise ProtocolError(f"no file can have {head.first} + {head.second} bytes")
+        self._check_group(head.group)
+        return self._replicas.locate(head.name)
+
+    def _judge_part(
+        self, connection: FramedConnection, location: Location, head: RangeHead, op: str
+    ) -> RangeVerdict:
+        found = self._replicas.size(location)
+        if op == "a":
+            return judge_append(head.first, head.second, found)
+        return judge_modify(head.first, found, holes=connection.is_own_kind)
+
+    def _part_done(
+        self, connection: FramedConnection, head: RangeHead, verdict: RangeVerdict
+    ) -> bytes:
+        self._heard(connection, head.timestamp)
+        if verdict is RangeVerdict.MISSING:
+            return _MISSING
+        self._store.counters.success_sync_in_bytes += head.second
+        return _KEPT if verdict is RangeVerdict.DONE else _OK
+
     async def _part(self, connection: FramedConnection, header: Header, op: str) -> bytes:
         length = header.length
         fixed = await connection.recv_exactly(min(length, RANGE_HEAD_SIZE))
@@ -339,22 +410,13 @@ class Receiver:
         if size > length - RANGE_HEAD_SIZE:
             raise ProtocolError("the request ends inside of its file name")
         head = RangeHead.decode(fixed + await connection.recv_exactly(size))
-        if head.second != length - RANGE_HEAD_SIZE - size:
-            raise ProtocolError(f"a change of {head.second} bytes in {length}")
-        if head.first + head.second >= 1 << 63:
-            raise ProtocolError(f"no file can have {head.first} + {head.second} bytes")
-        self._check_group(head.group)
-        location = self._replicas.locate(head.name)
+        location = self._check_part(head, length - RANGE_HEAD_SIZE - size)
         self._store.counters.total_sync_in_bytes += head.second
         content: memoryview | None = None
         if head.second <= INLINE_MAX:
             content = memoryview(await connection.recv_exactly(head.second))
         async with self._store.locks.hold(location):
-            found = self._replicas.size(location)
-            if op == "a":
-                verdict = judge_append(head.first, head.second, found)
-            else:
-                verdict = judge_modify(head.first, found, holes=connection.is_own_kind)
+            verdict = self._judge_part(connection, location, head, op)
             if verdict is RangeVerdict.WRITE:
                 if content is None:
                     await self._write_large(connection, location, head, op)
@@ -362,11 +424,7 @@ class Receiver:
                     self._replicas.write(location, head.first, content, head.timestamp, op)
             elif content is None:
                 await connection.discard(head.second)
-        self._heard(connection, head.timestamp)
-        if verdict is RangeVerdict.MISSING:
-            return _MISSING
-        self._store.counters.success_sync_in_bytes += head.second
-        return _KEPT if verdict is RangeVerdict.DONE else _OK
+        return self._part_done(connection, head, verdict)
 
     async def _write_large(
         self, connection: FramedConnection, location: Location, head: RangeHead, op: str
@@ -388,13 +446,23 @@ class Receiver:
 
     async def truncate(self, connection: FramedConnection, header: Header) -> bytes:
         """37: another size."""
-        head = RangeHead.decode(await _whole(connection, header.length, _RANGE_MAX))
+        body = await _whole(connection, header.length, _RANGE_MAX)
+        head = RangeHead.decode(body)
+        async with self._store.locks.hold(self._replicas.locate(head.name)):
+            return self._truncate_now(connection, head)
+
+    def _truncate(self, connection: FramedConnection, flags: int, body: bytes) -> bytes | None:
+        head = RangeHead.decode(body)
+        if not self._store.locks.is_free(self._replicas.locate(head.name)):
+            return None
+        return self._truncate_now(connection, head)
+
+    def _truncate_now(self, connection: FramedConnection, head: RangeHead) -> bytes:
         self._check_group(head.group)
         location = self._replicas.locate(head.name)
-        async with self._store.locks.hold(location):
-            verdict = judge_truncate(head.first, self._replicas.size(location))
-            if verdict is RangeVerdict.WRITE:
-                self._replicas.truncate(location, head.first, head.second, head.timestamp)
+        verdict = judge_truncate(head.first, self._replicas.size(location))
+        if verdict is RangeVerdict.WRITE:
+            self._replicas.truncate(location, head.first, head.second, head.timestamp)
         self._heard(connection, head.timestamp)
         return _OK if verdict is RangeVerdict.WRITE else _KEPT
 
@@ -402,7 +470,11 @@ class Receiver:
 
     async def delete(self, connection: FramedConnection, header: Header) -> bytes:
         """17."""
-        request = DeleteFile.decode(await _whole(connection, header.length, _TWO_NAMES_MAX))
+        body = await _whole(connection, header.length, _TWO_NAMES_MAX)
+        return self._delete(connection, header.status, body)
+
+    def _delete(self, connection: FramedConnection, flags: int, body: bytes) -> bytes:
+        request = DeleteFile.decode(body)
         self._check_group(request.group)
         location = self._replicas.locate(request.name)
         self._heard(connection, request.timestamp)
@@ -412,7 +484,11 @@ class Receiver:
 
     async def link(self, connection: FramedConnection, header: Header) -> bytes:
         """19: a symbolic link."""
-        request = TwoNames.decode(await _whole(connection, header.length, _TWO_NAMES_MAX))
+        body = await _whole(connection, header.length, _TWO_NAMES_MAX)
+        return self._link(connection, header.status, body)
+
+    def _link(self, connection: FramedConnection, flags: int, body: bytes) -> bytes:
+        request = TwoNames.decode(body)
         self._check_group(request.group)
         location, target = self._locate_both(request)
         self._replicas.link(location, target, request.timestamp, self._sender(connection))
