@@ -318,6 +318,14 @@ class Membership:
         # It may have joined again meanwhile, and the leader tells each change only once.
         self._learn(group_list.merge(self._known, self._listed, self.own_id).members)
 
+    def took_trunk_server(self, brief: Brief) -> None:
+        """A tracker named the trunk server of the group. We cannot be it: say so."""
+        if brief.storage_id == self.own_id:
+            logger.warning(
+                "a tracker has chosen this storage as trunk server, but it makes no trunk files: "
+                "appoint a C storage (command 94), or set use_trunk_file = false on all trackers"
+            )
+
     def took_leader(self, brief: Brief) -> None:
         """A tracker named the leader; port 0 means that there is none."""
         found = next(

@@ -213,6 +213,8 @@ class TrackerTask:
         changes = Changes.decode(await self.request(command, body))
         if changes.leader is not None:
             membership.took_leader(changes.leader)
+        if changes.trunk_server is not None:
+            membership.took_trunk_server(changes.trunk_server)
         if changes.group is None:
             return False
         for brief in changes.group:

@@ -19,6 +19,7 @@ from fdfs_tracker.handlers import Handlers
 from fdfs_tracker.node import Node, Session
 from fdfs_tracker.peers import Peers, RealNetwork, Timing
 from fdfs_tracker.state_files import StateFiles
+from fdfs_tracker.trunk import TrunkServers
 from fdfsfuse.core.cluster import Cluster
 from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.errors import ProtocolError, StatusError
@@ -83,6 +84,7 @@ class Tracker:
         """Set by `run`, which knows the port."""
         self._handlers: Handlers
         self._peers: Peers
+        self._trunk_servers: TrunkServers
 
     @property
     def node(self) -> Node:
@@ -114,12 +116,9 @@ class Tracker:
                 monotonic=self._monotonic,
             )
             self._handlers = Handlers(node)
-            self._peers = Peers(
-                node,
-                RealNetwork(self.config, self._timing),
-                self._save,
-                timing=self._timing,
-            )
+            network = RealNetwork(self.config, self._timing)
+            self._peers = Peers(node, network, self._save, timing=self._timing)
+            self._trunk_servers = TrunkServers(node, network, self._save)
             allow_hosts = await resolve_allow_hosts(self.config.allow_hosts)
             server = TcpServer(
                 self._serve,
@@ -138,6 +137,7 @@ class Tracker:
                 nursery.start_soon(self._save_statistics)
                 nursery.start_soon(self._note_alive)
                 nursery.start_soon(self._peers.run)
+                nursery.start_soon(self._trunk_servers.run)
                 await server.serve(listeners, stopping=stopping, task_status=task_status)
                 nursery.cancel_scope.cancel()
         finally:
@@ -165,6 +165,8 @@ class Tracker:
         """Answer anything, after the other trackers were asked where that is needed."""
         peers = self._peers
         try:
+            if command == TrackerCommand.SET_TRUNK_SERVER:
+                return pack_response(await self._trunk_servers.appoint(body))
             if command in peers.answers:
                 return pack_response(await peers.answers[command](session, body))
             if command in peers.prepares:

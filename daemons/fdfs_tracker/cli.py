@@ -25,8 +25,8 @@ async def serve(config: TrackerConfig, warnings: tuple[str, ...], daemon: Daemon
         logger.warning("%s", warning)
     if config.trunk.use_trunk_file:
         logger.warning(
-            "use_trunk_file = true: for storages of C only, whose trunk servers are appointed with "
-            "command 94; our own storages make no trunk files"
+            "use_trunk_file = true: only storages of C make trunk files, and only they are chosen "
+            "as trunk servers"
         )
     try:
         tracker = Tracker(config)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 
-from fdfs_tracker import trunk
 from fdfs_tracker.node import Handler, Node, Session
 from fdfs_tracker.storage_handlers import StorageHandlers
 from fdfs_tracker.tracker_handlers import TrackerHandlers
@@ -64,7 +63,6 @@ class Handlers:
             TrackerCommand.DELETE_STORAGE: self._delete_storage,
             TrackerCommand.DELETE_GROUP: self._delete_group,
             TrackerCommand.GET_LEADER: self._get_leader,
-            TrackerCommand.SET_TRUNK_SERVER: self._set_trunk_server,
             TrackerCommand.TRACKER_STATS: self._tracker_stats,
             TrackerCommand.STORAGE_STATS: self._storage_stats,
             TrackerCommand.VOLUME_STATS: self._volume_stats,
@@ -178,9 +176,6 @@ class Handlers:
         if leader is None:
             raise StatusError(errno.ENOENT, "there is no leader yet")
         return encode_address(leader.hosts[0], leader.port).encode("ascii")
-
-    def _set_trunk_server(self, _session: Session, body: bytes) -> bytes:
-        return trunk.set_trunk_server(self._node.cluster, body, leads=self._node.leadership.leads)
 
     def _tracker_stats(self, _session: Session, body: bytes) -> bytes:
         wanted = TrackerFilter.decode(body)

@@ -55,6 +55,7 @@ class Node:
         contacts: the other trackers as they were found last.
         pings: connections (allocated, current, most) of the followers, as 65 told them.
         connections: those of this tracker, set by the shell.
+        started: when it started, on its monotonic clock; ``started_s``: in Unix seconds.
     """
 
     def __init__(
@@ -78,11 +79,11 @@ class Node:
         self.now_s = now_s
         self.monotonic = monotonic
         self.started_s = int(now_s())
-        self._started = monotonic()
+        self.started = monotonic()
 
     def status(self) -> TrackerStatus:
         """What this tracker answers to 64."""
-        running_s = int(self.monotonic() - self._started)
+        running_s = int(self.monotonic() - self.started)
         down_s = self.started_s - self.last_check_time if self.last_check_time else 0
         return TrackerStatus(
             self.leadership.leads,

@@ -359,7 +359,7 @@ class Peers:
                 ping = LeaderPing(*node.connections()).encode()
                 answer = await connection.request(ClusterCommand.PING_LEADER, ping)
                 for name, storage_id in TrunkServers.decode(answer).servers:
-                    node.cluster.follow_trunk_server(name, storage_id)
+                    node.cluster.set_trunk_server(name, storage_id)
                 await trio.sleep(self._timing.ping_s)
         finally:
             connection.close()

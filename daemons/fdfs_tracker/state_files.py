@@ -201,6 +201,9 @@ def parse_groups(text: str, cluster: Cluster) -> None:
         group.subdir_count_per_path = int(values.get("subdir_count_per_path", "256"))
         group.current_trunk_file_id = int(values.get("current_trunk_file_id", "0"))
         group.last_trunk_server = values.get("last_trunk_server", "")
+        if cluster.config.trunk.use_trunk_file:
+            # It stays, if it is heard of soon: another one may know less of what is free.
+            group.trunk_server = values.get("trunk_server", "")
         cluster.groups[group.name] = group
 
 

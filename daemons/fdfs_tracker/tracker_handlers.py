@@ -116,7 +116,10 @@ class TrackerHandlers:
         if follower is None:
             raise StatusError(errno.ENOENT, f"no tracker {session.peer_ip}:{request.port}")
         session.follower = follower
-        session.seen_trunk = sum(g.trunk_changes for g in self._node.cluster.groups.values())
+        groups = self._node.cluster.groups.values()
+        if not any(group.trunk_server for group in groups):
+            # Else it is told with its first ping: it may have missed the change.
+            session.seen_trunk = sum(group.trunk_changes for group in groups)
         return b""
 
     def _ping_leader(self, session: Session, body: bytes) -> bytes:

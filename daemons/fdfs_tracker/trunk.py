@@ -1,29 +1,145 @@
-"""What a tracker answers about trunk servers: 94 of administrators, 72 to 74 of the servers.
+"""Trunk servers of C storages: 94 of administrators, 72 to 74 of the servers, and choosing them.
 
-Source: protocol/wire.md section 3.4, protocol/cluster.md section 8.2.
+Source: protocol/wire.md section 3.4, protocol/cluster.md sections 8.1 and 8.2.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import struct
+from collections.abc import Awaitable, Callable
 
+import trio
+
+from fdfs_tracker.node import Node
+from fdfs_tracker.peers import Network
+from fdfsfuse.client.link import PROBLEMS
+from fdfsfuse.core import trunk_servers
 from fdfsfuse.core.cluster import Cluster
+from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.groups import Group, Server
 from fdfsfuse.core.trunk_servers import check_trunk_server
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto.tracker import ServerRequest, expect_empty
 
+logger = logging.getLogger(__name__)
+
 _FILE_ID = struct.Struct(">i")
 _FREE_MB = struct.Struct(">q")
 
 
-def set_trunk_server(cluster: Cluster, body: bytes, *, leads: bool) -> bytes:
-    """94: appoint a trunk server, or ask who it is. *leads*: this tracker is the leader."""
-    request = ServerRequest.decode(body)
-    if not leads or not cluster.config.trunk.use_trunk_file:
-        raise StatusError(errno.EOPNOTSUPP, "no leader, or no trunk files are in use")
-    return cluster.appoint_trunk_server(request.group, request.storage_id).encode("ascii") + b"\0"
+_GET_BINLOG_SIZE, _DELETE_BINLOG_MARKS = 31, 32
+"""Commands to storages."""
+_LOOK_S = 1.0
+
+
+class TrunkServers:
+    """Chooses the trunk servers of all groups while this tracker leads the others.
+
+    Args:
+        network: how storages are reached.
+        save: puts the node's state on the disk; raises OSError.
+    """
+
+    def __init__(self, node: Node, network: Network, save: Callable[[], Awaitable[None]]) -> None:
+        self._node = node
+        self._network = network
+        self._save = save
+        self._choosing = trio.Lock()
+        self._tried: dict[str, tuple[int, float]] = {}
+        """By group: its changes when nobody could be chosen, and when to try again anyway."""
+
+    async def run(self) -> None:
+        """Choose whenever that is due, until cancelled."""
+        if not self._node.config.trunk.use_trunk_file:
+            return
+        while True:
+            await trio.sleep(_LOOK_S)
+            for group in list(self._node.cluster.groups.values()):
+                if self._is_due(group):
+                    await self._choose(group)
+
+    def _is_due(self, group: Group) -> bool:
+        node = self._node
+        now = node.monotonic()
+        changes, not_before = self._tried.get(group.name, (-1, 0.0))
+        return (
+            node.leadership.leads
+            and (changes != group.changes or now >= not_before)
+            and trunk_servers.is_due(
+                group,
+                node.config,
+                now=now,
+                listening_since=node.started,
+                now_s=node.now_s(),
+            )
+        )
+
+    async def _choose(self, group: Group) -> None:
+        node = self._node
+        interval_s = node.config.check_active_interval_s
+        self._tried[group.name] = group.changes, node.monotonic() + interval_s
+        async with self._choosing:
+            sizes: dict[str, int] = {}
+            for server in trunk_servers.candidates(group, node.config):
+                try:
+                    answer = await self._ask(server, _GET_BINLOG_SIZE)
+                    sizes[server.storage_id] = _number(_FREE_MB, answer)
+                except PROBLEMS as exc:
+                    logger.debug("%s is no trunk server: %s", server.storage_id, exc)
+            chosen = group.servers.get(trunk_servers.choose(sizes))
+            if chosen is None:
+                return
+            try:
+                await self._appoint(group, chosen)
+            except PROBLEMS as exc:
+                logger.warning("%s does not become the trunk server: %s", chosen.storage_id, exc)
+            except OSError as exc:
+                logger.error("cannot save the state: %s", exc)
+
+    async def appoint(self, body: bytes) -> bytes:
+        """94: make a storage the trunk server of its group, or tell who it is.
+
+        Raises:
+            StatusError: 95 this tracker does not lead, there are no trunk files, or the storage
+                refuses; others: `trunk_servers.check_appointable`.
+        """
+        request = ServerRequest.decode(body)
+        node = self._node
+        if not node.leadership.leads or not node.config.trunk.use_trunk_file:
+            raise StatusError(errno.EOPNOTSUPP, "no leader, or no trunk files are in use")
+        group = node.cluster.group(request.group)
+        if not request.storage_id:
+            if group.trunk_server not in group.servers:
+                raise StatusError(errno.ENOENT, f"{group.name} has no trunk server")
+            return group.trunk_server.encode("ascii") + b"\0"
+        async with self._choosing:
+            server = trunk_servers.check_appointable(group, request.storage_id)
+            try:
+                await self._ask(server, _GET_BINLOG_SIZE)
+                await self._appoint(group, server)
+            except PROBLEMS as exc:
+                text = f"{server.storage_id} does not become the trunk server: {exc}"
+                raise StatusError(errno.EOPNOTSUPP, text) from exc
+        return group.trunk_server.encode("ascii") + b"\0"
+
+    async def _appoint(self, group: Group, server: Server) -> None:
+        """Raises OSError, or one of `PROBLEMS` when the storage refuses."""
+        if server.storage_id != group.last_trunk_server:
+            # What it knows of the free room, and of what others know, may be old.
+            await self._ask(server, _DELETE_BINLOG_MARKS)
+        self._node.cluster.tick(self._node.now_s())
+        self._node.cluster.set_trunk_server(group.name, server.storage_id)
+        await self._save()
+
+    async def _ask(self, server: Server, command: int) -> bytes:
+        """Raises one of `PROBLEMS`."""
+        connection = await self._network.connect(ServerAddress(server.ips, server.port))
+        try:
+            return await connection.request(command)
+        finally:
+            connection.close()
 
 
 def fetch_file_id(joined: tuple[Group, Server], body: bytes) -> bytes:

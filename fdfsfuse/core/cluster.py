@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fdfsfuse.core import joining, states, trunk_servers
+from fdfsfuse.core import joining, states
 from fdfsfuse.core.config import StoreServer, TrackerConfig
 from fdfsfuse.core.founding import Acceptor, check_ballot
 from fdfsfuse.core.groups import Group, Server, storage_id_of_ip
@@ -213,7 +213,7 @@ class Cluster:
         server.subdir_count_per_path = request.subdir_count_per_path
         server.upload_priority = request.upload_priority
         server.join_time = request.join_time
-        server.up_time = request.up_time
+        server.up_time = server.started_s = request.up_time
         server.version = "".join(c for c in request.version if c.isascii() and c.isprintable())
         if len(server.space) != server.store_path_count:
             server.space = ()
@@ -479,18 +479,12 @@ class Cluster:
         self.founders.pop(group_name, None)
         self._changed(f"group {group_name} is deleted")
 
-    def appoint_trunk_server(self, group_name: str, storage_id: str) -> str:
-        """94: set the group's trunk server ('': only ask); returns its id."""
-        group = self.group(group_name)
-        if trunk_servers.appoint(group, storage_id):
-            self._changed(f"storage {storage_id} is the trunk server of {group_name}")
-        return group.trunk_server
-
-    def follow_trunk_server(self, group_name: str, storage_id: str) -> None:
-        """65: the leader of the trackers says who it is, '' for nobody."""
+    def set_trunk_server(self, group_name: str, storage_id: str) -> None:
+        """The leader has chosen the group's trunk server, or tells it (65); '' for nobody."""
         group = self.groups.get(group_name)
         if group is not None and group.trunk_server != storage_id:
-            group.last_trunk_server, group.trunk_server = group.trunk_server, storage_id
+            group.trunk_server = storage_id
+            group.last_trunk_server = storage_id or group.last_trunk_server
             group.trunk_changes += 1
             self._changed(f"trunk server of {group_name}: {storage_id or 'none'}")
 
@@ -523,3 +517,5 @@ def _rename_source(group: Group, old_id: str, new_id: str) -> None:
             times[new_id] = times.pop(old_id)
     if group.trunk_server == old_id:
         group.trunk_server = new_id
+    if group.last_trunk_server == old_id:
+        group.last_trunk_server = new_id

@@ -74,6 +74,8 @@ class Server:
     """Round-robin counter over the store paths."""
     heard_at: float = 0.0
     connection: object | None = field(default=None, repr=False)
+    started_s: int = 0
+    """``up_time``, also while it is not connected."""
     since: int = 0
     """When the status changed last, Unix seconds; 0 for what was loaded."""
     event: str = ""
@@ -137,6 +139,7 @@ class Group:
     trunk_server: str = ""
     """Storage id of the one that gives out room in trunk files, '' when there is none."""
     last_trunk_server: str = ""
+    """The same, kept when there is none any more."""
     trunk_free_mb: int = 0
     """Room inside trunk files, as the trunk server reported it."""
     trunk_changes: int = 0

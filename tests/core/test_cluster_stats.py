@@ -1,17 +1,13 @@
-"""Filtered statistics (96, 97, 98) and trunk servers (94): protocol/wire.md section 3.3 and 3.4."""
+"""Filtered statistics (96, 97, 98): protocol/wire.md section 3.3."""
 
 from __future__ import annotations
-
-import errno
 
 import pytest
 
 from fdfsfuse.core.cluster_stats import storage_stats, tracker_stats, volume_stats
 from fdfsfuse.core.config import ReservedSpace, TrackerConfig, TrunkConfig
 from fdfsfuse.core.groups import Group, Server
-from fdfsfuse.core.storage_ids import RW_BOTH, RW_READ
-from fdfsfuse.core.trunk_servers import appoint, check_trunk_server
-from fdfsfuse.errors import ProtocolError, StatusError
+from fdfsfuse.core.storage_ids import RW_BOTH
 from fdfsfuse.proto.cluster_stats import (
     BY_ACTIVE,
     BY_DISK,
@@ -135,44 +131,3 @@ def test_what_is_not_available_counts_as_nothing() -> None:
     assert without == VolumeStat("full", 1000, 100, 100, 0, 0, False, False)
     (within,) = volume_stats({"full": full}, config(trunk=True), VolumeFilter()).volumes
     assert within == VolumeStat("full", 1000, 100, 100, 0, 20, False, True)
-
-
-# --- 94 -------------------------------------------------------------------------------------------
-
-
-def appointed(made: Group, storage_id: str) -> int:
-    """The status of appointing."""
-    try:
-        appoint(made, storage_id)
-    except StatusError as exc:
-        return exc.errno or 0
-    return 0
-
-
-def test_appointing_a_trunk_server() -> None:
-    made = group("group1", 500, A, B, C)
-    made.servers[B].status = ServerStatus.OFFLINE
-    made.servers[C].rw_mode = RW_READ
-    assert appointed(made, "") == errno.ENOENT
-    assert appointed(made, "10.0.0.9") == errno.ENOENT
-    assert appointed(made, B) == errno.ENONET
-    assert appointed(made, C) == errno.EACCES
-    assert appointed(made, A) == 0
-    assert (made.trunk_server, made.trunk_changes) == (A, 1)
-    assert appointed(made, "") == 0
-    assert appointed(made, A) == errno.EALREADY
-    assert appointed(made, "10.0.0.9") == errno.EEXIST
-    made.servers[A].status = ServerStatus.OFFLINE
-    made.servers[B].status = ServerStatus.ACTIVE
-    assert appointed(made, B) == 0
-    assert (made.trunk_server, made.last_trunk_server) == (B, A)
-
-
-def test_only_the_trunk_server_reports_trunk_files() -> None:
-    made = group("group1", 500, A, B)
-    with pytest.raises(ProtocolError):
-        check_trunk_server(made, made.servers[A])
-    appoint(made, A)
-    check_trunk_server(made, made.servers[A])
-    with pytest.raises(ProtocolError):
-        check_trunk_server(made, made.servers[B])

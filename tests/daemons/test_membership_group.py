@@ -201,3 +201,17 @@ async def test_a_source_that_was_removed_is_asked_for_again(tmp_path: Path) -> N
             await joined(node)
             assert node.identity.source == SyncSource("10.0.0.6", 456)
             assert node.founded == 0
+
+
+async def test_it_says_that_it_cannot_be_the_trunk_server(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scripted() as (tracker, _):
+        telling = Telling(tracker)
+        config = storage_config(tmp_path, [tracker.port], heart_beat_interval_s=0.02)
+        telling.changes = Changes(trunk_server=member(22), group=(member(21), member(22)))
+        async with running(config) as node:
+            await wait_for(lambda: len(node.membership.members) == 2)
+            assert "trunk server" not in caplog.text
+            telling.changes = Changes(trunk_server=member(21))
+            await wait_for(lambda: "chosen this storage as trunk server" in caplog.text)

@@ -13,7 +13,6 @@ from fdfs_tracker.state_files import PID_NAME, SERVERS_NAME
 from fdfsfuse.core.config import (
     AllowHosts,
     StorageIds,
-    TrunkConfig,
 )
 from fdfsfuse.errors import ConfigError, FdfsError
 from fdfsfuse.proto.cluster import (
@@ -439,31 +438,6 @@ async def test_a_fresh_file_is_fetched_from_its_source(tmp_path: Path) -> None:
         clock.now_s += 86401
         old = {await client.ok(102, request) for _ in range(2)}
         assert len(old) == 2
-
-
-async def test_the_trunk_server_of_c_storages(tmp_path: Path) -> None:
-    async with running_tracker(tmp_path, trunk=TrunkConfig(use_trunk_file=True)) as tracker:
-        first = await tracker.active("127.0.0.21")
-        second = await tracker.active("127.0.0.22")
-        await first.ok(83)
-        client = await tracker.connect()
-        key = ServerRequest("group1", "127.0.0.22").encode()
-        assert await client.ok(94, key) == b"127.0.0.22\0"
-        # Every member is told once; one that joins again, once more.
-        for peer in (first, second):
-            told = Changes.decode(await peer.ok(83)).trunk_server
-            assert told is not None
-            assert told.storage_id == "127.0.0.22"
-            assert Changes.decode(await peer.ok(83)).trunk_server is None
-        again, _ = await tracker.join("127.0.0.21")
-        assert Changes.decode(await again.ok(83)).trunk_server == told
-        assert await second.ok(73, struct.pack(">i", 5)) == b""
-        assert await second.ok(72) == struct.pack(">i", 5)
-        assert await second.ok(74, struct.pack(">q", 9)) == b""
-        assert (await again.exchange(74, struct.pack(">q", 9)))[0] == errno.EINVAL
-        assert (await second.exchange(74, b""))[0] == errno.EINVAL
-        (stat,) = decode_group_stats(await client.ok(91))
-        assert (stat.trunk_free_mb, stat.trunk_file_id) == (9, 5)
 
 
 async def test_status_by_address(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ async def stub_with_changed_ip(tracker: TestTracker, _: Peer) -> None:
 
 def trunk_server(storage_id: str) -> Step:
     async def then(tracker: TestTracker, _: Peer) -> None:
-        tracker.cluster.follow_trunk_server("group1", storage_id)
+        tracker.cluster.set_trunk_server("group1", storage_id)
 
     return then
 
@@ -154,7 +154,7 @@ async def follow(tracker: TestTracker, peer: Peer) -> None:
 
 async def follow_trunk(tracker: TestTracker, peer: Peer) -> None:
     await follow(tracker, peer)
-    tracker.cluster.follow_trunk_server("group1", "100001")
+    tracker.cluster.set_trunk_server("group1", "100001")
 
 
 async def notified(_: TestTracker, peer: Peer) -> None:

@@ -137,7 +137,7 @@ async def tracker_of(vector: Vector, directory: Path) -> AsyncIterator[TestTrack
             await wait_for(lambda: tracker.status("127.0.0.52") is ServerStatus.OFFLINE)
             tracker.cluster.delete_storage("group1", "127.0.0.52")
         if is_trunk_mode(vector):
-            tracker.cluster.appoint_trunk_server("group1", "127.0.0.51")
+            tracker.cluster.set_trunk_server("group1", "127.0.0.51")
             await peers["127.0.0.51"].ok(74, struct.pack(">q", 7))
         _turn_counters(vector, tracker)
         yield tracker
