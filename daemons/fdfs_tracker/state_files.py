@@ -10,6 +10,7 @@ hear of it.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -27,6 +28,8 @@ from fdfsfuse.errors import ConfigError, FdfsError, ProtocolError
 from fdfsfuse.proto.cluster import SyncSource, encode_address
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus
+
+logger = logging.getLogger(__name__)
 
 GROUPS_NAME = "storage_groups_new.dat"
 SERVERS_NAME = "storage_servers_new.dat"
@@ -252,18 +255,22 @@ def _rw_mode(cluster: Cluster, storage_id: str) -> int:
 
 
 def parse_sync_times(text: str, cluster: Cluster) -> None:
-    """Add a storage_sync_timestamp.dat. Raises ValueError when it does not fit the servers."""
+    """Add a storage_sync_timestamp.dat. Raises ValueError when it is malformed.
+
+    Rows of a group that are not those of its servers count for nothing: a C tracker saves this file
+    later than the servers, so its machine may have lost that. Storages report the times again.
+    """
     rows = [line.split(",") for line in text.splitlines() if line.strip()]
     if any(len(row) < 2 for row in rows):
         raise ValueError("a row without a source")
     for group in cluster.groups.values():
         members = [server.storage_id for server in group.members()]
         own = [row for row in rows if row[0] == group.name]
-        if [row[1] for row in own] != members[: len(own)]:
-            raise ValueError(f"the rows of {group.name} are not its servers")
+        sources = [row[1] for row in own]
+        if sources != members[: len(own)] or any(len(row) - 2 > len(members) for row in own):
+            logger.warning("%s has other servers of %s: it is not used", SYNC_NAME, group.name)
+            continue
         for _, source_id, *times in own:
-            if len(times) > len(members):
-                raise ValueError(f"a row of {group.name} is too long")
             known = {m: int(t) for m, t in zip(members, times, strict=False) if int(t) > 0}
             group.sync_times[source_id] = known
 

@@ -40,7 +40,8 @@ from fdfsfuse.proto.tracker import ServerStatus, TrackerCommand, decode_status, 
 
 logger = logging.getLogger(__name__)
 
-_IDS_PER_PACKET = 2048
+_IDS_PART_MAX = 8192
+"""Most bytes of text in one answer to 69, as in other answers that come in parts."""
 _REFUSALS_KEPT = 1024
 
 
@@ -127,8 +128,15 @@ class StorageHandlers:
             return StorageIdsPart(0, ()).encode()
         if not 0 <= request.start < len(table):
             raise ProtocolError(f"storage ids start at {request.start} of {len(table)}")
-        entries = table.entries[request.start : request.start + _IDS_PER_PACKET]
-        return StorageIdsPart(len(table), tuple(entry.line() for entry in entries)).encode()
+        lines: list[str] = []
+        room = _IDS_PART_MAX
+        for entry in table.entries[request.start :]:
+            line = entry.line()
+            room -= len(line) + 1
+            if room < 0 and lines:
+                break
+            lines.append(line)
+        return StorageIdsPart(len(table), tuple(lines)).encode()
 
     def _get_storage_id(self, _session: Session, body: bytes) -> bytes:
         query = ServerQuery.decode(body)

@@ -356,11 +356,12 @@ class Cluster:
     def report_status(self, group_name: str, brief: Brief) -> None:
         """76: somebody reports the status of a member.
 
-        ONLINE and ACTIVE are not believed: only the storage's own connection makes it that.
+        ONLINE and ACTIVE are not believed: only the storage's own connection makes it that. NONE is
+        how a C storage remembers one that was removed; it comes by 85.
         """
         group = self.group(group_name)
         server = group.servers.get(brief.storage_id)
-        if brief.status in (ServerStatus.ONLINE, ServerStatus.ACTIVE):
+        if brief.status in (ServerStatus.ONLINE, ServerStatus.ACTIVE, ServerStatus.NONE):
             return
         if server is None:
             if brief.status in states.GONE or not joining.is_ip(brief.ip):

@@ -280,11 +280,15 @@ def _tracker_servers(reader: ConfReader) -> tuple[ServerAddress, ...]:
 
 def _trunk(reader: ConfReader) -> TrunkConfig:
     file_size = reader.size("trunk_file_size", 64 * _MIB, low=4 * _MIB)
+    alignment = reader.size("trunk_alloc_alignment_size", 0)
+    # Brought into these limits without a word, as C trackers do: all hand out the same values.
+    slot_min_size = max(min(reader.size("slot_min_size", 256), 64 << 10), alignment)
+    slot_max_size = min(reader.size("slot_max_size", file_size // 8), file_size // 2)
     return TrunkConfig(
         use_trunk_file=reader.boolean("use_trunk_file"),
-        slot_min_size=reader.size("slot_min_size", 256),
-        slot_max_size=reader.size("slot_max_size", file_size // 8),
-        alloc_alignment_size=reader.size("trunk_alloc_alignment_size", 0),
+        slot_min_size=slot_min_size,
+        slot_max_size=slot_max_size,
+        alloc_alignment_size=alignment,
         free_space_merge=reader.boolean("trunk_free_space_merge"),
         delete_unused_files=reader.boolean("delete_unused_trunk_files"),
         file_size=file_size,

@@ -353,12 +353,15 @@ def test_reports_about_members(shell: Shell) -> None:
     for brief in (
         Brief(S.DELETED, 1, "10.0.0.7", "10.0.0.7"),
         Brief(S.ACTIVE, 1, "10.0.0.7", "10.0.0.7"),
+        Brief(S.NONE, 1, "10.0.0.7", "10.0.0.7"),
+        Brief(S.NONE, 0, B, B),
         Brief(S.OFFLINE, 1, "x\ny", "10.0.0.7"),
         Brief(S.OFFLINE, 1, "10.0.0.7", "localhost"),
         Brief(S.OFFLINE, 1, "", "10.0.0.7"),
     ):
         report("group1", brief)
     assert sorted(group.servers) == [A, B]
+    assert group.servers[B].status is S.SYNCING
     with pytest.raises(StatusError):
         report("nogroup", Brief(S.OFFLINE, 1, A, A))
 

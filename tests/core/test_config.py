@@ -137,6 +137,13 @@ def test_all_tracker_keys() -> None:
     assert config.log_level == "debug"
 
 
+def test_sizes_of_slots_have_limits() -> None:
+    config, _ = tracker(TRACKER + "slot_min_size = 1M\nslot_max_size = 1G\n")
+    assert (config.trunk.slot_min_size, config.trunk.slot_max_size) == (64 << 10, 32 << 20)
+    config, _ = tracker(TRACKER + "slot_min_size = 256\ntrunk_alloc_alignment_size = 512\n")
+    assert config.trunk.slot_min_size == 512
+
+
 def test_round_robin_becomes_first_by_ip_with_trunk_files() -> None:
     config, _ = tracker(TRACKER + "use_trunk_file = 1\n")
     assert config.store_server is StoreServer.FIRST_BY_IP

@@ -24,6 +24,8 @@ from fdfsfuse.proto.cluster import (
     ServerKey,
     ServerQuery,
     StatusReport,
+    StorageIdsPart,
+    StorageIdsRequest,
     SyncSource,
     TrackerStatus,
 )
@@ -239,6 +241,21 @@ async def test_sync_times_survive_a_restart(tmp_path: Path) -> None:
         }
 
 
+@pytest.mark.parametrize("rows", ["B,1,0", "A,0,1\ngroup1,C,1,0", "A,0,1,2"])
+async def test_sync_times_of_other_servers_are_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, rows: str
+) -> None:
+    """A C tracker that was killed saved its servers, and has the older file beside them."""
+    async with running_tracker(tmp_path) as tracker:
+        await tracker.active("127.0.0.21")
+        await tracker.active("127.0.0.22")
+    text = rows.replace("A", "127.0.0.21").replace("B", "127.0.0.22").replace("C", "127.0.0.23")
+    (tmp_path / "data" / "storage_sync_timestamp.dat").write_text(f"group1,{text}\n")
+    async with running_tracker(tmp_path) as tracker:
+        assert tracker.cluster.groups["group1"].sync_times == {}
+    assert "other servers of group1" in caplog.text
+
+
 def captured_file(name: str) -> bytes:
     """A state file that a C tracker sent to another one (63): its size, then the bytes."""
     (vector,) = (v for v in CLUSTER if v.name == name)
@@ -438,6 +455,21 @@ async def test_a_fresh_file_is_fetched_from_its_source(tmp_path: Path) -> None:
         clock.now_s += 86401
         old = {await client.ok(102, request) for _ in range(2)}
         assert len(old) == 2
+
+
+async def test_many_storage_ids_come_in_parts(tmp_path: Path) -> None:
+    lines = [f"{100000 + n} group1 10.0.{n // 250}.{n % 250}:23000" for n in range(600)]
+    async with running_tracker(
+        tmp_path, storage_ids=StorageIds.parse("\n".join(lines), "ids")
+    ) as tracker:
+        peer = await tracker.connect("127.0.0.21")
+        parts: list[StorageIdsPart] = []
+        while (start := sum(len(part.lines) for part in parts)) < len(lines):
+            answer = await peer.ok(69, StorageIdsRequest(start, False).encode())
+            assert len(answer) <= 8 + 8192
+            parts.append(StorageIdsPart.decode(answer))
+        assert [line for part in parts for line in part.lines] == lines
+        assert {part.total for part in parts} == {len(lines)}
 
 
 async def test_status_by_address(tmp_path: Path) -> None:
