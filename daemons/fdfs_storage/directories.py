@@ -7,6 +7,8 @@ import logging
 import os
 from pathlib import Path
 
+from fdfsfuse.proto.fileid import sub_directory
+
 logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".fdfs-"
@@ -64,17 +66,21 @@ def link_unnamed(fd: int, path: str) -> None:
         FileExistsError: *path* exists; it is never replaced.
     """
     # src_dir_fd makes os.link call linkat(2) with AT_SYMLINK_FOLLOW, which link(2) would not do.
-    os.link(str(fd), path, src_dir_fd=_own_descriptors(os.getpid()), follow_symlinks=True)
+    os.link(str(fd), path, src_dir_fd=_own_descriptors(), follow_symlinks=True)
 
 
 @functools.cache
-def _own_descriptors(_pid: int) -> int:
+def _own_descriptors() -> int:
     """``/proc/self/fd``, open: walking there each time would cost as much as the link itself."""
     return os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def next_directory_by_hash(text: str, subdir_count: int) -> tuple[int, int]:
-    """(high, low) by the PJW hash of *text* (protocol/file-id.md section 6, mode 1)."""
+# After a fork it would show the descriptors of the parent.
+os.register_at_fork(after_in_child=_own_descriptors.cache_clear)
+
+
+def next_directory_by_hash(text: str, subdir_count: int) -> str:
+    """The directory by the PJW hash of *text* (protocol/file-id.md section 6, mode 1)."""
     value = 0
     for byte in text.encode("ascii"):
         value = (value << 4) + byte & 0xFFFFFFFF
@@ -83,4 +89,4 @@ def next_directory_by_hash(text: str, subdir_count: int) -> tuple[int, int]:
             value ^= top >> 24
             value &= ~top
     value &= 0xFFFF
-    return (value >> 8) % subdir_count, (value & 0xFF) % subdir_count
+    return sub_directory((value >> 8) % subdir_count, (value & 0xFF) % subdir_count)

@@ -10,7 +10,13 @@ from fdfs_storage import directories
 from fdfs_storage.counters import Counters
 from fdfs_storage.space import Space
 from fdfsfuse.errors import StatusError
-from fdfsfuse.proto.fileid import Location, encode_base, encode_source, make_suffix
+from fdfsfuse.proto.fileid import (
+    Location,
+    encode_base,
+    encode_source,
+    make_suffix,
+    sub_directory,
+)
 
 NAME_TRIES = 10
 _RECENT_NAMES = 1 << 14
@@ -48,6 +54,8 @@ class Naming:
         self._recent: set[str] = set()
         self._older: set[str] = set()
         self._next_path = 0
+        indexes = list(range(len(writable)))
+        self._orders = [indexes[start:] + indexes[:start] for start in indexes]
         self._prefer_most_free = False
         counters.dist_path_index_high %= subdir_count
         counters.dist_path_index_low %= subdir_count
@@ -64,20 +72,20 @@ class Naming:
             if not space.fits(wanted, size):
                 raise StatusError(errno.ENOSPC)
             return wanted
-        order = list(range(len(self._writable)))
+        count = len(self._writable)
         if self._prefer_most_free:
-            order.sort(key=lambda index: -space.paths()[index].free_mb)
+            order = sorted(range(count), key=lambda index: -space.paths()[index].free_mb)
         else:
             start = self._next_path
-            self._next_path = (start + 1) % len(self._writable)
-            order = order[start:] + order[:start]
+            self._next_path = (start + 1) % count
+            order = self._orders[start]
         for index in order:
             if self._writable[index] and space.fits(index, size):
                 return index
         raise StatusError(errno.ENOSPC)
 
-    def next_directory(self) -> tuple[int, int]:
-        """(high, low) for one more file, in turns; file-id.md section 6, mode 0."""
+    def next_directory(self) -> str:
+        """The `Location.directory` of one more file, in turns; file-id.md section 6, mode 0."""
         counters = self._counters
         high, low = counters.dist_path_index_high, counters.dist_path_index_low
         counters.dist_write_file_count += 1
@@ -86,20 +94,19 @@ class Naming:
             counters.dist_path_index_low = (low + 1) % self._subdir_count
             if low + 1 >= self._subdir_count:
                 counters.dist_path_index_high = (high + 1) % self._subdir_count
-        return high, low
+        return sub_directory(high, low)
 
     def new_location(
         self,
         index: int,
-        high: int,
-        low: int,
+        directory: str,
         size: int,
         crc32: int,
         mtime: int,
         extension: str,
         appender: bool,
     ) -> Location:
-        """A name that was not given before; *high* and *low* count in mode 0 only.
+        """A name that was not given before; *directory* counts in mode 0 only.
 
         Raises:
             StatusError: 16 no unique name was found.
@@ -116,9 +123,9 @@ class Naming:
                 appender=appender,
             )
             if self._by_hash:
-                high, low = directories.next_directory_by_hash(base[:27], self._subdir_count)
+                directory = directories.next_directory_by_hash(base[:27], self._subdir_count)
             if self._is_fresh(base):
-                return Location(index, high, low, base)
+                return Location(index, f"{directory}/{base}")
         raise StatusError(errno.EBUSY, "no unique name found")
 
     def normal_location(self, old: Location, size: int, crc32: int, mtime: int) -> Location:
@@ -131,7 +138,7 @@ class Naming:
             bits = self._random(23)
             base = encode_base(self._source, mtime, size, crc32, old.base[-7:], bits)
             if self._is_fresh(base):
-                return Location(old.path_index, old.high, old.low, base)
+                return Location(old.path_index, f"{old.directory}/{base}")
         raise StatusError(errno.EBUSY, "no unique name found")
 
     def _is_fresh(self, base: str) -> bool:

@@ -10,16 +10,15 @@ from fdfs_storage.files import write_all
 class NewFile:
     """A file that is being written and has no name yet. Close it in any case.
 
-    ``fd`` may be written in a thread. Closing without `Store.commit` leaves nothing behind.
+    ``fd`` may be written in a thread; ``directory`` is that of its `Location`. Closing without `Store.commit` leaves nothing behind.
     """
 
-    __slots__ = ("fd", "high", "low", "path_index", "temporary")
+    __slots__ = ("directory", "fd", "path_index", "temporary")
 
-    def __init__(self, fd: int, path_index: int, high: int, low: int, temporary: str = "") -> None:
+    def __init__(self, fd: int, path_index: int, directory: str, temporary: str = "") -> None:
         self.fd = fd
         self.path_index = path_index
-        self.high = high
-        self.low = low
+        self.directory = directory
         self.temporary = temporary
 
     def write(self, data: bytes | memoryview) -> None:

@@ -61,18 +61,18 @@ class Paths:
         number = self._temporary_number
         return f"{self.data[index]}{directories.TEMPORARY_PREFIX}{os.getpid()}-{number}"
 
-    def open_new(self, index: int, high: int, low: int) -> NewFile:
-        """A new file without a name. Raises OSError."""
+    def open_new(self, index: int, directory: str) -> NewFile:
+        """A new file without a name, for a `Location.directory`. Raises OSError."""
         if not self.unnamed[index]:
             temporary = self.temporary(index)
-            return NewFile(os.open(temporary, _CREATE_FLAGS, 0o644), index, high, low, temporary)
-        directory = f"{self.data[index]}{high:02X}/{low:02X}"
+            return NewFile(os.open(temporary, _CREATE_FLAGS, 0o644), index, directory, temporary)
+        path = self.data[index] + directory
         try:
-            fd = os.open(directory, _UNNAMED_FLAGS, 0o644)
+            fd = os.open(path, _UNNAMED_FLAGS, 0o644)
         except FileNotFoundError:
-            os.makedirs(directory, exist_ok=True)
-            fd = os.open(directory, _UNNAMED_FLAGS, 0o644)
-        return NewFile(fd, index, high, low)
+            os.makedirs(path, exist_ok=True)
+            fd = os.open(path, _UNNAMED_FLAGS, 0o644)
+        return NewFile(fd, index, directory)
 
     def name(self, new: NewFile, path: str) -> None:
         """Give *new* its name. Raises OSError; FileExistsError: *path* is never replaced."""
@@ -98,12 +98,9 @@ class Paths:
 
 def master_location(metadata: Location) -> Location:
     """Where the object of a metadata file is."""
-    base = metadata.base[: -len(METADATA_SUFFIX)]
-    return Location(metadata.path_index, metadata.high, metadata.low, base)
+    return Location(metadata.path_index, metadata.relative[: -len(METADATA_SUFFIX)])
 
 
 def metadata_location(location: Location) -> Location:
     """Where the metadata file of an object is."""
-    return Location(
-        location.path_index, location.high, location.low, location.base + METADATA_SUFFIX
-    )
+    return Location(location.path_index, location.relative + METADATA_SUFFIX)

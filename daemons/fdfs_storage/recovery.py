@@ -309,7 +309,7 @@ class _Fetch:
         slot = find_slot(location)
         if slot is not None:
             # All files of a trunk file come at once, as that file.
-            location = Location(self._index, location.high, location.low, slot.file_name)
+            location = Location(self._index, f"{location.directory}/{slot.file_name}")
             if location.name in self._trunk_files:
                 return
             self._trunk_files.add(location.name)

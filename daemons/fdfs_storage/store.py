@@ -244,10 +244,10 @@ class Store:
             StatusError: 28 no space, 16 no unique name was found.
         """
         index = self._naming.choose_path(path_index, size if takes_space else 0)
-        high, low = self._naming.next_directory()
+        directory = self._naming.next_directory()
         for _ in range(NAME_TRIES):
             location = self._naming.new_location(
-                index, high, low, size, crc32, mtime, extension, appender
+                index, directory, size, crc32, mtime, extension, appender
             )
             if not self.exists(location):
                 return location
@@ -266,7 +266,7 @@ class Store:
 
         The file's mtime is *mtime* (Unix seconds) or now. Raises StatusError 28, 5, 17.
         """
-        new = self.paths.open_new(location.path_index, location.high, location.low)
+        new = self.paths.open_new(location.path_index, location.directory)
         try:
             write_all(new.fd, data)
             if mtime is not None:
@@ -288,9 +288,9 @@ class Store:
             StatusError: 28 no space, 5 the disk failed.
         """
         index = self._naming.choose_path(path_index, size)
-        high, low = self._naming.next_directory()
+        directory = self._naming.next_directory()
         try:
-            return self.paths.open_new(index, high, low)
+            return self.paths.open_new(index, directory)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
 
@@ -301,7 +301,7 @@ class Store:
             StatusError: 5 the disk failed.
         """
         try:
-            return self.paths.open_new(near.path_index, near.high, near.low)
+            return self.paths.open_new(near.path_index, near.directory)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
 
@@ -335,7 +335,7 @@ class Store:
         now = int(time.time())
         for _ in range(NAME_TRIES):
             location = self._naming.new_location(
-                new.path_index, new.high, new.low, size, crc32, now, extension, appender
+                new.path_index, new.directory, size, crc32, now, extension, appender
             )
             try:
                 self._publish(new, location, now)
@@ -353,7 +353,7 @@ class Store:
         Raises StatusError 2, 28, 5.
         """
         try:
-            new = self.paths.open_new(target.path_index, target.high, target.low)
+            new = self.paths.open_new(target.path_index, target.directory)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         slot = self.slot(source)

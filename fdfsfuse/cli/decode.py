@@ -95,11 +95,7 @@ def _place(location: Location) -> list[Field]:
     index = location.path_index
     return [
         Field("store_path", index, f"M{index:02X}, store_path{index} of the storages"),
-        Field(
-            "sub_directories",
-            [location.high, location.low],
-            f"{location.high:02X}/{location.low:02X}",
-        ),
+        Field("sub_directories", [location.high, location.low], location.directory),
         Field("path", f"data/{location.relative}", f"data/{location.relative} in the store path"),
     ]
 

@@ -15,7 +15,6 @@ off size field     meaning
 
 from __future__ import annotations
 
-import base64
 import binascii
 import enum
 import functools
@@ -41,14 +40,19 @@ _RANDOM_SHIFT = 32
 _RANDOM_MASK = (1 << 23) - 1
 _LOW_32 = 0xFFFFFFFF
 
-_BASE64_PART = re.compile(r"[A-Za-z0-9_-]{27}\Z")
+_BASE64_LENGTH = 27
+_TO_STANDARD_BASE64 = bytes.maketrans(b"-_+/=", b"+/!!!")
+"""From the alphabet of names to that of `binascii`, which skips ``!``: then bytes are missing."""
+_FROM_STANDARD_BASE64 = bytes.maketrans(b"+/", b"-_")
 _HEX = tuple(f"{number:02X}" for number in range(256))
+_STORE_PATHS = tuple(f"M{number:02X}/" for number in range(256))
+_STORE_PATH_INDEX = {text: number for number, text in enumerate(_STORE_PATHS)}
 _GROUP = re.compile(r"[A-Za-z0-9]{1,16}\Z")
 _USUAL_NAME = re.compile(
-    r"M([0-9A-F]{2})/([0-9A-F]{2})/([0-9A-F]{2})/([A-Za-z0-9_-][A-Za-z0-9._-]*)\Z"
+    r"M[0-9A-F]{2}/[0-9A-F]{2}/[0-9A-F]{2}/[A-Za-z0-9_-][A-Za-z0-9._-]*\Z"
 )
 # Blanks and control characters would break the lines of the binlog; no storage makes such names.
-_LOCATION = re.compile(r"([0-9A-F]{2})/([0-9A-F]{2})/([!-.0-~]+)\Z")
+_RELATIVE = re.compile(r"[0-9A-F]{2}/[0-9A-F]{2}/[!-.0-~]+\Z")
 EXTENSION = re.compile(r"[A-Za-z0-9._-]{0,6}\Z")
 PREFIX = re.compile(r"[A-Za-z0-9._-]{1,16}\Z")
 
@@ -66,24 +70,42 @@ class Location(NamedTuple):
 
     A tuple, as is `NameInfo`: each request makes some, and a frozen dataclass costs twice as much.
 
-    ``path_index`` is 0..255, ``high`` and ``low`` are 0..255, ``base`` is printable ASCII without
-    slashes and blanks.
+    ``path_index`` is 0..255; ``relative`` is the path below ``STORE_PATH/data/``:
+    ``00/1A/xxxx``, printable ASCII without blanks.
     """
 
     path_index: int
-    high: int
-    low: int
-    base: str
+    relative: str
 
     @property
-    def relative(self) -> str:
-        """Path below ``STORE_PATH/data/``: ``00/1A/xxxx``."""
-        return f"{_HEX[self.high]}/{_HEX[self.low]}/{self.base}"
+    def high(self) -> int:
+        """The first sub directory, 0..255."""
+        return int(self.relative[:2], 16)
+
+    @property
+    def low(self) -> int:
+        """The second sub directory, 0..255."""
+        return int(self.relative[3:5], 16)
+
+    @property
+    def directory(self) -> str:
+        """Both sub directories: ``00/1A``."""
+        return self.relative[:5]
+
+    @property
+    def base(self) -> str:
+        """The last part, without slashes."""
+        return self.relative[6:]
 
     @property
     def name(self) -> str:
         """The file name with its store path: ``M00/00/1A/xxxx``."""
-        return f"M{_HEX[self.path_index]}/{_HEX[self.high]}/{_HEX[self.low]}/{self.base}"
+        return _STORE_PATHS[self.path_index] + self.relative
+
+
+def sub_directory(high: int, low: int) -> str:
+    """The `Location.directory` of two numbers 0..255."""
+    return f"{_HEX[high]}/{_HEX[low]}"
 
 
 class NameInfo(NamedTuple):
@@ -132,13 +154,12 @@ def parse_location(name: str, path_count: int) -> Location:
     Raises:
         ProtocolError: the name is malformed or names a store path that does not exist.
     """
+    if _USUAL_NAME.match(name):  # one match for what nearly all names look like
+        index = _STORE_PATH_INDEX[name[:4]]
+        if index < path_count:
+            return Location(index, name[4:])
     if len(name) <= 10:
         raise ProtocolError(f"file name {name!r} is too short")
-    usual = _USUAL_NAME.match(name)
-    if usual is not None:  # one match for what nearly all names look like
-        index = int(usual[1], 16)
-        if index < path_count:
-            return Location(index, int(usual[2], 16), int(usual[3], 16), usual[4])
     index, rest = 0, name
     if name[0] == "M":
         digits = name[1:3]
@@ -147,10 +168,9 @@ def parse_location(name: str, path_count: int) -> Location:
         index, rest = int(digits, 16), name[4:]
     if index >= path_count:
         raise ProtocolError(f"file name {name!r} is on store path {index} of {path_count}")
-    match = _LOCATION.match(rest)
-    if match is None or match[3] in (".", ".."):
+    if not _RELATIVE.match(rest) or rest[6:] in (".", ".."):
         raise ProtocolError(f"file name {name!r} is malformed")
-    return Location(index, int(match[1], 16), int(match[2], 16), match[3])
+    return Location(index, rest)
 
 
 def is_slave(name: str, in_trunk: bool) -> bool:
@@ -165,22 +185,21 @@ def decode_name(name: str) -> NameInfo:
         ProtocolError: it is shorter than 37 characters or not base64.
     """
     try:
-        text = name[10:37]
-        if not _BASE64_PART.match(text):
-            raise ProtocolError(f"{name!r} is not a file name made by a storage")
-        raw = binascii.a2b_base64(text.replace("-", "+").replace("_", "/") + "=")
-        source_raw, timestamp, field, crc = _RAW.unpack(raw)
+        text = name[10:37].encode("ascii").translate(_TO_STANDARD_BASE64)
+        source_raw, timestamp, field, crc = _RAW.unpack(binascii.a2b_base64(text + b"="))
     except (binascii.Error, struct.error, ValueError) as exc:
         raise ProtocolError(f"{name!r} is not a file name made by a storage") from exc
     source, source_is_id = _source(source_raw)
-    in_trunk = bool(field & _TRUNK_BIT) and bool(field & _SIZE_IN_LOW_BITS)
-    if field & _SIZE_IN_LOW_BITS and field & _APPENDER_BIT:
-        kind = FileKind.APPENDER
-    elif is_slave(name, in_trunk):
+    in_trunk = False
+    kind = FileKind.NORMAL
+    size = field
+    if field & _SIZE_IN_LOW_BITS:
+        size = field & _LOW_32
+        in_trunk = bool(field & _TRUNK_BIT)
+        if field & _APPENDER_BIT:
+            kind = FileKind.APPENDER
+    if kind is FileKind.NORMAL and len(name) > NORMAL_NAME_LENGTH and is_slave(name, in_trunk):
         kind = FileKind.SLAVE
-    else:
-        kind = FileKind.NORMAL
-    size = field & _LOW_32 if field & _SIZE_IN_LOW_BITS else field
     return NameInfo(source, source_is_id, timestamp, size, crc, kind, in_trunk)
 
 
@@ -228,7 +247,8 @@ def encode_base(
     else:
         field = size
     raw = _RAW.pack(source, timestamp, field, crc32 & _LOW_32)
-    return base64.urlsafe_b64encode(raw)[:27].decode("ascii") + suffix
+    text = binascii.b2a_base64(raw, newline=False).translate(_FROM_STANDARD_BASE64)
+    return text[:_BASE64_LENGTH].decode("ascii") + suffix
 
 
 def make_suffix(extension: str, random_number: int) -> str:

@@ -26,6 +26,7 @@ from fdfsfuse.errors import ProtocolError
 from fdfsfuse.proto.fileid import TRUNK_NAME_LENGTH, FileKind, Location, decode_name
 
 SLOT_HEADER_SIZE = 24
+_TRUNK_RELATIVE_LENGTH = TRUNK_NAME_LENGTH - len("M00/")
 _PLACE = struct.Struct(">iii")
 _HEADER = struct.Struct(">cIIIi7s")
 
@@ -60,7 +61,7 @@ class TrunkSlot:
 
 def is_trunk_name(location: Location) -> bool:
     """True when *location* may be in a trunk file: `find_slot` tells for sure. Cheap."""
-    return len(location.base) == TRUNK_NAME_LENGTH - 10
+    return len(location.relative) == _TRUNK_RELATIVE_LENGTH
 
 
 def find_slot(location: Location) -> TrunkSlot | None:

@@ -212,8 +212,8 @@ async def test_directories_take_turns(tmp_path: Path) -> None:
 
 def test_hash_mode_uses_the_pjw_hash() -> None:
     # "printf" by hand: the 32-bit PJW (ELF) hash is 0x077905a6.
-    assert directories.next_directory_by_hash("printf", 256) == (0x05, 0xA6)
-    assert directories.next_directory_by_hash("printf", 16) == (0x05, 0x06)
+    assert directories.next_directory_by_hash("printf", 256) == "05/A6"
+    assert directories.next_directory_by_hash("printf", 16) == "05/06"
 
 
 async def test_store_paths_are_chosen(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ async def test_copy_makes_an_independent_object(tmp_path: Path) -> None:
     assert read(store, source) == content
     assert read(store, target) == b"changed" + content[7:]
     await store.sync_file(target)
-    missing = Location(0, 0, 0, "missing")
+    missing = Location(0, "00/00/missing")
     with pytest.raises(StatusError) as caught:
         await store.copy(missing, store.make_name(0, 0, 0, ""))
     assert caught.value.errno == errno.ENOENT

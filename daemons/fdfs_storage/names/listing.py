@@ -76,7 +76,7 @@ class Listing:
 
     def forget(self, location: Location) -> None:
         """The objects without a name in the leaf of *location* may be others now."""
-        leaf = (location.path_index, f"{location.high:02X}", f"{location.low:02X}")
+        leaf = (location.path_index, location.relative[:2], location.relative[3:5])
         # In this order: a scan in a thread notes what it found, then looks at what changed.
         self._changed.add(leaf)
         self._known.pop(leaf, None)
