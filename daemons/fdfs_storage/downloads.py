@@ -7,13 +7,15 @@ import os
 import socket
 import stat
 
+import trio
+
 from fdfs_storage.files import status_of
 from fdfs_storage.store import Store
-from fdfs_storage.transfer import INLINE_MAX, read_cached, read_range
+from fdfs_storage.transfer import INLINE_MAX, read_cached
 from fdfs_storage.trunk import SlotPlace
 from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
 from fdfsfuse.proto.fileid import Location
-from fdfsfuse.proto.header import RESPONSE, pack_header
+from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_header, pack_header_into
 from fdfsfuse.proto.storage import Download
 from fdfsfuse.proto.trunk import is_trunk_name
 from fdfsfuse.server.connection import FramedConnection
@@ -46,9 +48,10 @@ class Downloads:
             return
         fd = self._open(location)
         try:
-            count = _count(os.fstat(fd), request)
+            status = os.fstat(fd)
+            count = _count(status, request)
             if count <= INLINE_MAX:
-                await connection.send(await _read_small(fd, request.offset, count))
+                await connection.send(await _read_small(fd, request.offset, count, status.st_dev))
             else:
                 await connection.send(pack_header(count, RESPONSE), socket.MSG_MORE)
                 await connection.send_file(fd, request.offset, count)
@@ -56,24 +59,29 @@ class Downloads:
             os.close(fd)
         self._count_success(count)
 
-    def download_small(self, body: bytes, _flags: int) -> bytes | None:
+    def download_small(self, body: bytes, _flags: int) -> bytearray | None:
         """The response, if it is small and the page cache has it; None: that is for `download`."""
         request = Download.decode(body)
         location = self._begin(request)
-        content = None
-        if not is_trunk_name(location):
-            fd = self._open(location)
-            try:
-                count = _count(os.fstat(fd), request)
-                if count <= INLINE_MAX:
-                    content = read_cached(fd, request.offset, count)
-            finally:
-                os.close(fd)
-        if content is None or len(content) != count:
+        response = None if is_trunk_name(location) else self._read_cached(location, request)
+        if response is None:
             self._store.counters.total_download_count -= 1  # `download` will count it
-            return None
-        self._count_success(count)
-        return pack_header(count, RESPONSE) + content
+        else:
+            self._count_success(len(response) - HEADER_SIZE)
+        return response
+
+    def _read_cached(self, location: Location, request: Download) -> bytearray | None:
+        fd = self._open(location)
+        try:
+            status = os.fstat(fd)
+            count = _count(status, request)
+            if count > INLINE_MAX:
+                return None
+            response, content = _new_response(count)
+            got = read_cached(fd, content, request.offset, status.st_dev)
+            return response if got == count else None
+        finally:
+            os.close(fd)
 
     def _begin(self, request: Download) -> Location:
         if request.group != self._group:
@@ -124,15 +132,24 @@ def _count(status: os.stat_result, request: Download) -> int:
     rest = status.st_size - request.offset
     if rest <= 0:
         raise StatusError(errno.EINVAL, "offset at or behind the end")
-    return min(request.count or rest, rest)
+    return min(request.length or rest, rest)
 
 
-async def _read_small(fd: int, offset: int, count: int) -> bytes:
-    """A whole response."""
+async def _read_small(fd: int, offset: int, count: int, device: int) -> bytearray:
+    """A whole response; read in a thread if the disk has to fetch some of it."""
+    response, content = _new_response(count)
     try:
-        content = await read_range(fd, offset, count)
+        if read_cached(fd, content, offset, device) != count:
+            got = await trio.to_thread.run_sync(os.preadv, fd, (content,), offset)
+            if got != count:
+                raise ConnectionBroken("a file became shorter while it was read")
     except OSError as exc:
         raise StatusError(status_of(exc)) from exc
-    if len(content) != count:
-        raise ConnectionBroken("a file became shorter while it was read")
-    return pack_header(count, RESPONSE) + content
+    return response
+
+
+def _new_response(count: int) -> tuple[bytearray, memoryview]:
+    """A response of *count* bytes, and where they go in it."""
+    response = bytearray(HEADER_SIZE + count)
+    pack_header_into(response, count, RESPONSE)
+    return response, memoryview(response)[HEADER_SIZE:]

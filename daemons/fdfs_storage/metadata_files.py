@@ -12,6 +12,9 @@ from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.fileid import Location
 
+_READ_SIZE = 16 << 10
+"""More than nearly all metadata: one read shows its end."""
+
 
 def deletion_time(info: os.stat_result) -> int:
     """Timestamp of the deletion, now, of a file: Unix seconds, not before its own time.
@@ -38,10 +41,15 @@ class MetadataFiles:
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         try:
-            with os.fdopen(fd, "rb", buffering=0) as file:
-                return file.read()
+            text = data = os.read(fd, _READ_SIZE)
+            while len(data) == _READ_SIZE:
+                data = os.read(fd, _READ_SIZE)
+                text += data
+            return text
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
+        finally:
+            os.close(fd)
 
     def write(self, location: Location, text: bytes) -> None:
         """Replace the metadata text; empty *text* removes it. The object itself is not looked at.

@@ -10,7 +10,8 @@ from fdfs_storage.files import write_all
 class NewFile:
     """A file that is being written and has no name yet. Close it in any case.
 
-    ``fd`` may be written in a thread; ``directory`` is that of its `Location`. Closing without `Store.commit` leaves nothing behind.
+    ``fd`` may be written in a thread; ``directory`` is that of its `Location`. Closing without
+    `Store.commit` leaves nothing behind.
     """
 
     __slots__ = ("directory", "fd", "path_index", "temporary")

@@ -115,7 +115,8 @@ class Objects:
 
     def _info(self, info: NameInfo, status: os.stat_result, crc32: int) -> bytes:
         ip_field = self._ip_field(info.source)
-        return pack_response(pack_file_info(status.st_size, int(status.st_mtime), crc32, ip_field))
+        mtime = int(status.st_mtime)
+        return pack_response(pack_file_info(status.st_size, mtime, crc32, ip_field))
 
     def truncate(self, body: bytes, _flags: int) -> bytes | None:
         """36; None while an append or a modification of the file is under way."""

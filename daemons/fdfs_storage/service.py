@@ -33,7 +33,7 @@ from fdfsfuse.server.hub import EndConnection
 
 logger = logging.getLogger(__name__)
 
-SmallHandler = Callable[[bytes, int], bytes | None]
+SmallHandler = Callable[[bytes, int], "bytes | bytearray | None"]
 """(body, request status) -> the whole response; None: ask the matching slow handler."""
 SlowHandler = Callable[[bytes, int], Awaitable[bytes]]
 DownloadHandler = Callable[[FramedConnection, bytes], Awaitable[None]]
@@ -132,7 +132,7 @@ class StorageService:
 
     def answer(
         self, connection: FramedConnection, command: int, flags: int, body: bytes
-    ) -> bytes | None:
+    ) -> bytes | bytearray | None:
         """The response to a request that has arrived whole; None: `serve` is to see to it."""
         handler = self._at_once.get(command)
         sync = None if handler is not None else self._sync_at_once.get(command)

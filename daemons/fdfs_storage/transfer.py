@@ -18,6 +18,7 @@ CHUNK = 512 << 10
 """Piece of larger contents: one receive buffer per transfer, one thread hop per piece. Twice as
 much gains nothing, half as much costs a third more CPU time."""
 _PAGE_CACHE_ONLY = getattr(os, "RWF_NOWAIT", 0)
+_without_flag: set[int] = set()
 
 
 def crc32(data: bytes | bytearray | memoryview, start: int = 0) -> int:
@@ -59,29 +60,25 @@ async def receive_content(
         await trio.to_thread.run_sync(write, piece, offset + received.length)
 
 
-def read_cached(fd: int, offset: int, count: int) -> bytes | None:
-    """Up to *count* bytes if the page cache has them, else None or less. Raises OSError.
+def read_cached(fd: int, buffer: memoryview, offset: int, device: int) -> int:
+    """Read from *offset* on what the page cache has; how many bytes that are. Raises OSError.
 
-    Less is also what a file gives that ends before.
+    Fewer than *buffer* takes when the disk has them, or when the file ends before.
+
+    Args:
+        device: of the file system. Of one that knows no such reading, as tmpfs, which never
+            waits, that is remembered.
     """
-    buffer = bytearray(count)
-    try:
-        got = os.preadv(fd, [buffer], offset, _PAGE_CACHE_ONLY)
-    except BlockingIOError:
-        return None
-    except OSError as exc:
-        if exc.errno != errno.EOPNOTSUPP:
-            raise
-        return os.pread(fd, count, offset)  # tmpfs: never waits, and so has no such flag
-    return bytes(memoryview(buffer)[:got])
-
-
-async def read_range(fd: int, offset: int, count: int) -> bytes:
-    """Up to *count* bytes of *fd*, less where the file ends; in a thread if the disk has them."""
-    content = read_cached(fd, offset, count)
-    if content is not None and len(content) == count:
-        return content
-    return await trio.to_thread.run_sync(os.pread, fd, count, offset)
+    if device not in _without_flag:
+        try:
+            return os.preadv(fd, (buffer,), offset, _PAGE_CACHE_ONLY)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:
+                raise
+            _without_flag.add(device)
+    return os.preadv(fd, (buffer,), offset)
 
 
 def file_crc32(path: str) -> int:

@@ -48,9 +48,7 @@ _HEX = tuple(f"{number:02X}" for number in range(256))
 _STORE_PATHS = tuple(f"M{number:02X}/" for number in range(256))
 _STORE_PATH_INDEX = {text: number for number, text in enumerate(_STORE_PATHS)}
 _GROUP = re.compile(r"[A-Za-z0-9]{1,16}\Z")
-_USUAL_NAME = re.compile(
-    r"M[0-9A-F]{2}/[0-9A-F]{2}/[0-9A-F]{2}/[A-Za-z0-9_-][A-Za-z0-9._-]*\Z"
-)
+_USUAL_NAME = re.compile(r"M[0-9A-F]{2}/[0-9A-F]{2}/[0-9A-F]{2}/[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
 # Blanks and control characters would break the lines of the binlog; no storage makes such names.
 _RELATIVE = re.compile(r"[0-9A-F]{2}/[0-9A-F]{2}/[!-.0-~]+\Z")
 EXTENSION = re.compile(r"[A-Za-z0-9._-]{0,6}\Z")

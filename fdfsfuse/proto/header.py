@@ -44,6 +44,11 @@ def pack_header(length: int, command: int, status: int = 0) -> bytes:
     return _HEADER.pack(length, command, status)
 
 
+def pack_header_into(packet: bytearray, length: int, command: int, status: int = 0) -> None:
+    """`pack_header` at the start of *packet*."""
+    _HEADER.pack_into(packet, 0, length, command, status)
+
+
 def pack_response(body: bytes = b"", status: int = 0) -> bytes:
     """A whole response. An error response never has a body."""
     return _HEADER.pack(len(body), RESPONSE, status) + body

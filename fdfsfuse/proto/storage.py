@@ -32,6 +32,7 @@ code command          request               response
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -104,8 +105,12 @@ def decode_file_name(raw: bytes) -> str:
         raise ProtocolError(f"file name {raw!r} is not ASCII") from exc
 
 
+@functools.lru_cache(maxsize=256)
 def decode_extension(field: bytes) -> str:
-    """The text of an extension field. Raises ProtocolError when it has a character of no name."""
+    """The text of an extension field. Raises ProtocolError when it has a character of no name.
+
+    A server sees few different ones: the text comes from a cache.
+    """
     text = unpack_text(field)
     if not EXTENSION.match(text):
         raise ProtocolError(f"bad extension {text!r}")
@@ -131,7 +136,7 @@ class FileRequest(NamedTuple):
         if len(body) <= GROUP_NAME_SIZE:
             raise ProtocolError(f"body of {len(body)} bytes has no file name")
         return cls(
-            unpack_text(body[:GROUP_NAME_SIZE]),
+            unpack_group(body[:GROUP_NAME_SIZE]),
             decode_file_name(body[GROUP_NAME_SIZE:].rstrip(b"\0")),
         )
 
@@ -263,23 +268,22 @@ class SetMetadata(NamedTuple):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Download:
-    """Body of 14: offset 8, count 8 (0: to the end), group 16, name.
+class Download(NamedTuple):
+    """Body of 14: offset 8, length 8 (0: to the end), group 16, name.
 
-    A count beyond the end is cut. An offset at or beyond the end is refused, so an empty file
+    A length beyond the end is cut. An offset at or beyond the end is refused, so an empty file
     cannot be downloaded.
     """
 
     group: str
     name: str
     offset: int = 0
-    count: int = 0
+    length: int = 0
 
     def encode(self) -> bytes:
         """The body."""
         group = pack_text(self.group, GROUP_NAME_SIZE)
-        return _DOWNLOAD.pack(self.offset, self.count, group) + self.name.encode("ascii")
+        return _DOWNLOAD.pack(self.offset, self.length, group) + self.name.encode("ascii")
 
     @classmethod
     def decode(cls, body: bytes) -> Download:
@@ -287,10 +291,11 @@ class Download:
         fixed = _DOWNLOAD.size
         if len(body) <= fixed:
             raise ProtocolError(f"download request of {len(body)} bytes is too short")
-        offset, count, group = _DOWNLOAD.unpack_from(body)
-        if offset < 0 or count < 0:
-            raise ProtocolError(f"download of {count} bytes at {offset}")
-        return cls(unpack_group(group), decode_file_name(body[fixed:].rstrip(b"\0")), offset, count)
+        offset, length, group = _DOWNLOAD.unpack_from(body)
+        if offset < 0 or length < 0:
+            raise ProtocolError(f"download of {length} bytes at {offset}")
+        name = decode_file_name(body[fixed:].rstrip(b"\0"))
+        return cls(unpack_group(group), name, offset, length)
 
 
 def pack_file_info(size: int, mtime: int, crc32: int, ip_field: bytes) -> bytes:

@@ -261,13 +261,6 @@ class FramedConnection:
 
     # --- sending ----------------------------------------------------------------------------
 
-    def send_nowait(self, data: bytes) -> int:
-        """Send as much of *data* as the kernel takes now. Raises OSError."""
-        try:
-            return self.sock.send(data)
-        except BlockingIOError:
-            return 0
-
     async def send(self, data: bytes | bytearray | memoryview, flags: int = 0) -> None:
         """Send all of *data*; returns when the kernel has it. *flags* as for send(2).
 

@@ -12,9 +12,9 @@ How the hub waits:
 - *idle*: its task waits until the epoll object is readable, like any other trio task;
 - *busy*: from the first request until none came for some milliseconds, it serves from trio's
   ``before_io_wait`` hook, that is, when trio is about to sleep. It sleeps there itself, until
-  a request arrives or something that trio waits for: trio's own epoll object tells. It never stays
-  past trio's next deadline or when an answer made a task runnable. Trio has computed its timeout
-  by then, so it has to be woken in these cases.
+  a request arrives or something that trio waits for: trio's own epoll object, which is in ours
+  meanwhile, tells. It never stays past trio's next deadline or when an answer made a task runnable.
+  Trio has computed its timeout by then, so it has to be woken in these cases.
 
 The second way asks trio for something that is not public (`_inside_trio`); where a version of trio
 does not have it, the first way is the only one, and costs one pass per wake-up.
@@ -23,7 +23,6 @@ does not have it, the first way is the only one, and costs one pass per wake-up.
 from __future__ import annotations
 
 import logging
-import math
 import select
 import struct
 import time
@@ -36,7 +35,7 @@ from fdfsfuse.server.connection import FramedConnection
 
 logger = logging.getLogger(__name__)
 
-Answer = Callable[[FramedConnection, int, int, bytes], bytes | None]
+Answer = Callable[[FramedConnection, int, int, bytes], "bytes | bytearray | None"]
 """(connection, command, status field, body) -> the whole response; None: hand the connection over
 as if the request had not been looked at. Must not wait, and must not need a current task."""
 HandOver = Callable[[FramedConnection, bytes, bool], None]
@@ -49,7 +48,7 @@ _TURN = 64
 """Connections served before others on the loop get their turn."""
 _PIPELINED = 16
 """Requests of one connection that are answered in one turn."""
-_LINGER_MS = 5
+_LINGER_S = 0.005
 _HEADER = struct.Struct(">qBB")
 
 
@@ -83,8 +82,9 @@ class Hub(trio.abc.Instrument):
         self._buffer = memoryview(bytearray(BUFFER_SIZE))
         self._busy = False
         self._quiet = trio.Event()
-        self._either = select.epoll()
-        self._either.register(self._epoll.fileno(), select.EPOLLIN)
+        self._trio_epoll: select.epoll
+        self._trio_fd = -1
+        self._trio_is_ready = False
         self._runnable: Sized = ()
         self._token: trio.lowlevel.TrioToken
 
@@ -107,16 +107,15 @@ class Hub(trio.abc.Instrument):
         self._token = trio.lowlevel.current_trio_token()
         inside = _inside_trio()
         if inside is not None:
-            trio_fd, self._runnable = inside
-            self._either.register(trio_fd, select.EPOLLIN)
+            self._trio_epoll, self._runnable = inside
+            self._trio_fd = self._trio_epoll.fileno()
             trio.lowlevel.add_instrument(self)
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-                self._serve_ready()
+                self._serve_ready(0)
                 if inside is not None:
-                    self._busy = True
-                    self._quiet = trio.Event()
+                    self._become_busy()
                     await self._quiet.wait()
         finally:
             self._busy = False
@@ -126,6 +125,19 @@ class Hub(trio.abc.Instrument):
                 self._end(connection)
             self._epoll.close()
 
+    def _become_busy(self) -> None:
+        # Trio leaves a descriptor that nobody waits for in its epoll object, switched off, and two
+        # of these cannot be in each other. It adds ours again by itself.
+        self._trio_epoll.unregister(self._epoll.fileno())
+        self._epoll.register(self._trio_fd, select.EPOLLIN)
+        self._busy = True
+        self._quiet = trio.Event()
+
+    def _become_idle(self) -> None:
+        self._epoll.unregister(self._trio_fd)
+        self._busy = False
+        self._quiet.set()  # our task waits for the next request
+
     def before_io_wait(self, timeout: float) -> None:
         """Trio is about to sleep for *timeout* seconds: serve meanwhile."""
         if self._busy:
@@ -134,34 +146,36 @@ class Hub(trio.abc.Instrument):
             except Exception:
                 # Trio would drop an instrument that raises, and nobody would serve any more.
                 logger.exception("error in the hub; it goes on as when it is idle")
-                self._busy = False
-                self._quiet.set()
+                self._become_idle()
 
     def _serve_while_trio_waits(self, timeout: float) -> None:
         if timeout <= 0:
-            self._serve_ready()
+            self._serve_ready(0)
             return
         deadline = time.monotonic() + timeout
-        linger_ms = min(_LINGER_MS, math.ceil(timeout * 1000))
+        linger_s = min(_LINGER_S, timeout)
         while not self._runnable:
-            ready = self._either.poll(linger_ms / 1000)
-            if ready:
-                if len(ready) > 1 or ready[0][0] != self._epoll.fileno():
-                    return  # trio has something, and will find us again afterwards
-                self._serve_ready()
+            ready = self._serve_ready(linger_s)
+            if ready and self._trio_is_ready:
+                return  # trio has something, and will find us again afterwards
             if time.monotonic() >= deadline:
                 break
             if not ready:
-                self._busy = False
-                self._quiet.set()  # our task waits for the next request
+                self._become_idle()
         self._token.run_sync_soon(_nothing)
 
-    def _serve_ready(self) -> None:
+    def _serve_ready(self, wait_s: float) -> int:
+        """Serve who has something, after *wait_s* at most; how many there were."""
         parked = self._parked
-        for fd, _ in self._epoll.poll(0, _TURN):
+        self._trio_is_ready = False
+        ready = self._epoll.poll(wait_s, _TURN)
+        for fd, _ in ready:
             connection = parked.get(fd)
             if connection is not None:
                 self._serve(connection)
+            elif fd == self._trio_fd:
+                self._trio_is_ready = True
+        return len(ready)
 
     def _serve(self, connection: FramedConnection) -> None:
         try:
@@ -173,70 +187,69 @@ class Hub(trio.abc.Instrument):
         if not count:
             self._end(connection)
             return
-        pos = 0
-        responses: list[bytes] = []
-        last = False
         try:
-            pos, last = self._answer_all(connection, count, responses)
-            if responses:
-                response = responses[0] if len(responses) == 1 else b"".join(responses)
-                sent = connection.send_nowait(response)
-                if sent != len(response):
-                    self._release(connection, self._buffer[pos:count], response[sent:], last=last)
-                    return
+            response, used, last = self._answer_all(connection, count)
+            sent = 0
+            if response:
+                try:
+                    sent = connection.sock.send(response)
+                except BlockingIOError:
+                    pass
         except OSError:
             self._end(connection)
         except Exception:
             logger.exception("error while serving %s; its connection is closed", connection.peer_ip)
             self._end(connection)
         else:
-            if last or pos != count:
-                self._release(connection, self._buffer[pos:count], last=last)
+            if last or used != count or sent != len(response):
+                self._release(connection, self._buffer[used:count], response[sent:], last=last)
 
     def _answer_all(
-        self, connection: FramedConnection, count: int, responses: list[bytes]
-    ) -> tuple[int, bool]:
-        """Answer what is in the first *count* bytes of the buffer, as far as that goes: (bytes
-        used, the connection is to be ended).
+        self, connection: FramedConnection, count: int
+    ) -> tuple[bytes | bytearray, int, bool]:
+        """Answer what is in the first *count* bytes of the buffer, as far as that goes: (answers,
+        bytes used, the connection is to be ended).
 
         The answers are sent in one go, since each packet wakes the client.
         """
-        answer = self._answer
+        answer, buffer = self._answer, self._buffer
+        response: bytes | bytearray = b""
         pos = 0
         if answer is None:
-            return pos, False
+            return response, pos, False
         for _ in range(_PIPELINED):
             if count - pos < HEADER_SIZE:
                 break
-            length, command, status = _HEADER.unpack_from(self._buffer, pos)
+            length, command, status = _HEADER.unpack_from(buffer, pos)
             start = pos + HEADER_SIZE
-            if not 0 <= length <= count - start:
+            end = start + length
+            if not start <= end <= count:
                 break
-            body = bytes(self._buffer[start : start + length])
             try:
-                response = answer(connection, command, status, body)
+                one = answer(connection, command, status, bytes(buffer[start:end]))
             except EndConnection as exc:
-                responses.append(exc.response)
-                return count, True
-            if response is None:
+                return response + exc.response, count, True
+            if one is None:
                 break
-            responses.append(response)
-            pos = start + length
+            response = response + one if pos else one
+            pos = end
             connection.requests += 1
             connection.reading_since = 0.0
-        return pos, False
+            if pos == count:
+                break
+        return response, pos, False
 
     def _release(
         self,
         connection: FramedConnection,
         received: memoryview,
-        unsent: bytes = b"",
+        unsent: bytes | bytearray = b"",
         *,
         last: bool = False,
     ) -> None:
         self._forget(connection)
         connection.put_back(bytes(received))
-        self._hand_over(connection, unsent, last)
+        self._hand_over(connection, bytes(unsent), last)
 
     def _end(self, connection: FramedConnection) -> None:
         self._forget(connection)
@@ -254,12 +267,12 @@ def _nothing() -> None:
     """Wakes trio."""
 
 
-def _inside_trio() -> tuple[int, Sized] | None:
-    """(trio's epoll descriptor, its queue of runnable tasks), or None if this trio has neither."""
+def _inside_trio() -> tuple[select.epoll, Sized] | None:
+    """(trio's epoll object, its queue of runnable tasks), or None if this trio has neither."""
     try:
         from trio._core._run import GLOBAL_RUN_CONTEXT
 
         runner = GLOBAL_RUN_CONTEXT.runner
-        return runner.io_manager._epoll.fileno(), runner.runq
+        return runner.io_manager._epoll, runner.runq
     except (ImportError, AttributeError):
         return None

@@ -123,7 +123,7 @@ class MemoryStorage:
         if request.offset >= len(content):
             await connection.answer(status=errno.EINVAL)
             return False
-        end = request.offset + request.count if request.count else len(content)
+        end = request.offset + request.length if request.length else len(content)
         part = content[request.offset : end]
         if self.cuts:
             start = part[: self.cuts.pop(0)]
