@@ -100,11 +100,13 @@ class StorageApp:
             place.source_in_names,
             ReservedSpace.parse(place.parameters.reserved_storage_space),
             prefer_most_free=place.parameters.store_path == 2,
+            trunk_file_size=place.parameters.trunk_file_size,
         )
         self._replication = Replication(
             store,
             config,
             port=self.port,
+            old_port=identity.last_server_port,
             by_id=place.parameters.use_storage_id,
             names_directory=lambda: self._names.directory,
         )

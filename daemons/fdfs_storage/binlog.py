@@ -59,6 +59,7 @@ class Binlog:
         """
         directory = base_path / "data" / "sync"
         directory.mkdir(parents=True, exist_ok=True)
+        _end_compression(directory)
         index, compress_index = _read_index(directory)
         binlog = cls(directory, index, compress_index)
         binlog._cut_torn_line()
@@ -185,6 +186,23 @@ def binlog_path(directory: Path, index: int) -> Path:
     return directory / f"binlog.{index:03d}"
 
 
+def _numbers(directory: Path) -> list[int]:
+    """Numbers of the files that are there, not compressed."""
+    names = [path.suffix[1:] for path in directory.glob("binlog.*")]
+    return [int(name) for name in names if name.isdigit()]
+
+
+def _end_compression(directory: Path) -> None:
+    """Undo what a C server that crashed was doing: of a file and its ``.gz`` one is not whole."""
+    for flag in directory.glob(".binlog.*.flag"):
+        plain = directory / flag.name[1 : -len(".flag")]
+        packed = plain.with_name(plain.name + ".gz")
+        if plain.exists() and packed.exists():
+            unpacking = flag.read_bytes().strip() == b"unzip"
+            (plain if unpacking else packed).unlink()
+        flag.unlink()
+
+
 def _lines(directory: Path, index: int, offset: int) -> Iterator[tuple[bytes, int]]:
     """Whole lines of one file from *offset*, each with the offset behind it."""
     path = binlog_path(directory, index)
@@ -199,11 +217,18 @@ def _lines(directory: Path, index: int, offset: int) -> Iterator[tuple[bytes, in
 
 
 def _read_index(directory: Path) -> tuple[int, int]:
-    """(current_write, current_compress); 0, 0 when there is no index yet."""
+    """(current_write, current_compress); 0, 0 when there is no binlog yet.
+
+    Without the index, that of FastDFS before V6 counts, or the newest file.
+    """
     try:
         text = (directory / "binlog_index.dat").read_text("ascii", "replace")
     except FileNotFoundError:
-        return 0, 0
+        try:
+            number = (directory / "binlog.index").read_text("ascii", "replace").strip()
+        except FileNotFoundError:
+            return max(_numbers(directory), default=0), 0
+        text = f"current_write={number}"
     values = dict(line.replace(" ", "").partition("=")[::2] for line in text.splitlines())
     numbers = [values.get(key, "0") for key in ("current_write", "current_compress")]
     if not all(number.isdigit() for number in numbers):

@@ -26,6 +26,8 @@ class Paths:
         self.count = len(store_paths)
         self.data = [f"{path}/data/" for path in store_paths]
         self.unnamed = [directories.supports_unnamed_files(path) for path in store_paths]
+        self.trunk_file_size = 0
+        """Bytes of a new trunk file, which is sparse: a C server may take over the store path."""
         self._temporary_number = 0
 
     def of(self, location: Location) -> str:
@@ -53,7 +55,9 @@ class Paths:
     def slot(self, location: Location) -> SlotPlace | None:
         """The place of an object that a C server put into a trunk file; None for all others."""
         found = find_slot(location)
-        return None if found is None else SlotPlace(os.path.dirname(self.of(location)), found)
+        if found is None:
+            return None
+        return SlotPlace(os.path.dirname(self.of(location)), found, self.trunk_file_size)
 
     def temporary(self, index: int) -> str:
         """A free path for a temporary file on store path *index*."""

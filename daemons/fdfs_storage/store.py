@@ -164,7 +164,12 @@ class Store:
         self.binlog.close()
 
     def configure(
-        self, source: str, reserved: ReservedSpace, *, prefer_most_free: bool = False
+        self,
+        source: str,
+        reserved: ReservedSpace,
+        *,
+        prefer_most_free: bool = False,
+        trunk_file_size: int = 0,
     ) -> None:
         """Set what the tracker decides.
 
@@ -173,9 +178,11 @@ class Store:
             reserved: space that uploads must leave free.
             prefer_most_free: the storage chooses the path with most free space for uploads that
                 name none (store_path=2), instead of taking turns.
+            trunk_file_size: bytes, of a trunk file that a C storage begins.
         """
         self._naming.configure(source, prefer_most_free=prefer_most_free)
         self._space.reserved = reserved
+        self.paths.trunk_file_size = trunk_file_size
 
     # --- where things are -------------------------------------------------------------------
 

@@ -23,10 +23,11 @@ _PIECE = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class SlotPlace:
-    """A slot of a trunk file in *directory*."""
+    """A slot of a trunk file in *directory*. ``file_size``: bytes of a trunk file that is made."""
 
     directory: str
     slot: TrunkSlot
+    file_size: int = 0
 
     @property
     def start(self) -> int:
@@ -91,7 +92,7 @@ class SlotPlace:
         try:
             pwrite_all(fd, bytes(SLOT_HEADER_SIZE), self.slot.offset)
             pwrite_all(fd, content, self.start)
-            end = self.slot.offset + self.slot.slot_size
+            end = max(self.slot.offset + self.slot.slot_size, self.file_size)
             if os.fstat(fd).st_size < end:
                 os.ftruncate(fd, end)
         finally:

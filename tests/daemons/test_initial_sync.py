@@ -8,6 +8,8 @@ from pathlib import Path
 
 import trio
 
+from fdfs_storage.binlog import BinlogPosition
+from fdfs_storage.replication.mark_files import BootNote, MarkFiles
 from fdfsfuse.proto.changelog import ChangelogLine
 from fdfsfuse.proto.cluster import SyncSource
 from fdfsfuse.proto.mark import Mark
@@ -142,6 +144,23 @@ async def test_a_mark_follows_its_peer_to_another_id(tmp_path: Path) -> None:
             a.members.on_changelog(ChangelogLine(1, "group1", "2", S.IP_CHANGED, "4"))
             assert not mark_path(tmp_path / "a", "2").exists()
             assert mark_path(tmp_path / "a", "4").exists()
+
+
+def test_marks_follow_the_port_of_their_storage(tmp_path: Path) -> None:
+    mark = Mark(0, 5)
+    MarkFiles(tmp_path, 23000, by_id=False).save("10.0.0.2", mark)
+    MarkFiles(tmp_path, 23000, by_id=False).save_boot(
+        "10.0.0.2", BootNote("b", BinlogPosition(0, 5))
+    )
+    moved = MarkFiles(tmp_path, 24000, by_id=False)
+    moved.take_from_port(23000)
+    assert moved.load("10.0.0.2", "10.0.0.2") == mark
+    assert moved.load_boot("10.0.0.2") is not None
+    moved.take_from_port(24000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "10.0.0.2_24000.boot",
+        "10.0.0.2_24000.mark",
+    ]
 
 
 async def test_marks_that_are_of_no_use(tmp_path: Path) -> None:

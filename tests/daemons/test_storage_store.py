@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import random
 import time
@@ -332,6 +333,35 @@ class TestBinlog:
         binlog = Binlog.open(tmp_path)
         binlog.append(b"1 L  M00/00/00/target\n2 l \n3 C M00/00/00/file\n")
         assert [record.timestamp for record, _ in binlog.read(BinlogPosition(0, 0))] == [3]
+        binlog.close()
+
+    @pytest.mark.parametrize(("old_index", "current"), [("1\n", 1), (None, 2)])
+    def test_without_its_index(self, tmp_path: Path, old_index: str | None, current: int) -> None:
+        """Before V6 the index was another file."""
+        directory = tmp_path / "data/sync"
+        directory.mkdir(parents=True)
+        for number in range(3):
+            (directory / f"binlog.{number:03d}").write_text(f"{number} C M00/00/00/file\n")
+        if old_index is not None:
+            (directory / "binlog.index").write_text(old_index)
+        binlog = Binlog.open(tmp_path)
+        assert binlog.position == BinlogPosition(current, 19)
+        binlog.close()
+
+    @pytest.mark.parametrize("work", [b"zip", b"unzip"])
+    def test_a_compression_that_broke_off(self, tmp_path: Path, work: bytes) -> None:
+        directory = tmp_path / "data/sync"
+        directory.mkdir(parents=True)
+        lines = b"1 C M00/00/00/file\n2 C M00/00/00/file\n"
+        plain, packed = directory / "binlog.000", directory / "binlog.000.gz"
+        plain.write_bytes(lines if work == b"zip" else lines[:25])
+        packed.write_bytes(gzip.compress(lines)[: 10 if work == b"zip" else None])
+        (directory / ".binlog.000.flag").write_bytes(work)
+        (directory / "binlog_index.dat").write_text("current_write=1\ncurrent_compress=0\n")
+        binlog = Binlog.open(tmp_path)
+        assert [record.timestamp for record, _ in binlog.read(BinlogPosition(0, 0))] == [1, 2]
+        assert plain.exists() != packed.exists()
+        assert not (directory / ".binlog.000.flag").exists()
         binlog.close()
 
     def test_the_next_file_is_begun(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

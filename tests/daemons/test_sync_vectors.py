@@ -11,10 +11,14 @@ from pathlib import Path
 import trio
 
 from fdfs_storage.binlog import BinlogPosition
+from fdfsfuse.core.config import ReservedSpace
+from fdfsfuse.proto.cluster import Brief
 from fdfsfuse.proto.header import HEADER_SIZE
 from fdfsfuse.proto.sync import FileHead
+from fdfsfuse.proto.tracker import ServerStatus
 from tests.common.vectors import CLUSTER, named
 from tests.daemons.storage_server import GROUP, Client, StorageServer, make_config, run_storage
+from tests.daemons.sync_pair import run_node
 from tests.daemons.trunk_file import trunk_name
 
 HELLO = "M00/00/00/fwAAFWsC6S-AbOvlAAAADcRYHyQ154.txt"
@@ -107,6 +111,31 @@ async def test_content_that_does_not_fit_its_name(tmp_path: Path) -> None:
         assert await c.create(HELLO, b"hello fastdfs") == 0
         assert await c.create(HELLO, b"hello") == errno.EEXIST  # the better one stays
         assert c.lines().count(f"c {HELLO}") == 5
+
+
+async def test_a_trunk_file_has_its_full_size(tmp_path: Path) -> None:
+    """Sparse, as a C server makes it that may take over the store path."""
+    async with peer(tmp_path) as c:
+        c.server.store.configure("127.0.0.11", ReservedSpace(1), trunk_file_size=4 << 20)
+        await c.send("sync_create_trunk_file")
+        info = c.path("M00/00/00/000001").stat()
+        assert info.st_size == 4 << 20
+        assert info.st_blocks * 512 < 64 << 10
+
+
+async def test_who_sends_is_told_by_its_address(tmp_path: Path) -> None:
+    """C storages send on several connections, and say who they are (9) on the first one only."""
+    async with run_node(tmp_path, "1") as node, node.connect() as client:
+        head = FileHead(HELLO, 13, 1_700_000_000, GROUP).encode()
+        node.members.set(Brief(ServerStatus.ACTIVE, 23000, "1", "127.0.0.9"))
+        node.members.set(Brief(ServerStatus.ACTIVE, 23000, "2", "127.0.0.1"))
+        assert await client.call(16, head + b"hello fastdfs") == (0, b"")
+        assert node.replication.receiver.timestamps == {"2": 1_700_000_000}
+    async with run_node(tmp_path, "1") as node, node.connect() as client:
+        # Two on one machine cannot be told apart.
+        node.members.set(Brief(ServerStatus.ACTIVE, 23001, "2", "127.0.0.1"))
+        assert await client.call(16, head + b"hello fastdfs") == (errno.EEXIST, b"")
+        assert node.replication.receiver.timestamps == {}
 
 
 async def test_metadata_and_deletions(tmp_path: Path) -> None:

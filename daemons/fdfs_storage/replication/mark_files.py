@@ -22,6 +22,7 @@ from fdfsfuse.proto.mark import MARK_SUFFIX, Mark, mark_name
 logger = logging.getLogger(__name__)
 
 
+_BOOT_SUFFIX = ".boot"
 _BEGIN = BinlogPosition(0, 0)
 
 
@@ -53,6 +54,16 @@ class MarkFiles:
     def path(self, peer_id: str) -> Path:
         """The mark file of a peer."""
         return self._directory / mark_name(peer_id, self._own_port, by_id=self._by_id)
+
+    def take_from_port(self, old_port: int) -> None:
+        """This storage listened on another port before, which names of marks by ip carry."""
+        if self._by_id or old_port in (0, self._own_port):
+            return
+        for suffix in (MARK_SUFFIX, _BOOT_SUFFIX):
+            for path in self._directory.glob(f"*_{old_port}{suffix}"):
+                peer_id = path.name[: -len(f"_{old_port}{suffix}")]
+                path.rename(path.with_name(f"{peer_id}_{self._own_port}{suffix}"))
+                logger.info("%s: the port is %d now", path.name, self._own_port)
 
     def load(self, peer_id: str, peer_ip: str) -> Mark | None:
         """The mark of a peer; None when there is none, or it is damaged. Raises OSError."""
@@ -123,4 +134,4 @@ class MarkFiles:
 
     def _boot_path(self, peer_id: str) -> Path:
         path = self.path(peer_id)
-        return path.with_name(path.name[: -len(MARK_SUFFIX)] + ".boot")
+        return path.with_name(path.name[: -len(MARK_SUFFIX)] + _BOOT_SUFFIX)

@@ -50,7 +50,7 @@ class Replication:
     """Receives the changes of peers and pushes ours.
 
     Args:
-        port: of this storage; part of the names of mark files.
+        port: of this storage; part of the names of mark files. old_port: that of its last run.
         by_id: the cluster uses storage ids.
         names_directory: tells where this storage keeps names, None if it does not (yet).
 
@@ -66,6 +66,7 @@ class Replication:
         config: StorageConfig,
         *,
         port: int,
+        old_port: int = 0,
         by_id: bool,
         names_directory: Callable[[], Path | None],
         boot_id: str | None = None,
@@ -81,6 +82,7 @@ class Replication:
         self._config = config
         directory = store.binlog.directory
         self._marks = MarkFiles(directory, port, by_id=by_id)
+        self._marks.take_from_port(old_port)
         self._members: Members | None = None
         self._nursery: trio.Nursery | None = None
         self._progress = trio.Event()
@@ -100,11 +102,10 @@ class Replication:
         members.add_observer(self._members_changed)
 
     def _member_at(self, ip: str) -> str:
-        if self._members is not None:
-            for brief in self._members.members:
-                if ip in brief.ip.split(","):
-                    return brief.storage_id
-        return ""
+        """The id of the member at *ip*, '' when there is none, or more than one."""
+        members = self._members.members if self._members is not None else ()
+        found = [brief.storage_id for brief in members if ip in brief.ip.split(",")]
+        return found[0] if len(found) == 1 else ""
 
     # --- running ------------------------------------------------------------------------------
 
