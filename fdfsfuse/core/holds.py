@@ -152,6 +152,10 @@ class Recalls(Generic[_M]):
             if recall.session != session:
                 self._attach(recall, change)
 
+    def anything_unknown(self, session: int) -> bool:
+        """Whether it is unknown what any session but this one holds."""
+        return any(recall.session != session for recall in self._everything)
+
     def _attach(self, recall: Recall[_M], change: Waiting) -> None:
         recall.changes.append(change)
         change.recalls += 1

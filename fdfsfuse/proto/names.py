@@ -58,6 +58,7 @@ from fdfsfuse.proto.names_answers import (
     PathList,
     Recall,
     Renamed,
+    Reserved,
     SessionOpened,
     Space,
     TruncateObject,
@@ -71,8 +72,10 @@ from fdfsfuse.proto.names_calls import (
     CloseSession,
     CommitWrite,
     Create,
+    CreateFile,
     FormerOutcome,
     GetAttr,
+    Grant,
     Holds,
     KeepAlive,
     Link,
@@ -90,6 +93,7 @@ from fdfsfuse.proto.names_calls import (
     Remove,
     RemoveXattr,
     Rename,
+    ReserveInodes,
     SetAttr,
     SetXattr,
     StatFs,
@@ -104,10 +108,12 @@ __all__ = [
     "CloseSession",
     "CommitWrite",
     "Create",
+    "CreateFile",
     "DirEntry",
     "Done",
     "FormerOutcome",
     "GetAttr",
+    "Grant",
     "Holds",
     "KeepAlive",
     "Link",
@@ -136,6 +142,8 @@ __all__ = [
     "RemoveXattr",
     "Rename",
     "Renamed",
+    "ReserveInodes",
+    "Reserved",
     "SessionOpened",
     "SetAttr",
     "SetXattr",
@@ -150,8 +158,8 @@ __all__ = [
 ]
 
 VERSION = 4
-"""4: a storage heeds ``based_on``. 3: it answers `FormerOutcome`. 2: sessions hold what they were
-told, and are recalled. 1: they never rely on anything."""
+"""4: a storage heeds ``based_on``, and grants directories. 3: it answers `FormerOutcome`.
+2: sessions hold what they were told, and are recalled. 1: they never rely on anything."""
 
 QUERY_VIEW = 128
 OPEN_SESSION = 129
@@ -198,6 +206,7 @@ ReadRequest = (
     | Holds
     | Recalled
     | FormerOutcome
+    | Grant
 )
 ChangeRequest = (
     Create
@@ -215,6 +224,8 @@ ChangeRequest = (
     | CommitWrite
     | Truncate
     | CloseSession
+    | ReserveInodes
+    | CreateFile
 )
 Request = ReadRequest | ChangeRequest
 Push = NotPrimaryAnyMore | Recall
@@ -234,6 +245,7 @@ ANSWERS: dict[type, type] = {
     KeepAlive: Done,
     Holds: Done,
     FormerOutcome: Outcome,
+    Grant: Done,
     Create: Attr,
     Remove: Attr,
     Rename: Renamed,
@@ -249,6 +261,8 @@ ANSWERS: dict[type, type] = {
     CommitWrite: Attr,
     Truncate: Attr,
     CloseSession: Done,
+    ReserveInodes: Reserved,
+    CreateFile: Attr,
 }
 """The answer struct of each request."""
 

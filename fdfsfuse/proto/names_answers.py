@@ -116,6 +116,13 @@ class ObjectMade(Message, frozen=True):
     view: int
 
 
+class Reserved(Message, frozen=True):
+    """The numbers ``first`` .. ``first + count - 1``."""
+
+    first: int
+    count: int
+
+
 class Done(Message, frozen=True):
     """The answer that says nothing but success."""
 
@@ -138,6 +145,10 @@ class Recall(Message, tag=2, frozen=True):
     content changed. ``names``: (directory, name) of entries that came, went or point elsewhere; the
     directory is in ``attrs``. ``unused``: inodes that the storage would like to be rid of.
     ``everything``: the storage does not know what the session holds (it was restarted).
+
+    A recall of ``grants`` (directories; ``all_grants``: whatever the session may have) names
+    nothing else, and does not take away what is held. Before it is confirmed the session has told
+    of all files that it has made there (`CreateFile`) and got the answers.
     """
 
     number: int
@@ -146,6 +157,8 @@ class Recall(Message, tag=2, frozen=True):
     names: list[tuple[int, bytes]]
     unused: list[int]
     everything: bool = False
+    grants: list[int] = []
+    all_grants: bool = False
 
 
 # --- plain exchanges -----------------------------------------------------------------------------

@@ -125,6 +125,17 @@ class FormerOutcome(Message, tag=13, frozen=True):
     id: int
 
 
+class Grant(Message, tag=14, frozen=True):
+    """-> Done: this session may make files in directory ``ino`` on its own, until that is recalled.
+
+    Such a file gets a number of `ReserveInodes` and is told to the storage by `CreateFile`, at the
+    latest when the grant is recalled. EAGAIN: not now, because another session holds the directory,
+    or because files inherit an ACL there. ENOENT, ENOTDIR, ESTALE.
+    """
+
+    ino: int
+
+
 # --- requests that change; each becomes one log record ------------------------------------------
 
 
@@ -313,3 +324,32 @@ class Truncate(Message, tag=45, frozen=True):
 
 class CloseSession(Message, tag=46, frozen=True):
     """End the session: its pending objects become garbage, its holds are dropped. -> Done."""
+
+
+class ReserveInodes(Message, tag=47, frozen=True):
+    """-> Reserved: ``count`` (1 .. 65,536) inode numbers for `CreateFile`, never used again."""
+
+    count: int
+
+
+class CreateFile(Message, tag=48, frozen=True):
+    """A regular file with name, attributes and content as they are to be. -> Attr.
+
+    What a mount has made under a `Grant` of ``parent``; without one it is a plain exclusive create.
+    ``ino`` is a reserved number, ``mode`` the permissions with nothing to be taken off.
+    ``parent_ns``: the times of the directory afterwards. ``data`` as in `StoreContent`.
+    EEXIST, ENOENT or ESTALE (parent deleted), ENOTDIR, ENAMETOOLONG, EPERM (a reserved name);
+    EINVAL when the number was not reserved or is in use.
+    """
+
+    parent: int
+    name: bytes
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    parent_ns: int
+    data: bytes

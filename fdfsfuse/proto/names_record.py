@@ -163,6 +163,23 @@ class ObjectRenamed(_Op, tag=77, frozen=True):
     new: str
 
 
+class MakeFile(_Op, tag=78, frozen=True):
+    """`names.CreateFile` with the name that was drawn for its object ('' without ``data``)."""
+
+    parent: int
+    name: bytes
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    parent_ns: int
+    data: bytes
+    file_id: str
+
+
 Op = (
     names.Create
     | names.Remove
@@ -183,6 +200,8 @@ Op = (
     | ObjectChanged
     | DropPending
     | ObjectRenamed
+    | MakeFile
+    | names.ReserveInodes
 )
 
 

@@ -80,6 +80,18 @@ def dump(tree: Tree) -> list[str]:
     return list(tree.state.db.iterdump())
 
 
+def make_file(tree: Tree, name: bytes, data: bytes) -> Make:
+    """A file that a mount made on its own, with a number that was reserved for it just before."""
+
+    def make() -> Op:
+        ino = tree.state.next_ino - 1
+        return tree.preparer.make_file(
+            names.CreateFile(ROOT, name, ino, 0o644, 0, 0, NOW, NOW, NOW, NOW, data)
+        )
+
+    return make
+
+
 def entries(tree: Tree) -> dict[bytes, tuple[int, str]]:
     rows = tree.state.db.execute(
         "SELECT name, size, ifnull(file_id, '') FROM dirent JOIN inode USING (ino)"
@@ -141,14 +153,20 @@ async def test_kill_at_each_step_of_a_batch(
         before_and_after(monkeypatch, tree.log, "append", snapshot)
         before_and_after(monkeypatch, effects, "perform", snapshot)
         before_and_after(monkeypatch, tree.state, "commit", snapshot)
-        makes = [create(b"new"), put(tree, b"new", b"new content"), put(tree, b"old", b"other")]
-        assert await together(tree, makes, 3) == [0, 0, 0]
+        makes = [
+            create(b"new"),
+            put(tree, b"new", b"new content"),
+            put(tree, b"old", b"other"),
+            names.ReserveInodes(10),
+            make_file(tree, b"made", b"whole"),
+        ]
+        assert await together(tree, makes, 3) == [0] * 5
         after = entries(tree)
     monkeypatch.undo()
     assert [moment for moment, _ in snapshots] == [
         "before append",
         "after append",
-        *["before perform", "after perform"] * 3,
+        *["before perform", "after perform"] * 5,
         "before commit",
         "after commit",
     ]
@@ -160,9 +178,12 @@ async def test_kill_at_each_step_of_a_batch(
                 assert tree.state.result(SESSION, 3) is None
             else:
                 assert entries(tree) == after
-                assert tree.state.result(SESSION, 5) is not None
+                assert tree.state.result(SESSION, 7) is not None
             assert len(tree.sessions) == 1
+            reserved = tree.state.db.execute("SELECT first, count FROM inode_block").fetchall()
+            assert reserved == ([] if moment == "before append" else [(4, 10)])
             assert await together(tree, [create(b"later")]) == [0]
+            assert tree.state.next_ino == (4 if moment == "before append" else 15)
 
 
 async def test_the_log_cut_at_each_byte_of_the_last_batch(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.daemons.test_names_crash import (
     check,
     create,
     dump,
+    make_file,
     objects_on_disk,
     put,
     together,
@@ -27,13 +28,14 @@ async def test_a_new_boot_brings_lost_objects_back(
     async with open_tree(tmp_path, names_garbage_grace_s=0.0) as tree:
         await together(tree, [create(b"a"), put(tree, b"a", b"old"), create(b"b")])
         await together(tree, [put(tree, b"a", b"new a"), put(tree, b"b", b"content of b")])
+        await together(tree, [names.ReserveInodes(1), make_file(tree, b"c", b"content of c")])
         ino = tree.state.db.execute("SELECT ino FROM dirent WHERE name = x'62'").fetchone()[0]
         request = names.SetXattr(ino, b"user.k", b"v", 0, NOW)
         await together(tree, [lambda: tree.preparer.set_xattr(request)])
         named = {row[0] for row in tree.state.db.execute("SELECT file_id FROM inode")} - {None}
         expected, state = objects_on_disk(tmp_path), dump(tree)
-    assert len(named) == 2
-    assert len(expected) == 4  # a, the old a (garbage), b, metadata of b
+    assert len(named) == 3
+    assert len(expected) == 5  # a, the old a (garbage), b, metadata of b, c
     for file_id in expected:
         path = tmp_path / "data" / file_id[4:]
         if how == "missing":
@@ -50,7 +52,7 @@ async def test_a_new_boot_brings_lost_objects_back(
     async with open_tree(tmp_path, run=False) as tree:
         assert dump(tree) == state
         check(tree, tmp_path)
-    assert "wrote 2 objects again" in caplog.text
+    assert "wrote 3 objects again" in caplog.text
     found = objects_on_disk(tmp_path)
     wanted = {name for name in expected if name in named or name.endswith("-m")}
     assert {name: found[name] for name in wanted} == {name: expected[name] for name in wanted}

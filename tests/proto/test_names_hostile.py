@@ -32,6 +32,7 @@ REQUESTS: list[names.Request] = [
     names.SetXattr(5, b"user.a", b"value", 0, 1),
     names.StoreContent(5, b"data" * 100, -1),
     names.NameObject(5, "M00/00/00/x", 1 << 40, 1),
+    names.CreateFile(1, b"name", 9, 0o644, 0, 0, 1, 2, 3, 4, b"data"),
 ]
 
 ABSURD = [

@@ -80,6 +80,8 @@ def test_changes() -> None:
         names.Create(1, b"\xff", 0o100644, 0, 0, -5),
         names_record.PutContent(3, "M00/x", 1, 2, True, None, b"m", True),
         names_record.PutContent(3, "M00/x", 1, 2, False, b"d", b""),
+        names_record.MakeFile(1, b"\xff", 9, 0o644, 0, 0, 1, -2, 3, 4, b"d", "M00/x"),
+        names.ReserveInodes(1024),
         names_record.PutXattr(3, b"user.a", None, "", None, 7),
         names_record.EndSession(5),
         names_record.Forget([1, 2], ["a", "b"]),

@@ -2,11 +2,14 @@
 
 A committed change goes through `Callbacks.committed` before its answer is given. When other
 sessions hold what it touched, each gets one `names.Recall` for the whole batch, and the answer
-waits until they have confirmed; see `fdfsfuse.core.holds` for when else it goes on. Reading never
-waits, not even for what is being recalled: it shows the committed state.
+waits until they have confirmed; see `fdfsfuse.core.holds` for when else it goes on. Reading does
+not wait for what is being recalled: it shows the committed state.
 
 After a restart it is unknown what the sessions hold. Each gets a recall of everything as soon as
 it has connected again, and changes by others wait for it, or for a lease from the start.
+
+Reading does wait for *grants* (`fdfsfuse.core.grants`): who is to be told of a directory in which
+another session makes files on its own waits until that one has told of them.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from fdfs_storage.names.touched import Touched, touched
+from fdfsfuse.core.grants import Grants, Revocation
 from fdfsfuse.core.holds import Holds, Recalls, Waiting
 from fdfsfuse.proto import names
 
@@ -33,6 +37,8 @@ HOLDS_MAX: Final = 400_000
 """Inodes that may be held, by all sessions together: about 40 MB."""
 _GIVE_UP: Final = 1024
 """How many are recalled at a time when there are more."""
+GRANTS_MAX: Final = 10_000
+_GRANTS_GIVEN_UP: Final = 100
 
 
 class Deferred(Waiting):
@@ -66,6 +72,10 @@ def _unused(inos: list[int], number: int) -> names.Recall:
     return names.Recall(number, [], [], [], inos)
 
 
+def _revoked(inos: list[int], number: int) -> names.Recall:
+    return names.Recall(number, [], [], [], [], grants=inos)
+
+
 class Callbacks:
     """See the module. *flush* sends what answers have left in the connections."""
 
@@ -76,6 +86,7 @@ class Callbacks:
         self._flush = flush
         self._holds = Holds(holds_max)
         self._recalls: Recalls[names.Recall] = Recalls()
+        self.grants = Grants(GRANTS_MAX)
         self._deferred: dict[tuple[int, int], Deferred] = {}
         self._given_up: list[tuple[Waiting, int]] = []
         self._wake = trio.Event()
@@ -116,6 +127,50 @@ class Callbacks:
         for number, inos in unused.items():
             self._send(number, partial(_unused, inos), inos, (waiting,))
         self._given_up.append((waiting, len(set().union(*unused.values()))))
+
+    # --- grants -----------------------------------------------------------------------------
+
+    def grant(self, session: Session, ino: int) -> bool:
+        """Grant a directory to the session if nobody else can know of it; False if one may.
+
+        To be called in turn with the changes: none that was accepted before may come after it.
+        """
+        number = session.number
+        for other in self._holds.others(ino, number):
+            if self._sessions.get(other) is not None:
+                return False
+            self._holds.release(ino, other)
+        if self._recalls.anything_unknown(number) or not self.grants.grant(ino, number):
+            return False
+        self._revoke(self.grants.give_up(_GRANTS_GIVEN_UP))
+        return True
+
+    def wait_for_grants(
+        self,
+        session: int,
+        inos: Iterable[int],
+        resume: Callable[[], None],
+        *,
+        known_only: bool = False,
+    ) -> bool:
+        """Whether somebody else may make files in one of the directories on its own.
+
+        Then that is recalled, and *resume*, which must not raise, is called when it is over: look
+        again. *known_only*: see `Grants.in_the_way`.
+        """
+        if not self.grants:
+            return False
+        waits, new = self.grants.in_the_way(session, inos, known_only=known_only)
+        self._revoke(new)
+        if waits is None:
+            return False
+        waits.resume.append(resume)
+        return True
+
+    def _revoke(self, revocations: Iterable[Revocation]) -> None:
+        for revocation in revocations:
+            make = partial(_revoked, revocation.inos)
+            self._send(revocation.session, make, (), (revocation,))
 
     # --- changes ----------------------------------------------------------------------------
 
@@ -192,7 +247,11 @@ class Callbacks:
 
     def _finish(self, done: Iterable[Waiting]) -> None:
         replied = False
+        resumed: list[Callable[[], None]] = []
         for change in done:
+            if isinstance(change, Revocation):
+                self.grants.ended(change)
+                resumed += change.resume
             if not isinstance(change, Deferred):
                 continue  # inodes that were given up: `_give_up_oldest` looks by itself
             if self._deferred.pop(change.key, None) is change:
@@ -204,11 +263,21 @@ class Callbacks:
                 replied = True
         if replied:
             self._flush()
+        for resume in resumed:
+            resume()
 
     # --- sessions ---------------------------------------------------------------------------
 
-    def found(self, session: Session) -> None:
-        """A session was found in the state at the start."""
+    def found(self, session: Session, *, has_inodes: bool) -> None:
+        """A session was found in the state at the start. *has_inodes*: some are reserved for it."""
+        if has_inodes:
+            self._recalls.add(
+                session.number,
+                session.seen,
+                session.lease_s,
+                lambda number: names.Recall(number, [], [], [], [], all_grants=True),
+                changes=(self.grants.found(session.number),),
+            )
         self._recalls.add(
             session.number,
             session.seen,
@@ -235,6 +304,7 @@ class Callbacks:
     def ended(self, number: int) -> None:
         """The session has ended."""
         self._holds.forget(number)
+        self.grants.drop(number)
         self._finish(self._recalls.drop(number))
 
     # --- time -------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ FILE_TYPES = frozenset(
         stat.S_IFBLK,
     )
 )
+_RESERVED_MAX = 65_536
 _HEX = frozenset(b"0123456789ABCDEFabcdef")
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
 
@@ -152,6 +153,26 @@ def _create(request: names.Create) -> None:
         raise fail(errno.EINVAL, "target")
     if is_reserved(request.parent, request.name):
         raise fail(errno.EPERM)
+
+
+def _create_file(request: names.CreateFile) -> None:
+    name(request.name)
+    _ino(request.parent, request.ino)
+    _ids(request.uid, request.gid)
+    _int64(request.atime_ns, request.mtime_ns, request.ctime_ns, request.parent_ns)
+    if not 0 <= request.mode <= 0o7777:
+        raise fail(errno.EINVAL, "mode")
+    if len(request.data) > names.SMALL_CONTENT_MAX:
+        raise fail(errno.EFBIG)
+    if request.ino <= names.ROOT_INO:
+        raise fail(errno.EINVAL, "inode number")
+    if is_reserved(request.parent, request.name):
+        raise fail(errno.EPERM)
+
+
+def _reserve_inodes(request: names.ReserveInodes) -> None:
+    if not 1 <= request.count <= _RESERVED_MAX:
+        raise fail(errno.EINVAL, "count")
 
 
 def _remove(request: names.Remove) -> None:
@@ -285,6 +306,9 @@ CHECKS: dict[type, Callable[..., None]] = {
     names.MakeWritable: lambda r: _ino(r.ino),
     names.CommitWrite: _name_object,
     names.Truncate: _truncate,
+    names.Grant: lambda r: _ino(r.ino),
+    names.ReserveInodes: _reserve_inodes,
+    names.CreateFile: _create_file,
 }
 """The check of each request type; it raises StatusError."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -170,12 +170,17 @@ class SessionConnection:
             read = self._reads.get(type(request))
             if read is not None:
                 answer = read(request)
+                told = _told(request, answer)
+                if told and self._waits(nursery, number, request, told):
+                    return
                 if self.session.caches:
-                    self._tree.callbacks.hold(self.session, _told(request, answer))
+                    self._tree.callbacks.hold(self.session, told)
                 self.answer(number, 0, names.encode(answer))
             elif isinstance(request, names.ListObjects):
                 self._queued += 1
                 nursery.start_soon(self._list_objects, number, request)
+            elif isinstance(request, names.Grant):
+                self._grant(number, request)
             elif isinstance(request, names.FormerOutcome):
                 self._queued += 1
                 nursery.start_soon(self._former_outcome, number, request)
@@ -183,6 +188,8 @@ class SessionConnection:
                 self._change(number, done_below, request, size)
         except StatusError as exc:
             if isinstance(request, names.Lookup) and exc.errno == errno.ENOENT:
+                if self._waits(nursery, number, request, (request.parent,)):
+                    return
                 # That there is no such name is something to hold, too.
                 self._tree.callbacks.hold(self.session, (request.parent,))
             self.answer(number, exc.errno or errno.EIO)
@@ -192,6 +199,34 @@ class SessionConnection:
         except Exception:
             logger.exception("a request failed: %s", type(request).__name__)
             self.answer(number, errno.EIO)
+
+    def _waits(self, nursery: trio.Nursery, number: int, request: Any, told: Sequence[int]) -> bool:
+        """Whether a request that reads has to wait, as others make files where it looks."""
+
+        def again() -> None:
+            self._queued -= 1
+            if not self._closed:
+                self._dispatch(nursery, number, 0, request, 0)
+                self.flush()
+
+        if not self._tree.callbacks.wait_for_grants(self.session.number, told, again):
+            return False
+        self._queued += 1
+        return True
+
+    def _grant(self, number: int, request: names.Grant) -> None:
+        """In turn with the changes, of which those before may concern the directory."""
+
+        def make() -> None:
+            self._tree.grant(self.session, request)
+
+        def reply(status: int, answer: bytes) -> None:
+            self._queued -= 1
+            self.answer(number, status, answer)
+            self._tree.unflushed.add(self)
+
+        self._queued += 1
+        self._tree.engine.submit_lazily(Work(make, reply, session=self.session.number))
 
     def _change(self, number: int, done_below: int, request: Any, size: int) -> None:
         session, tree = self.session, self._tree

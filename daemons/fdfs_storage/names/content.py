@@ -162,6 +162,7 @@ def end_session(state: State, index: int, change: Change, op: names_record.EndSe
     ).fetchall():
         state.add_garbage(0, file_id)
     db.execute("DELETE FROM pending WHERE session = ?", (op.session,))
+    db.execute("DELETE FROM inode_block WHERE session = ?", (op.session,))
     return Done()
 
 

@@ -29,6 +29,10 @@ def perform(objects: Objects, change: Change) -> str:
             if op.metadata:
                 objects.put_metadata(op.file_id, op.metadata)
         return made
+    if isinstance(op, names_record.MakeFile):
+        if op.file_id:
+            objects.write(op.file_id, op.data, op.mtime_ns)
+        return op.file_id
     if isinstance(op, names_record.PutXattr):
         if op.metadata is not None:
             objects.put_metadata(op.file_id, op.metadata)
@@ -44,11 +48,13 @@ def replay(objects: Objects, change: Change) -> None:
     if isinstance(op, names_record.PutContent):
         if not op.file_id:
             return
-        if op.data is not None and not objects.holds(op.file_id, op.data):
-            objects.delete(op.file_id)
-            objects.write(op.file_id, op.data, op.mtime_ns)
+        if op.data is not None:
+            make_whole(objects, op.file_id, op.data, op.mtime_ns)
         if op.metadata:
             objects.put_metadata(op.file_id, op.metadata)
+    elif isinstance(op, names_record.MakeFile):
+        if op.file_id:
+            make_whole(objects, op.file_id, op.data, op.mtime_ns)
     elif isinstance(op, names_record.PutXattr):
         if op.metadata is not None and objects.exists(op.file_id):
             objects.put_metadata(op.file_id, op.metadata)
@@ -60,3 +66,12 @@ def replay(objects: Objects, change: Change) -> None:
             objects.delete(file_id)
     elif isinstance(op, names_record.ObjectDeleted):
         objects.delete(op.file_id)
+
+
+def make_whole(objects: Objects, file_id: str, data: bytes, mtime_ns: int) -> bool:
+    """Write the object unless it has exactly this content; True when it was written."""
+    if objects.holds(file_id, data):
+        return False
+    objects.delete(file_id)
+    objects.write(file_id, data, mtime_ns)
+    return True

@@ -52,8 +52,10 @@ _SLOW_SYNC_S: Final = 0.003
 _IN_THREAD_FACTOR: Final = 50
 """After a slow sync the next ones are left to a thread for so many times its duration: a slow disk
 stops the loop for one part in so many, and a hiccup of a quick one is soon forgotten."""
-_CONTENT: Final = (names_record.PutContent, names_record.PutXattr)
+_METADATA: Final = (names_record.PutContent, names_record.PutXattr)
+_CONTENT: Final = (*_METADATA, names_record.MakeFile)
 """Operations that change object files."""
+_DONE: Final = names.encode(names.Done())
 
 Reply = Callable[[int, bytes], None]
 """Called with status and encoded answer struct when a change is decided. Must not raise."""
@@ -70,15 +72,15 @@ class Work:
     """A change on its way.
 
     ``make`` is the operation, or a function that decides it from the state just before it is
-    applied (it may raise StatusError). ``repeatable``: the id may have been seen before, so look
-    for a stored outcome.
+    applied; it may raise StatusError, or give None: all is done, there is nothing to record.
+    ``repeatable``: the id may have been seen before, so look for a stored outcome.
     """
 
     __slots__ = ("done_below", "id", "make", "repeatable", "reply", "session", "size")
 
     def __init__(
         self,
-        make: Op | Callable[[], Op],
+        make: Op | Callable[[], Op | None],
         reply: Reply,
         *,
         session: int = 0,
@@ -120,6 +122,8 @@ class Engine:
         committed: index of the last record in the committed state.
         on_commit: called with the changes of a batch right after it was committed; gives those
             whose answers somebody else will give.
+        on_apply: called with a change right before it is applied; True when it has to wait, and
+            will be submitted again.
         on_repeat: called for a change that was carried out before, with its reply; True when its
             answer is still to be given.
         on_answered: called after the answers of a batch were given.
@@ -136,6 +140,7 @@ class Engine:
         self.objects = objects
         self.broken = False
         self.on_commit: Callable[[Sequence[Applied]], Mapping[Work, Answer]] = lambda changes: {}
+        self.on_apply: Callable[[Work, Op], bool] = lambda work, op: False
         self.on_repeat: Callable[[int, int, Reply], bool] = lambda session, id, reply: False
         self.on_answered: Callable[[], None] = lambda: None
         self.is_live: Callable[[int], bool] = lambda session: True
@@ -355,19 +360,25 @@ class Engine:
         applied: list[Applied] = []
         later: Mapping[Work, Answer] = {}
         culprit: Work | None = None
+        aside: list[Work] = []
         try:
             state.begin()
             for work in batch:
                 culprit = work
-                answers.append(self._apply(work, applied))
+                decided = self._apply(work, applied)
+                if decided is None:
+                    aside.append(work)
+                else:
+                    answers.append(decided)
             culprit = None
             yield from self._keep(applied, lazily)
         except EngineBroken as exc:
             self.broken = True
             self._failure = exc
-            answers = [(work, names.NOT_PRIMARY, b"") for work in batch]
+            answers = [(work, names.NOT_PRIMARY, b"") for work in batch if work not in aside]
         except Exception as exc:
             status = _status(exc)
+            batch = [work for work in batch if work not in aside]
             if not state.rollback():
                 self._stop(f"after {exc!r} the state has lost changes that only the log has now")
                 answers = [(work, names.NOT_PRIMARY, b"") for work in batch]
@@ -406,11 +417,14 @@ class Engine:
         done = {item.work for item in applied}
         content = {item.work for item in applied if isinstance(item.change.op, _CONTENT)}
         for work, status, _ in answers:
-            if not status and (work in content or work not in done):
+            if not status and (work in content or (work.repeatable and work not in done)):
                 work.reply = self.gate.held(work.reply)
 
-    def _apply(self, work: Work, applied: list[Applied]) -> tuple[Work, int, bytes]:
-        """Apply one change of the batch, or find its stored outcome, or why it is refused."""
+    def _apply(self, work: Work, applied: list[Applied]) -> tuple[Work, int, bytes] | None:
+        """Apply one change of the batch, or find its stored outcome, or why it is refused.
+
+        None: it has to wait.
+        """
         state = self.state
         if work.repeatable:
             stored = state.result(work.session, work.id)
@@ -423,12 +437,18 @@ class Engine:
         try:
             make = work.make
             op = make() if callable(make) else make
+            if op is None:
+                return work, 0, _DONE
+            if self.on_apply(work, op):
+                # It may come again meanwhile, by another connection, and be done first.
+                work.repeatable = True
+                return None
             change = Change(work.session, work.id, work.done_below, time.time_ns(), op)
             answer, outcome = state.apply(position, change)
         except StatusError as exc:
             return work, exc.errno or errno.EIO, b""
         applied.append(Applied(position, change, work, outcome))
-        if isinstance(op, _CONTENT):
+        if isinstance(op, _METADATA):
             metadata = op.metadata
             if op.file_id and metadata is not None:
                 self.objects.plan_metadata(op.file_id, metadata)

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fdfs_storage.files import replace_file
+from fdfs_storage.names import effects
 from fdfs_storage.names.objects import Objects
 from fdfsfuse.proto import names_record
 from fdfsfuse.proto.names_record import Record
@@ -60,15 +61,14 @@ def restore(db: sqlite3.Connection, objects: Objects, records: Iterable[Record])
             for file_id in op.file_ids:
                 if not _is_named(db, file_id):
                     objects.delete(file_id)
-        elif isinstance(op, names_record.PutContent | names_record.PutXattr):
-            if op.metadata is not None and op.file_id:
-                metadata[op.file_id] = op.metadata
-            if not isinstance(op, names_record.PutContent) or op.data is None or not op.file_id:
+        if isinstance(op, names_record.PutContent | names_record.PutXattr):
+            text = op.metadata
+            if text is not None and op.file_id:
+                metadata[op.file_id] = text
+        if isinstance(op, names_record.PutContent | names_record.MakeFile):
+            if op.data is None or not op.file_id or not _is_named(db, op.file_id):
                 continue
-            if _is_named(db, op.file_id) and not objects.holds(op.file_id, op.data):
-                objects.delete(op.file_id)
-                objects.write(op.file_id, op.data, op.mtime_ns)
-                restored += 1
+            restored += effects.make_whole(objects, op.file_id, op.data, op.mtime_ns)
     for file_id, text in metadata.items():
         named = text and _is_named(db, file_id) and objects.exists(file_id)
         if named and not objects.stored_metadata(file_id):

@@ -80,6 +80,27 @@ class Preparer:
             ino, file_id, len(data), mtime_ns, False, data or None, self.metadata_of(attr)
         )
 
+    def make_file(self, request: names.CreateFile) -> names_record.MakeFile:
+        """A file that a mount has made on its own."""
+        data = request.data
+        file_id = ""
+        if data:
+            file_id = self._objects.draw(data, request.mtime_ns, extension_of(request.name))
+        return names_record.MakeFile(
+            request.parent,
+            request.name,
+            request.ino,
+            request.mode,
+            request.uid,
+            request.gid,
+            request.atime_ns,
+            request.mtime_ns,
+            request.ctime_ns,
+            request.parent_ns,
+            data,
+            file_id,
+        )
+
     def new_pending(self, ino: int) -> names_record.MakePending:
         """An empty appender for the file."""
         attr = self.file(ino)
@@ -201,6 +222,8 @@ class Preparer:
             return lambda: self.store_content(
                 request.ino, request.data, request.mtime_ns, based_on=request.based_on
             )
+        if isinstance(request, names.CreateFile):
+            return lambda: self.make_file(request)
         if isinstance(request, names.NewObject):
             return lambda: self.new_pending(request.ino)
         if isinstance(request, names.SetXattr):
@@ -212,7 +235,14 @@ class Preparer:
         return None
 
 
-_DIRECT = (names.Create, names.Remove, names.Rename, names.Link, names.SetAttr)
+_DIRECT = (
+    names.Create,
+    names.Remove,
+    names.Rename,
+    names.Link,
+    names.SetAttr,
+    names.ReserveInodes,
+)
 
 
 def _check_base(attr: Attr, replaces: str | None, based_on: int) -> None:

@@ -113,6 +113,17 @@ CREATE TABLE garbage (
 CREATE UNIQUE INDEX garbage_object ON garbage (file_id) WHERE file_id IS NOT NULL;
 """
 
+INODE_BLOCKS: Final = """
+-- Inode numbers that were reserved for a session which lives. Its mount may have made files with
+-- them that the storage has not been told of.
+CREATE TABLE IF NOT EXISTS inode_block (
+    first INTEGER PRIMARY KEY,
+    count INTEGER NOT NULL,
+    session INTEGER NOT NULL
+)
+"""
+"""Trees that were made before there were grants do not have it yet."""
+
 ATTR_COLUMNS: Final = (
     "inode.ino, mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns, version,"
     " ifnull(file_id, ''), target, in_place"

@@ -9,13 +9,14 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from fdfs_storage import boot
-from fdfs_storage.names import founding, housekeeping, power_loss, schema, view_file
+from fdfs_storage.names import founding, granted, housekeeping, power_loss, schema, view_file
 from fdfs_storage.names.by_id import ByIdChanges
 from fdfs_storage.names.callbacks import Callbacks
 from fdfs_storage.names.connection import SessionConnection
@@ -116,6 +117,7 @@ class Tree:
         self.sessions = Sessions(limits.lease_s)
         self.callbacks = Callbacks(self.sessions, self._flush)
         self.engine.on_repeat = self.callbacks.repeat
+        self.engine.on_apply = self._has_to_wait
         self.engine.is_live = self.sessions.is_live
         self.former = FormerSessions(self.engine, self.sessions, self.reads)
         self._load_sessions()
@@ -174,14 +176,16 @@ class Tree:
     def _load_sessions(self) -> None:
         rows = self.state.db.execute(
             "SELECT session, token, client, ended,"
-            " (SELECT ifnull(max(id), 0) FROM result WHERE result.session = session.session)"
+            " (SELECT ifnull(max(id), 0) FROM result WHERE result.session = session.session),"
+            " EXISTS (SELECT 1 FROM inode_block WHERE inode_block.session = session.session)"
             " FROM session"
         ).fetchall()
-        for number, token, client, ended, high in rows:
+        for number, token, client, ended, high, has_inodes in rows:
             if ended:
                 self.sessions.note_ended(number)
             else:
-                self.callbacks.found(self.sessions.add(number, token, client, high))
+                session = self.sessions.add(number, token, client, high)
+                self.callbacks.found(session, has_inodes=bool(has_inodes))
 
     # --- running ----------------------------------------------------------------------------
 
@@ -245,6 +249,27 @@ class Tree:
             elif isinstance(op, names_record.AdoptObject):
                 self.listing.forget(parse_location(op.file_id, self.objects.store.path_count))
         return self.callbacks.committed(applied)
+
+    def _has_to_wait(self, work: Work, op: names_record.Op) -> bool:
+        """Whether another session makes files on its own where *op* changes something.
+
+        Not so for the storage's own changes: they concern no names that the session makes.
+        """
+        if not work.session or not self.callbacks.grants:
+            return False
+        inos = granted.changes_in(self.state.db, op)
+        # Files from before a restart are told before it is known that there were no others.
+        known_only = isinstance(op, names_record.MakeFile)
+        submit = partial(self.engine.submit, work)
+        return bool(inos) and self.callbacks.wait_for_grants(
+            work.session, inos, submit, known_only=known_only
+        )
+
+    def grant(self, session: Session, request: names.Grant) -> None:
+        """Let the session make files in a directory on its own. See `names.Grant`."""
+        granted.check_grantable(self.state.db, request.ino)
+        if not self.callbacks.grant(session, request.ino):
+            raise StatusError(errno.EAGAIN)
 
     def _flush(self) -> None:
         """Send what the engine's answers have left in the connections."""

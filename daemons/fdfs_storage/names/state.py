@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from fdfs_storage.names import content, schema, tree
+from fdfs_storage.names import content, granted, schema, tree
 from fdfsfuse.core.names_log import Position
 from fdfsfuse.errors import FdfsError, StatusError
 from fdfsfuse.proto import names, names_record
@@ -46,6 +46,8 @@ HANDLERS: dict[type, Handler] = {
     names_record.ObjectDeleted: content.object_deleted,
     names_record.ObjectChanged: content.object_changed,
     names_record.ObjectRenamed: content.object_renamed,
+    names.ReserveInodes: granted.reserve_inodes,
+    names_record.MakeFile: granted.make_file,
 }
 
 
@@ -69,6 +71,7 @@ class State:
     def __init__(self, db: sqlite3.Connection) -> None:
         """Take over *db*, which `schema.create` has filled. Raises StateDamaged."""
         self.db = db
+        db.execute(schema.INODE_BLOCKS)
         row = db.execute(
             "SELECT version, volume_id, view, applied, next_ino, next_garbage FROM meta"
         ).fetchone()

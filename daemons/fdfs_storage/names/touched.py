@@ -23,7 +23,9 @@ def touched(op: Any, outcome: Any) -> Touched | None:
     return find(op, outcome) if find is not None else None
 
 
-def _entry(op: names.Create | names.Remove | names.Link, outcome: names.Attr) -> Touched:
+def _entry(
+    op: names.Create | names.Remove | names.Link | names_record.MakeFile, outcome: names.Attr
+) -> Touched:
     return Touched((op.parent, outcome.ino), (), ((op.parent, op.name),))
 
 
@@ -64,6 +66,7 @@ _TOUCHED: dict[type, Callable[[Any, Any], Touched | None]] = {
     names.Link: _entry,
     names.Rename: _rename,
     names.SetAttr: lambda op, outcome: Touched((op.ino,)),
+    names_record.MakeFile: _entry,
     names_record.AdoptObject: _adopt,
     names_record.PutXattr: _put_xattr,
     names_record.PutContent: _put_content,

@@ -1,0 +1,86 @@
+"""Grants, and files that a mount has made on its own under one.
+
+The changes are called by `State.apply`; see `tree`. The inode numbers of such files were reserved
+before, by a record, so that no number is used twice, whatever becomes of mount and storage.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+import stat
+from typing import TYPE_CHECKING, Any
+
+from fdfs_storage.names import tree
+from fdfs_storage.names.checks import fail
+from fdfsfuse.core import acl
+from fdfsfuse.proto import names, names_record
+from fdfsfuse.proto.names_record import Change
+
+if TYPE_CHECKING:
+    from fdfs_storage.names.state import State
+
+
+def reserve_inodes(
+    state: State, index: int, change: Change, op: names.ReserveInodes
+) -> names.Reserved:
+    """Numbers for files to come."""
+    first = state.next_ino
+    state.next_ino = first + op.count
+    state.db.execute("INSERT INTO inode_block VALUES (?, ?, ?)", (first, op.count, change.session))
+    return names.Reserved(first, op.count)
+
+
+def make_file(state: State, index: int, change: Change, op: names_record.MakeFile) -> names.Attr:
+    """A file with attributes and content, under a new name."""
+    db, ino = state.db, op.ino
+    tree.check_directory(db, op.parent)
+    if ino >= state.next_ino or tree.find_attr(db, ino) is not None:
+        raise fail(errno.EINVAL, "inode number")
+    try:
+        # The unique index finds an existing name; a statement that fails has done nothing.
+        db.execute("INSERT INTO dirent VALUES (?, ?, ?, ?)", (op.parent, index, op.name, ino))
+    except sqlite3.IntegrityError:
+        raise fail(errno.EEXIST) from None
+    state.inodes += 1
+    mode, size = stat.S_IFREG | op.mode, len(op.data)
+    times = (op.atime_ns, op.mtime_ns, op.ctime_ns)
+    # A mount shows an empty file of version 0 until the storage has the file.
+    db.execute(
+        "INSERT INTO inode VALUES (?, ?, 1, ?, ?, 0, ?, ?, ?, ?, 1, ?, x'', 0)",
+        (ino, mode, op.uid, op.gid, size, *times, op.file_id or None),
+    )
+    db.execute(
+        "UPDATE inode SET mtime_ns = ?, ctime_ns = ? WHERE ino = ?",
+        (op.parent_ns, op.parent_ns, op.parent),
+    )
+    return names.Attr(ino, mode, 1, op.uid, op.gid, 0, size, *times, 1, op.file_id)
+
+
+def check_grantable(db: sqlite3.Connection, ino: int) -> None:
+    """May files be made in the directory without asking? EAGAIN, and as `tree.check_directory`."""
+    tree.check_directory(db, ino)
+    if tree.get_xattr(db, ino, acl.DEFAULT):
+        raise fail(errno.EAGAIN)
+
+
+def changes_in(db: sqlite3.Connection, op: Any) -> tuple[int, ...]:
+    """The directories that *op* changes: theirs are the grants that it has to wait for."""
+    if isinstance(op, names.SetAttr | names_record.PutXattr):
+        return (op.ino,)
+    if isinstance(op, names.Remove):
+        return (op.parent, *_target(db, op.parent, op.name)) if op.directory else (op.parent,)
+    if isinstance(op, names.Rename):
+        return (op.parent, op.new_parent, *_target(db, op.new_parent, op.new_name))
+    if isinstance(op, _IN_PARENT):
+        return (op.parent,)
+    return ()
+
+
+def _target(db: sqlite3.Connection, parent: int, name: bytes) -> tuple[int, ...]:
+    """What a name stands for: a directory that is to go must have told of all that is in it."""
+    entry = tree.find_entry(db, parent, name)
+    return () if entry is None else (entry[1],)
+
+
+_IN_PARENT = (names.Create, names.Link, names_record.AdoptObject, names_record.MakeFile)

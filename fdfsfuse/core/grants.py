@@ -1,0 +1,127 @@
+"""Which session may make files in a directory on its own, without asking for each.
+
+As long as one session alone knows of a directory nobody can see whether the storage has been told
+of its files. A *grant* is that, made certain: before anybody else is told of the directory or
+changes it, the grant is recalled, and the other waits until the session has told of the files that
+it has made there, or cannot make any more (see `fdfsfuse.core.holds.Recalls`). Decides only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from fdfsfuse.core.holds import Waiting
+
+
+class Revocation(Waiting):
+    """The recall of grants of one session; ``resume`` is called when it is over.
+
+    ``inos``: the directories; of a session that was found after a restart they are not known.
+    """
+
+    __slots__ = ("inos", "resume", "session")
+
+    def __init__(self, session: int) -> None:
+        super().__init__()
+        self.session = session
+        self.inos: list[int] = []
+        self.resume: list[Callable[[], None]] = []
+
+
+@dataclass(slots=True)
+class _Grant:
+    session: int
+    revocation: Revocation | None = None
+
+
+class Grants:
+    """The grants by directory, oldest first.
+
+    *limit*: how many; `give_up` takes the oldest beyond it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._granted: dict[int, _Grant] = {}
+        self._unknown: dict[int, Revocation] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._granted) or bool(self._unknown)
+
+    def __len__(self) -> int:
+        return len(self._granted)
+
+    def grant(self, ino: int, session: int) -> bool:
+        """Grant the directory to a session which alone holds it. False: that cannot be now."""
+        found = self._granted.get(ino)
+        if found is not None:
+            return found.session == session and found.revocation is None
+        # A session that does not confirm keeps what is given up for a lease.
+        if self._unknown or len(self._granted) >= 2 * self.limit:
+            return False
+        self._granted[ino] = _Grant(session)
+        return True
+
+    def found(self, session: int) -> Revocation:
+        """After a restart: the session may have any grant, until this recall of all is over."""
+        revocation = self._unknown[session] = Revocation(session)
+        return revocation
+
+    def in_the_way(
+        self, session: int, inos: Iterable[int], *, known_only: bool = False
+    ) -> tuple[Revocation | None, list[Revocation]]:
+        """What keeps *session* from being told of, or changing, these inodes.
+
+        Args:
+            known_only: grants that a session may have from before a restart do not count.
+
+        Returns:
+            (what to wait for before looking again, revocations to be sent now).
+        """
+        waits: Revocation | None = None
+        new: dict[int, Revocation] = {}
+        if self._unknown and not known_only:
+            for holder, revocation in self._unknown.items():
+                if holder != session:
+                    waits = revocation
+        for ino in inos:
+            grant = self._granted.get(ino)
+            if grant is None or grant.session == session:
+                continue
+            waits = self._revoke(ino, grant, new)
+        return waits, list(new.values())
+
+    def _revoke(self, ino: int, grant: _Grant, new: dict[int, Revocation]) -> Revocation:
+        if grant.revocation is None:
+            revocation = new.get(grant.session)
+            if revocation is None:
+                revocation = new[grant.session] = Revocation(grant.session)
+            revocation.inos.append(ino)
+            grant.revocation = revocation
+        return grant.revocation
+
+    def give_up(self, count: int) -> list[Revocation]:
+        """Recalls of up to *count* of the oldest grants, when there are too many."""
+        new: dict[int, Revocation] = {}
+        if len(self._granted) > self.limit:
+            for (ino, grant), _ in zip(self._granted.items(), range(count), strict=False):
+                self._revoke(ino, grant, new)
+        return list(new.values())
+
+    def ended(self, revocation: Revocation) -> None:
+        """The recall is over: the session has confirmed it, or has lost its lease."""
+        for ino in revocation.inos:
+            del self._granted[ino]
+        if self._unknown.get(revocation.session) is revocation:
+            del self._unknown[revocation.session]
+
+    def drop(self, session: int) -> None:
+        """The session has ended. Recalls under way end by themselves."""
+        gone = [
+            ino
+            for ino, grant in self._granted.items()
+            if grant.session == session and grant.revocation is None
+        ]
+        for ino in gone:
+            del self._granted[ino]

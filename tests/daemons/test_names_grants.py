@@ -1,0 +1,308 @@
+"""Grants: a mount makes files on its own, and nobody can tell."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from fdfsfuse.client.names import NamesSession, open_session
+from fdfsfuse.core import acl
+from fdfsfuse.proto import names
+from tests.common.names_calls import (
+    DIRECTORY,
+    NOW,
+    ROOT,
+    content,
+    make,
+    status_of,
+    wait_for,
+)
+from tests.common.names_server import NamesServer, names_server
+
+DATA = b"made without asking"
+
+
+class Maker:
+    """A session with grants. It has made ``unborn``, (directory, name), which nobody was told of.
+
+    Attributes:
+        recalled: the grants that were recalled.
+        tells: whether it tells what it has made, and confirms.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.unborn: list[tuple[int, bytes]] = []
+        self.recalled: list[names.Recall] = []
+        self.tells = True
+        self.session: NamesSession
+        self._nursery = nursery
+        self._next = 0
+
+    def push(self, push: names.Push) -> None:
+        assert isinstance(push, names.Recall)
+        if push.grants or push.all_grants:
+            self.recalled.append(push)
+            if self.tells:
+                self._nursery.start_soon(self.give_back, push)
+        else:
+            self.session.recalled(push.number, ())
+
+    async def give_back(self, recall: names.Recall) -> None:
+        for parent, name in self.unborn:
+            if recall.all_grants or parent in recall.grants:
+                await self.tell(parent, name)
+        self.session.recalled(recall.number, ())
+
+    async def number(self) -> int:
+        if not self._next:
+            reserved: names.Reserved = await self.session.call(names.ReserveInodes(100))
+            self._next = reserved.first
+        self._next += 1
+        return self._next - 1
+
+    async def tell(self, parent: int, name: bytes, data: bytes = DATA) -> names.Attr:
+        attr: names.Attr = await self.session.call(
+            names.CreateFile(
+                parent, name, await self.number(), 0o600, 5, 6, NOW + 1, NOW, NOW + 2, NOW, data
+            )
+        )
+        return attr
+
+
+@asynccontextmanager
+async def maker(server: NamesServer, **options: Any) -> AsyncIterator[Maker]:
+    async with trio.open_nursery() as nursery:
+        found = Maker(nursery)
+        async with server.session(on_push=found.push, **options) as session:
+            found.session = session
+            yield found
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[NamesServer]:
+    async with names_server(tmp_path) as server:
+        yield server
+
+
+async def test_a_file_is_stored_with_all_that_it_has(server: NamesServer) -> None:
+    async with maker(server) as one:
+        attr = await one.tell(ROOT, b"file.txt")
+        assert content(server, attr) == DATA
+        assert attr.file_id.endswith(".txt")
+        assert attr == names.Attr(
+            attr.ino, stat.S_IFREG | 0o600, 1, 5, 6, 0, len(DATA), NOW + 1, NOW, NOW + 2, 1,
+            attr.file_id,
+        )  # fmt: skip
+        assert await one.session.call(names.Lookup(ROOT, b"file.txt")) == attr
+        assert (await one.session.call(names.GetAttr(ROOT))).mtime_ns == NOW
+        empty = await one.tell(ROOT, b"empty", b"")
+        assert (empty.size, empty.file_id, empty.ino) == (0, "", attr.ino + 1)
+        # Other numbers are given to other files.
+        assert await make(one.session, b"other") == attr.ino + 100
+        assert server.tree.state.inodes == 4
+
+
+async def test_what_cannot_be_made(server: NamesServer) -> None:
+    async with maker(server) as one:
+        ino = await one.number()
+        await make(one.session, b"taken")
+        gone = await make(one.session, b"gone", DIRECTORY)
+        await one.session.call(names.Remove(ROOT, b"gone", True, NOW))
+
+        async def refused(parent: int, name: bytes, number: int = ino, mode: int = 0o600) -> int:
+            times = (NOW, NOW, NOW, NOW)
+            request = names.CreateFile(parent, name, number, mode, 0, 0, *times, b"data")
+            return await status_of(one.session.call(request))
+
+        assert await refused(ROOT, b"taken") == errno.EEXIST
+        assert await refused(gone, b"a") == errno.ENOENT
+        assert await refused(ino, b"a") == errno.ESTALE
+        assert await refused(ROOT, b"a", ROOT) == errno.EINVAL
+        assert await refused(ROOT, b"a", gone) == errno.EINVAL
+        assert await refused(ROOT, b"a", ino + 10_000) == errno.EINVAL
+        assert await refused(ROOT, b"a", mode=0o10600) == errno.EINVAL
+        assert await refused(ROOT, b"M00") == errno.EPERM
+        assert await refused(ROOT, b"a/b") == errno.EINVAL
+        for count in (0, 65_537):
+            assert await status_of(one.session.call(names.ReserveInodes(count))) == errno.EINVAL
+        assert (await one.tell(ROOT, b"a")).ino == ino + 1
+
+
+async def test_only_who_alone_holds_a_directory_gets_it(server: NamesServer) -> None:
+    async with maker(server) as one, server.session() as other:
+        d = await make(one.session, b"d", DIRECTORY)
+        f = await make(one.session, b"f")
+        await one.session.call(names.Grant(d))
+        await one.session.call(names.Grant(d))
+        assert await status_of(one.session.call(names.Grant(f))) == errno.ENOTDIR
+        assert await status_of(one.session.call(names.Grant(99))) == errno.ESTALE
+        assert await status_of(other.call(names.Grant(d))) == errno.EAGAIN
+        await other.call(names.Lookup(ROOT, b"d"))
+        assert [recall.grants for recall in one.recalled] == [[d]]
+        assert await status_of(one.session.call(names.Grant(d))) == errno.EAGAIN
+        # Recalled from the other one, it is held by one session again.
+        await one.session.call(names.SetAttr(d, NOW, mode=0o700))
+        await one.session.call(names.Grant(d))
+        entries = acl.encode(
+            [acl.Entry(tag, 5) for tag in (acl.OWNER, acl.OWNING_GROUP, acl.OTHERS)]
+        )
+        await one.session.call(names.SetXattr(d, acl.DEFAULT, entries, 0, NOW))
+        assert await status_of(one.session.call(names.Grant(d))) == errno.EAGAIN
+
+
+async def test_whoever_looks_or_changes_waits_for_what_was_made(server: NamesServer) -> None:
+    """Each request is the first that another session makes of its directory."""
+    async with maker(server) as one, server.session() as other:
+
+        async def seen(number: int, request: Any) -> Any:
+            name = b"d%d" % number
+            d = await make(one.session, name, DIRECTORY)
+            await one.session.call(names.Grant(d))
+            one.unborn.append((d, b"x"))
+            return await other.call(request(d, name))
+
+        found = await seen(1, lambda d, name: names.Lookup(d, b"x"))
+        assert found.size == len(DATA)
+        found = await seen(2, lambda d, name: names.ReadDir(d, 0, 10))
+        assert [entry.name for entry in found.entries] == [b"x"]
+        found = await seen(3, lambda d, name: names.GetAttr(d))
+        assert found.mtime_ns == NOW
+        found = await seen(4, lambda d, name: names.Lookup(ROOT, name))
+        assert found.mtime_ns == NOW
+        later = NOW + 5
+        status = status_of(seen(5, lambda d, name: names.Create(d, b"x", 0o100600, 0, 0, later)))
+        assert await status == errno.EEXIST
+        await seen(6, lambda d, name: names.Rename(d, b"x", ROOT, b"moved", 0, later))
+        status = status_of(seen(7, lambda d, name: names.Remove(ROOT, name, True, later)))
+        assert await status == errno.ENOTEMPTY
+        status = status_of(seen(8, lambda d, name: names.Rename(ROOT, b"e", ROOT, name, 0, later)))
+        await make(other, b"e", DIRECTORY)
+        assert await status == errno.ENOTEMPTY
+        await seen(9, lambda d, name: names.SetAttr(d, later, mode=0o700))
+        await seen(10, lambda d, name: names.Remove(d, b"x", False, later))
+        assert len(one.recalled) == 10
+        assert await status_of(other.call(names.Lookup(ROOT, b"none"))) == errno.ENOENT
+
+
+async def test_a_change_that_was_sent_before_the_grant_waits_as_well(server: NamesServer) -> None:
+    async with maker(server) as one, server.session() as other:
+        d = await make(one.session, b"d", DIRECTORY)
+        one.unborn.append((d, b"x"))
+        request = names.Create(d, b"x", 0o100600, 0, 0, NOW)
+        async with trio.open_nursery() as nursery, server.tree.engine.paused():
+            nursery.start_soon(one.session.call, names.Grant(d))
+            await wait_for(lambda: server.tree.engine.is_busy)
+            nursery.start_soon(status_of, other.call(request))
+            await wait_for(lambda: bool(server.tree.engine._queue))
+        assert [recall.grants for recall in one.recalled] == [[d]]
+
+
+async def test_who_waits_may_break_off_and_ask_again(server: NamesServer) -> None:
+    async with maker(server) as one, server.session() as other:
+        d = await make(one.session, b"d", DIRECTORY)
+        await one.session.call(names.Grant(d))
+        one.tells = False
+        answers: list[names.Attr] = []
+
+        async def create() -> None:
+            answers.append(await other.call(names.Create(d, b"y", 0o100600, 0, 0, NOW)))
+
+        async def look() -> None:
+            assert await status_of(other.call(names.Lookup(d, b"none"))) == errno.ENOENT
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(create)
+            nursery.start_soon(look)
+            await wait_for(lambda: len(one.recalled) == 1)
+            connected = other._socket
+            other._disconnect()
+            await wait_for(lambda: other.connected and other._socket is not connected)
+            await other.call(names.KeepAlive())
+            assert not answers
+            await one.give_back(one.recalled[0])
+        listing = await other.call(names.ReadDir(d, 0, 10))
+        assert [entry.attr for entry in listing.entries] == answers
+
+
+async def test_a_silent_session_loses_its_grants_with_its_lease(tmp_path: Path) -> None:
+    async with (
+        names_server(tmp_path, names_session_lease_s=0.5) as server,
+        maker(server) as one,
+        server.session() as other,
+    ):
+        d = await make(one.session, b"d", DIRECTORY)
+        await one.session.call(names.Grant(d))
+        one.tells = False
+        with trio.fail_after(60):
+            await make(other, b"x", parent=d)
+        # Too late: what was promised is gone.
+        assert await status_of(one.tell(d, b"x")) == errno.EEXIST
+        # Other names are as good as ever.
+        await one.tell(d, b"y")
+        assert (await other.call(names.Lookup(d, b"y"))).size == len(DATA)
+
+
+async def test_the_end_of_a_session_ends_its_grants(server: NamesServer) -> None:
+    async with server.session() as other:
+        async with maker(server) as one:
+            d = await make(one.session, b"d", DIRECTORY)
+            await one.session.call(names.Grant(d))
+        assert await status_of(other.call(names.Lookup(d, b"x"))) == errno.ENOENT
+        await other.call(names.Grant(d))
+        assert not server.tree.state.db.execute("SELECT 1 FROM inode_block").fetchone()
+
+
+async def test_a_restarted_storage_asks_who_may_have_made_files(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        one, other = Maker(nursery), Maker(nursery)
+        async with names_server(tmp_path) as server:
+            port = server.port
+            find = server.find
+
+        async with (
+            open_session(find, client="one", on_push=one.push) as one.session,
+            open_session(find, client="other", on_push=other.push) as other.session,
+        ):
+            async with names_server(tmp_path, port=port):
+                d = await make(one.session, b"d", DIRECTORY)
+                e = await make(other.session, b"e", DIRECTORY)
+                await one.session.call(names.Grant(d))
+                await other.session.call(names.Grant(e))
+                await one.number()
+                await other.number()
+            one.unborn.append((d, b"x"))
+            other.unborn.append((e, b"y"))
+            one.tells = False
+            answers: list[names.Attr] = []
+
+            async def look() -> None:
+                answers.append(await other.session.call(names.Lookup(d, b"x")))
+
+            async with names_server(tmp_path, port=port) as server:
+                async with trio.open_nursery() as looking:
+                    looking.start_soon(look)
+                    await wait_for(lambda: len(one.recalled) + len(other.recalled) == 2)
+                    assert one.recalled[0].all_grants
+                    assert other.recalled[0].all_grants
+                    # Nobody waits to tell what it has made.
+                    await wait_for(lambda: bool(server.tree.state.inodes == 4))
+                    assert not answers
+                    await one.give_back(one.recalled[0])
+                assert answers[0].size == len(DATA)
+                assert (await one.session.call(names.Lookup(e, b"y"))).size == len(DATA)
+
+
+async def test_sessions_without_numbers_are_not_waited_for(tmp_path: Path) -> None:
+    async with names_server(tmp_path) as server, server.session() as session:
+        await make(session, b"f")
+        session._closed = True  # it dies: no CloseSession
+    async with names_server(tmp_path) as server, server.session() as other:
+        with trio.fail_after(server.tree.sessions.lease_s / 2):
+            assert await status_of(other.call(names.Lookup(ROOT, b"x"))) == errno.ENOENT
