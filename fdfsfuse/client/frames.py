@@ -37,8 +37,8 @@ class FrameReader:
         self._filled = 0
         self._head = (0, 0)
 
-    def receive_nowait(self) -> None:
-        """Receive once and dispatch what is complete.
+    def receive_nowait(self) -> bool:
+        """Receive once and dispatch what is complete. Returns whether more may have arrived.
 
         Raises:
             BlockingIOError: nothing has arrived.
@@ -47,7 +47,7 @@ class FrameReader:
         try:
             if self._large is not None:
                 self._receive_large(self._large)
-                return
+                return True
             data = self._sock.recv(_READ_SIZE)
         except BlockingIOError:
             raise
@@ -56,6 +56,7 @@ class FrameReader:
         if not data:
             raise ConnectionBroken("the names primary closed the connection")
         self._split(self._rest + data if self._rest else data)
+        return len(data) == _READ_SIZE
 
     def _split(self, data: bytes) -> None:
         position, end = 0, len(data)

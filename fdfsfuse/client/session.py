@@ -20,7 +20,7 @@ What the user sees of it:
 Shared state: everything lives in one trio event loop and changes only between awaits. ``_calls``
 holds what has no answer yet, in the order of the ids; whoever takes an entry out of it decides its
 outcome. ``_socket`` is set while requests can be sent; only `_serve` closes it. Who reads from it
-is decided by `fdfsfuse.client.turns`.
+is told in `fdfsfuse.client.reading`.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ import outcome
 import trio
 from trio.lowlevel import ParkingLot
 
+from fdfsfuse.client import directwait
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect
 from fdfsfuse.client.frames import FrameReader, FrameWriter
 from fdfsfuse.client.names_api import NamesCalls
 from fdfsfuse.client.opening import SessionEnded, exchange_open
 from fdfsfuse.client.pending import Call, PendingCalls
-from fdfsfuse.client.turns import Turns
+from fdfsfuse.client.reading import Reading
 from fdfsfuse.client.views import Candidate, Finder, Found, find_primary
 from fdfsfuse.errors import (
     ConnectionBroken,
@@ -124,7 +125,7 @@ class NamesSession(NamesCalls):
         self._calls = PendingCalls()
         self._socket: socket.socket | None = None
         self._writer: FrameWriter | None = None
-        self._turns: Turns | None = None
+        self._reading: Reading | None = None
         self._nursery: trio.Nursery | None = None
         self._timer = trio.CancelScope()
         self._no_names = ""
@@ -178,9 +179,8 @@ class NamesSession(NamesCalls):
         if deadline < self._timer.deadline:
             self._timer.deadline = deadline
         try:
-            turns = self._turns
-            if turns is not None and len(self._calls) == 1 and turns.free:
-                await turns.lead(call, self._others_wait)
+            if self._reading is not None and len(self._calls) == 1:
+                self._reading.read_directly(call)
                 if call.result is not None:
                     return call.result.unwrap()
             call.task = trio.lowlevel.current_task()
@@ -195,9 +195,6 @@ class NamesSession(NamesCalls):
         if self._socket is not None:
             body = names.encode(names.Recalled(number, list(kept)))
             self._write_frame(0, self._calls.first() if self._calls else 0, body)
-
-    def _others_wait(self) -> bool:
-        return bool(self._calls)
 
     def _check_open(self) -> None:
         if self._no_names:
@@ -404,11 +401,13 @@ class NamesSession(NamesCalls):
 
     async def _serve(self, sock: socket.socket) -> None:
         """Use a connection whose session is open until it breaks."""
-        turns = Turns(sock, FrameReader(sock, self._dispatch).receive_nowait)
+        direct = directwait.installed()
+        watch = direct.watch(sock.fileno()) if direct is not None else None
+        reading = Reading(sock, FrameReader(sock, self._dispatch).receive_nowait, watch)
         try:
             self._last_received = boottime()
             self._keep_alive = None
-            self._turns = turns
+            self._reading = reading
             assert self._nursery is not None
             self._writer = FrameWriter(sock, self._nursery, self._disconnect)
             self._socket = sock
@@ -417,12 +416,12 @@ class NamesSession(NamesCalls):
             self._resend()
             self._state_changed.unpark_all()
             self._timer.deadline = min(self._timer.deadline, trio.current_time())
-            await turns.read_in_background()
+            await reading.read_in_background()
         finally:
             if self._writer is not None:
                 self._writer.close()
-            self._socket = self._turns = self._writer = None
-            turns.close(ConnectionBroken("the connection was closed"))
+            self._socket = self._reading = self._writer = None
+            reading.close(ConnectionBroken("the connection was closed"))
             sock.close()
             self._state_changed.unpark_all()
 
@@ -493,8 +492,6 @@ class NamesSession(NamesCalls):
             if call.deadline <= now:
                 self._calls.remove(number)
                 call.finish(outcome.Error(DeadlineExceeded(self._too_late())))
-                if self._turns is not None:
-                    self._turns.look_again(call)
 
     def _tend_lease(self) -> None:
         """KeepAlive at a third of the lease without answers; break a connection gone silent."""

@@ -21,7 +21,12 @@ import pyfuse3
 import trio
 from trio.lowlevel import Abort
 
+from fdfsfuse.client import directwait
+
 log = logging.getLogger(__name__)
+
+_DIRECT_S = 0.005
+"""How long the next request is waited for directly."""
 
 
 class _NoLock:
@@ -61,6 +66,7 @@ class RequestTurns(trio.abc.Instrument):
         self._parked: list[trio.lowlevel.Task] = []
         self._waits: trio.lowlevel.Task | None = None
         self._fd = -1
+        self._watch: directwait.Watch | None = None
 
     def before_io_wait(self, timeout: float) -> None:
         if self._waits is None and self._parked:
@@ -69,8 +75,13 @@ class RequestTurns(trio.abc.Instrument):
 
     async def wait_readable(self, fd: int) -> None:
         """Wait for this task's turn, and for the device to have a request."""
+        if fd != self._fd:
+            self._fd = fd
+            direct = directwait.installed()
+            self._watch = direct.watch_requests(fd) if direct is not None else None
+        if self._watch is not None and self._watch.wait(_DIRECT_S):
+            return
         task = trio.lowlevel.current_task()
-        self._fd = fd
         self._parked.append(task)
 
         def abort(_: Any) -> Abort:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from fdfsfuse.client import directwait
 from fdfsfuse.client.address import Address
 from fdfsfuse.errors import ConnectionProblem, FdfsError
 from fdfsfuse.fuse.caches import KernelCaches
@@ -79,6 +80,7 @@ async def serve(mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:
             not be stored in the end.
     """
     keep_freed_memory()
+    directwait.install()
     # As in the daemons: what imports made lives for ever, and requests make few cycles.
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)

@@ -191,7 +191,8 @@ async def test_a_call_cancelled_in_the_moment_of_its_answer() -> None:
                 await session.call(LOOKUP)
 
         async with trio.open_nursery() as nursery:
-            for scope in scopes:
+            for sent, scope in enumerate(scopes):
+                await wait_until(lambda sent=sent: len(peer.received) == sent)  # type: ignore[misc]
                 nursery.start_soon(call, scope)
             await wait_until(lambda: len(peer.received) == 2)
             await trio.testing.wait_all_tasks_blocked()

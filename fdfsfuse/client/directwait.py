@@ -1,0 +1,144 @@
+"""Waiting for a descriptor inside a task, while nothing else in the process can run.
+
+A task that waits in trio's way costs a pass of its loop, and several system calls: more than most
+answers. But when the task that runs is the only one that can, trio will do nothing except sleep
+until a descriptor is ready or a deadline passes. A `Watch` does just that in trio's place, without
+leaving the task: it polls its descriptor together with trio's own epoll object, which tells of
+everything that any other task waits for, threads and signals included. What it may keep others
+from is bounded: timers by trio's next deadline, and everything by `_LONGEST_S` since the last pass.
+
+That the running task is the only one is known by `DirectWait.after_io_wait`: trio then runs the
+tasks that are runnable, and if that is one, whoever runs until the next pass is it, as long as
+trio's queue stays empty.
+
+What is needed of trio is not public (`_inside_trio`); without it `install` does nothing, and
+everybody waits in trio's way.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import select
+from collections.abc import Callable, Sized
+from typing import Any
+
+import trio
+
+log = logging.getLogger(__name__)
+
+_LONGEST_S = 0.02
+"""Trio gets a pass at least this often, unless a wait needs `_OVERTIME_S` to come to an end."""
+_OVERTIME_S = 0.002
+
+
+class DirectWait(trio.abc.Instrument):
+    """See the module. Made by `install`, for one trio run."""
+
+    def __init__(
+        self,
+        trio_fd: int,
+        queue: Sized,
+        next_deadline: Callable[[], float],
+        now: Callable[[], float],
+    ) -> None:
+        self.trio_fd = trio_fd
+        self.queue = queue
+        self.now = now
+        self.until = -math.inf
+        self._next_deadline = next_deadline
+        self._watches: set[Watch] = set()
+        self._request_fd = -1
+
+    def after_io_wait(self, timeout: float) -> None:
+        if len(self.queue) == 1:
+            self.until = min(self._next_deadline(), self.now() + _LONGEST_S)
+        else:
+            self.until = -math.inf
+
+    def watch_requests(self, fd: int) -> Watch:
+        """For the descriptor whose requests the process serves: it ends all other watches' waits.
+
+        A wait of its own ends, too, as soon as trio has something to do.
+        """
+        self._request_fd = fd
+        for watch in self._watches:
+            watch.end_by(fd)
+        watch = Watch(self, fd)
+        watch.yields = True
+        return watch
+
+    def watch(self, fd: int) -> Watch:
+        """To be closed before *fd* is."""
+        watch = Watch(self, fd)
+        if self._request_fd >= 0:
+            watch.end_by(self._request_fd)
+        self._watches.add(watch)
+        return watch
+
+    def forget(self, watch: Watch) -> None:
+        """The watch is closed."""
+        self._watches.discard(watch)
+
+
+class Watch:
+    """Waits for one descriptor to be readable. ``yields``: only if trio has nothing to do then."""
+
+    def __init__(self, direct: DirectWait, fd: int) -> None:
+        self.yields = False
+        self._direct = direct
+        self._fd = fd
+        self._poll = select.poll()
+        # The first: poll() reports in this order.
+        self._poll.register(fd, select.POLLIN)
+        self._poll.register(direct.trio_fd, select.POLLIN)
+
+    def end_by(self, fd: int) -> None:
+        """A wait ends without success when *fd* is readable."""
+        self._poll.register(fd, select.POLLIN)
+
+    def wait(self, longest_s: float) -> bool:
+        """Whether the descriptor is readable; False, too, when the caller has to wait elsewhere."""
+        direct = self._direct
+        left_s = direct.until - direct.now()
+        if not self.yields:
+            left_s += _OVERTIME_S
+        if left_s <= 0 or direct.queue:
+            return False
+        ready = self._poll.poll(min(left_s, longest_s) * 1000)
+        return bool(ready) and ready[0][0] == self._fd and not (self.yields and len(ready) > 1)
+
+    def close(self) -> None:
+        """The watch is not used any more."""
+        self._direct.forget(self)
+
+
+_installed: trio.lowlevel.RunVar[DirectWait | None] = trio.lowlevel.RunVar("direct wait", None)
+
+
+def install() -> None:
+    """Let tasks of this trio run wait directly."""
+    try:
+        direct = DirectWait(*_inside_trio())
+    except (ImportError, AttributeError) as exc:
+        log.debug("all waiting is done in trio's way: %s", exc)
+        return
+    trio.lowlevel.add_instrument(direct)
+    _installed.set(direct)
+
+
+def installed() -> DirectWait | None:
+    """What `install` has made in this trio run."""
+    return _installed.get()
+
+
+def _inside_trio() -> tuple[int, Sized, Callable[[], float], Callable[[], float]]:
+    from trio._core._run import GLOBAL_RUN_CONTEXT
+
+    runner: Any = GLOBAL_RUN_CONTEXT.runner
+    return (
+        runner.io_manager._epoll.fileno(),
+        runner.runq,
+        runner.deadlines.next_deadline,
+        runner.clock.current_time,
+    )
