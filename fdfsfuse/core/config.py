@@ -320,10 +320,12 @@ def load_tracker_config(path: str, read: ReadFile) -> tuple[TrackerConfig, tuple
     reader.ignore(*_IGNORED, "min_buff_size", "max_buff_size")
     storage_ids = _storage_ids(reader)
     id_type = IdType(reader.choice("id_type_in_filename", "ip", ("ip", "id")))
-    if id_type is IdType.ID and (storage_ids is None or not storage_ids.fit_file_names):
+    if storage_ids is None:
+        id_type = IdType.IP  # FastDFS's sample has id without storage ids
+    elif id_type is IdType.ID and not storage_ids.fit_file_names:
         entry = reader.entry("id_type_in_filename")
         assert entry is not None
-        raise entry.error("id is allowed with use_storage_id = true and ids up to 16777215")
+        raise entry.error("id is allowed with ids up to 16777215")
     ip_size = reader.text("response_ip_addr_size", "auto").lower()
     auto_size = 46 if storage_ids is not None and storage_ids.has_ipv6 else 16
     lookup = StoreLookup(reader.integer("store_lookup", 0, 0, 2))

@@ -275,7 +275,6 @@ def test_false_words(word: str) -> None:
         ("log_level = loud", "emerg"),
         ("bind_addr = 1.1.1.1,2.2.2.2,3.3.3.3", "one address"),
         ("address_family = IPv5", "IPv4"),
-        ("id_type_in_filename = id", "use_storage_id"),
         ("disabled = true", "disabled"),
         ("store_group = a b", "letters and digits"),
     ],
