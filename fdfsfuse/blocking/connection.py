@@ -15,14 +15,14 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias, cast
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.answers import answer_length, check_length, sent_too_much
 from fdfsfuse.client.plans.steps import SKIP, Ask, Open, Send
-from fdfsfuse.client.sockets import FIRST_READ, first_read, set_options
-from fdfsfuse.client.sources import CHUNK_SIZE, FileRange, Progress, Source
+from fdfsfuse.client.sockets import FIRST_READ, first_read, readable, set_options
+from fdfsfuse.client.sources import CHUNK_SIZE, FileRange, Source
 from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionBroken,
@@ -35,7 +35,10 @@ from fdfsfuse.proto.header import HEADER_SIZE, pack_header
 
 _INLINE_SEND = 64 << 10
 _SLICE_S = 1.0
-_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+
+
+Touch: TypeAlias = Callable[[int], float]
+"""Called with the number of bytes sent since the last call; returns when to give up."""
 
 
 class TimedOut(Exception):
@@ -68,22 +71,21 @@ class Connection:
     """See the module.
 
     Attributes:
-        due: the time.monotonic() at which an exchange ends with `TimedOut`.
         answered: whether any byte of the last answer has arrived.
         sent: whether the whole last request was handed to the network.
         reused: it was kept idle before.
         usable: False once it was closed, by `close` or because an exchange broke off.
-        rest: what was received behind the header of an answer.
     """
 
     __slots__ = (
+        "_due",
+        "_readable",
+        "_rest",
         "_slice_s",
         "_sock",
         "address",
         "answered",
-        "due",
         "idle_since",
-        "rest",
         "reused",
         "sent",
         "usable",
@@ -92,15 +94,18 @@ class Connection:
     def __init__(self, sock: socket.socket, address: Address) -> None:
         sock.settimeout(None)
         self._sock = sock
+        self._readable = readable(sock)
         self._slice_s = 0.0
         self.address = address
-        self.due = 0.0
+        self._due = 0.0
+        """The time.monotonic() at which an exchange ends with `TimedOut`."""
+        self._rest = b""
+        """What was received behind the header of an answer that `receive` receives."""
         self.answered = False
         self.sent = False
         self.reused = False
         self.usable = True
         self.idle_since = 0.0
-        self.rest = b""
 
     def close(self) -> None:
         """Close the connection; may be called again."""
@@ -109,13 +114,7 @@ class Connection:
 
     def alive(self) -> bool:
         """True when the peer has neither closed nor sent anything unasked; no round trip."""
-        try:
-            self._sock.recv(1, _PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
+        return not self._readable.poll(0)
 
     # --- exchanges -------------------------------------------------------------------------------
 
@@ -135,7 +134,7 @@ class Connection:
             self._end(exc)
             raise
 
-    def send(self, step: Send, due: float, touch: Progress) -> bytes:
+    def send(self, step: Send, due: float, touch: Touch) -> bytes:
         """`ask` with a long body; *touch* is called when bytes were sent."""
         try:
             self._start(due)
@@ -156,15 +155,16 @@ class Connection:
             self._start(due)
             self._send(pack_header(len(step.head), step.command) + step.head)
             self.sent = True
-            return self._answer_length(FIRST_READ)
+            length, self._rest = self._answer_start(FIRST_READ)
+            return length
         except BaseException as exc:
             self._end(exc)
             raise
 
     def receive(self, limit: int, due: float) -> bytes:
         """1 to *limit* bytes of a body."""
-        if self.rest:
-            data, self.rest = self.rest[:limit], self.rest[limit:]
+        if self._rest:
+            data, self._rest = self._rest[:limit], self._rest[limit:]
             return data
         try:
             self._set_due(due)
@@ -190,7 +190,7 @@ class Connection:
             exc.unsent = not self.sent
 
     def _set_due(self, due: float) -> None:
-        self.due = due
+        self._due = due
         left = due - time.monotonic()
         if left < _SLICE_S or self._slice_s != _SLICE_S:
             self._set_slice(left)
@@ -207,7 +207,7 @@ class Connection:
 
     def _waited(self) -> None:
         """A slice is over."""
-        left = self.due - time.monotonic()
+        left = self._due - time.monotonic()
         if left < _SLICE_S:
             self._set_slice(left)
 
@@ -246,30 +246,33 @@ class Connection:
 
     def _answer(self, limit: int) -> bytes:
         """Receive a whole answer of at most *limit* bytes."""
-        length = self._answer_length(first_read(limit))
-        check_length(self.address, length, limit)
-        rest, self.rest = self.rest, b""
-        missing = length - len(rest)
-        if missing:
-            parts = [rest]
-            while missing:
-                parts.append(self._recv(min(missing, CHUNK_SIZE)))
-                missing -= len(parts[-1])
-            rest = b"".join(parts)
+        length, rest = self._answer_start(first_read(limit))
+        if length != len(rest):
+            check_length(self.address, length, limit)
+            rest = self._receive_rest(rest, length - len(rest))
+        elif length > limit:
+            check_length(self.address, length, limit)
         return b"" if limit == SKIP else rest
 
-    def _answer_length(self, read_size: int) -> int:
+    def _receive_rest(self, start: bytes, missing: int) -> bytes:
+        parts = [start]
+        while missing:
+            parts.append(self._recv(min(missing, CHUNK_SIZE)))
+            missing -= len(parts[-1])
+        return b"".join(parts)
+
+    def _answer_start(self, read_size: int) -> tuple[int, bytes]:
+        """The length of an answer's body, and as much of it as came with its header."""
         data = self._recv(read_size)
         self.answered = True
         while len(data) < HEADER_SIZE:
             data += self._recv(read_size)
         length = answer_length(self.address, data)
-        self.rest = data[HEADER_SIZE:]
-        if len(self.rest) > length:
+        if len(data) > HEADER_SIZE + length:
             raise sent_too_much(self.address)
-        return length
+        return length, data[HEADER_SIZE:]
 
-    def _send_body(self, front: bytes, source: Source, size: int, touch: Progress) -> None:
+    def _send_body(self, front: bytes, source: Source, size: int, touch: Touch) -> None:
         """Send *front* and the body; an answer that comes before all is sent ends it."""
         try:
             if isinstance(source, (bytes, bytearray, memoryview)):
@@ -284,13 +287,13 @@ class Connection:
             raise
 
     def _send_buffer(
-        self, front: bytes, source: bytes | bytearray | memoryview, size: int, touch: Progress
+        self, front: bytes, source: bytes | bytearray | memoryview, size: int, touch: Touch
     ) -> None:
-        view = memoryview(source).cast("B")
         if size <= _INLINE_SEND:
-            self._send(front + view)
-            touch(size)
+            self._send(b"".join((front, source)))
+            self._due = touch(size)
             return
+        view = memoryview(source).cast("B")
         chunks = [view[start : start + CHUNK_SIZE] for start in range(0, size, CHUNK_SIZE)]
         self._send_chunks(front, chunks, size, touch)
 
@@ -299,7 +302,7 @@ class Connection:
         front: bytes,
         chunks: Iterable[bytes] | Sequence[memoryview],
         size: int,
-        touch: Progress,
+        touch: Touch,
     ) -> None:
         self._send(front)
         left = size
@@ -308,13 +311,13 @@ class Connection:
             if left < 0:
                 raise UsageError(f"the body has more than the {size} bytes announced")
             self._send(chunk)
-            touch(len(chunk))
+            self._due = touch(len(chunk))
             if left and not self.alive():
                 self._raise_early_answer()
         if left:
             raise UsageError(f"the body has only {size - left} of the {size} bytes announced")
 
-    def _send_file(self, front: bytes, source: FileRange, size: int, touch: Progress) -> None:
+    def _send_file(self, front: bytes, source: FileRange, size: int, touch: Touch) -> None:
         """The kernel moves the bytes."""
         self._send(front)
         position, end = source.offset, source.offset + size
@@ -334,7 +337,7 @@ class Connection:
                     f"the file became shorter: {position - source.offset} of {size} bytes were read"
                 )
             position += sent
-            touch(sent)
+            self._due = touch(sent)
             if position < end and not self.alive():
                 self._raise_early_answer()
 

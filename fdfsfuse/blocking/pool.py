@@ -49,12 +49,13 @@ class Pool:
                 shelf.clear()
 
     def borrow(
-        self, address: Address, due: float, *, fresh: bool = False, probe: bool = True
+        self, address: Address, now: float, due: float, *, fresh: bool = False, probe: bool = True
     ) -> Connection:
         """A live connection to *address*; `give_back` it, whatever happens.
 
         Args:
-            due: time.monotonic() at which waiting for one ends with ConnectFailed.
+            now: time.monotonic().
+            due: when waiting for one ends with ConnectFailed.
             fresh: make a new connection, and drop the idle ones: they have proved stale.
             probe: False for a request that may be repeated; the connection may be stale then.
         """
@@ -67,7 +68,6 @@ class Pool:
             if fresh:
                 shelf.clear()
             while True:
-                now = time.monotonic()
                 connection = shelf.take(now, probe)
                 if connection is not None:
                     return connection
@@ -80,6 +80,7 @@ class Pool:
                     self._room.wait(min(due - now, threading.TIMEOUT_MAX))
                 finally:
                     self._waiting -= 1
+                now = time.monotonic()
             shelf.total += 1
         try:
             return connect(address, min(self._connect_timeout_s, due - now))

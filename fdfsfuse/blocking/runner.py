@@ -67,69 +67,68 @@ class BlockingRun(Running[T]):
         Raises:
             DeadlineExceeded: nothing moved for too long, or the deadline has passed.
         """
-        while (step := self.next_step()) is not None:
+        step = self.resume()
+        while step is not None:
             if type(step) is Deliver:
-                self.done(None)
                 return step.data
             try:
-                self.done(self._perform(step))
-                self._timer.touch()
+                value = self._receive(step) if type(step) is Receive else self._request(step)
             except (FdfsError, TimedOut) as exc:
-                self._fail(step, exc)
+                step = self._failed(step, exc)
+            else:
+                self._timer.touch()
+                step = self.resume(value)
         return None
 
-    def _fail(self, step: Step, exc: FdfsError | TimedOut) -> None:
+    def _failed(self, step: Step, exc: FdfsError | TimedOut) -> Step | None:
         """Tell the plan, unless it is the whole operation whose time has passed."""
         if isinstance(exc, FdfsError) and not isinstance(exc, ConnectionProblem):
-            self.failed(exc)
-        elif time.monotonic() >= self._timer.due:
+            return self.fail(exc)
+        if time.monotonic() >= self._timer.due:
             raise self._timer.passed(self.what) from exc
-        elif isinstance(exc, FdfsError):
-            self.failed(exc)
-        else:
-            assert isinstance(step, Ask)
-            text = f"{step.address} did not answer within {step.limit_s:g} s"
-            self.failed(ConnectionProblem(text))
+        if isinstance(exc, FdfsError):
+            return self.fail(exc)
+        assert isinstance(step, Ask)
+        text = f"{step.address} did not answer within {step.limit_s:g} s"
+        return self.fail(ConnectionProblem(text))
 
-    def _perform(self, step: Step) -> Any:
-        due = self._timer.due
-        if type(step) is Receive:
-            return self._receive(step, due)
+    def _request(self, step: Step) -> Any:
         assert isinstance(step, Request)
+        now, due = time.monotonic(), self._timer.due
         if step.limit_s is not None:
-            due = min(due, time.monotonic() + step.limit_s)
-        connection = self._pool.borrow(
-            step.address, due, fresh=step.fresh, probe=not step.repeatable
+            due = min(due, now + step.limit_s)
+        pool = self._pool
+        connection = pool.borrow(
+            step.address, now, due, fresh=step.fresh, probe=not step.repeatable
         )
-        if type(step) is Open:
-            try:
-                return _Incoming(self._pool, connection, connection.open(step, due))
-            except BaseException:
-                self._pool.give_back(connection)
-                raise
         try:
             if type(step) is Ask:
-                return connection.ask(step, due)
-            assert type(step) is Send
+                answer: Any = connection.ask(step, due)
+            elif type(step) is Send:
+                answer = connection.send(step, due, self._touch)
+            else:
+                assert type(step) is Open
+                answer = _Incoming(pool, connection, connection.open(step, due))
+        except BaseException:
+            pool.give_back(connection)
+            raise
+        if type(step) is not Open:
+            pool.give_back(connection)
+        return answer
 
-            def touch(count: int) -> None:
-                self._touch(count)
-                connection.due = self._timer.due
-
-            return connection.send(step, due, touch)
-        finally:
-            self._pool.give_back(connection)
-
-    def _receive(self, step: Receive, due: float) -> bytes:
+    def _receive(self, step: Receive) -> bytes:
         incoming = step.incoming
         assert isinstance(incoming, _Incoming)
-        data = incoming.connection.receive(min(step.limit, incoming.remaining), due)
+        limit = min(step.limit, incoming.remaining)
+        data = incoming.connection.receive(limit, self._timer.due)
         incoming.remaining -= len(data)
         if self._progress is not None:
             self._progress(len(data))
         return data
 
-    def _touch(self, count: int) -> None:
+    def _touch(self, count: int) -> float:
+        """Some bytes were sent; when to give up now."""
         self._timer.touch()
         if self._progress is not None:
             self._progress(count)
+        return self._timer.due

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.errors import ProtocolError, StatusError
-from fdfsfuse.proto.header import RESPONSE, unpack_header_from
+from fdfsfuse.proto.header import RESPONSE, unpack_fields
 
 SKIP_MAX = 1 << 20
 """Longest body that is skipped where none is expected (wire.md section 5, trap 5)."""
@@ -17,9 +17,10 @@ def answer_length(address: Address, data: bytes | bytearray) -> int:
         StatusError: the answer is a status.
         ProtocolError: it is no answer.
     """
-    length, command, status = unpack_header_from(data, 0)
-    if command != RESPONSE:
-        raise ProtocolError(f"{address} answered with command {command}")
+    length: int
+    length, command, status = unpack_fields(data)
+    if command != RESPONSE or length < 0:
+        raise ProtocolError(f"{address} answered with command {command}, {length} bytes")
     if status:
         if length:
             raise ProtocolError(f"{address} sent an error with a body")

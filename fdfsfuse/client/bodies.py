@@ -63,12 +63,15 @@ async def _send_buffer(
     size: int,
     progress: Progress | None,
 ) -> None:
+    if size <= _INLINE_SEND:
+        packet = b"".join((front, source))
+        if len(packet) != len(front) + size:
+            raise _wrong_size(len(packet) - len(front), size)
+        await to._send(packet)
+        return
     view = memoryview(source).cast("B")
     if len(view) != size:
-        raise UsageError(f"the body has {len(view)} bytes, {size} were announced")
-    if size <= _INLINE_SEND:
-        await to._send(front + view)
-        return
+        raise _wrong_size(len(view), size)
     await to._send(front)
     for start in range(0, size, CHUNK_SIZE):
         part = view[start : start + CHUNK_SIZE]
@@ -80,7 +83,7 @@ async def _send_pieces(to: Connection, front: bytes, source: Sequence[bytes], si
     """One system call takes many pieces; what is left of them is sent in turn."""
     total = sum(map(len, source))
     if total != size:
-        raise UsageError(f"the body has {total} bytes, {size} were announced")
+        raise _wrong_size(total, size)
     pieces = [front, *source]
     for start in range(0, len(pieces), _IOV_MAX):
         group = pieces[start : start + _IOV_MAX]
@@ -100,7 +103,7 @@ async def _send_file(
     to: Connection, front: bytes, source: FileRange, size: int, progress: Progress | None
 ) -> None:
     if source.length != size:
-        raise UsageError(f"the body has {source.length} bytes, {size} were announced")
+        raise _wrong_size(source.length, size)
     buffer = memoryview(bytearray(min(CHUNK_SIZE, size)))
     sent = 0
     while sent < size:
@@ -134,6 +137,10 @@ async def _send_iterable(
             await _between_chunks(to, len(chunk), size - sent, progress)
     if sent < size:
         raise UsageError(f"the body has only {sent} of the {size} bytes that were announced")
+
+
+def _wrong_size(found: int, announced: int) -> UsageError:
+    return UsageError(f"the body has {found} bytes, {announced} were announced")
 
 
 async def _between_chunks(to: Connection, sent: int, left: int, progress: Progress | None) -> None:

@@ -18,7 +18,6 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from types import TracebackType
 from typing import TypeAlias
 
 import trio
@@ -28,7 +27,13 @@ from fdfsfuse.client.address import Address
 from fdfsfuse.client.answers import answer_length, check_length, sent_too_much
 from fdfsfuse.client.bodies import send_body
 from fdfsfuse.client.plans.steps import ANSWER_MAX, SKIP
-from fdfsfuse.client.sockets import CONNECT_TIMEOUT_S, FIRST_READ, first_read, set_options
+from fdfsfuse.client.sockets import (
+    CONNECT_TIMEOUT_S,
+    FIRST_READ,
+    first_read,
+    readable,
+    set_options,
+)
 from fdfsfuse.client.sources import CHUNK_SIZE, Progress, Source
 from fdfsfuse.errors import ConnectFailed, ConnectionBroken, ProtocolError, StatusError
 from fdfsfuse.proto.header import HEADER_SIZE, pack_header
@@ -98,11 +103,20 @@ class Connection:
         usable: False once it was closed, by `close` or because an exchange broke off.
     """
 
-    __slots__ = ("_rest", "_sock", "address", "answered", "idle_since", "reused", "sent", "usable")
+    __slots__ = (
+        "_readable",
+        "_sock",
+        "address",
+        "answered",
+        "idle_since",
+        "reused",
+        "sent",
+        "usable",
+    )
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
         self._sock = sock
-        self._rest = b""
+        self._readable = readable(sock)
         self.address = address
         self.answered = False
         self.sent = False
@@ -120,13 +134,7 @@ class Connection:
 
     def alive(self) -> bool:
         """True when the peer has neither closed nor sent anything unasked; no round trip."""
-        try:
-            self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
+        return not self._readable.poll(0)
 
     # --- whole exchanges -------------------------------------------------------------------------
 
@@ -144,10 +152,14 @@ class Connection:
             StatusError: the peer answered with a status.
             ConnectionBroken, ProtocolError: the connection is closed.
         """
-        with _Exchange(self):
+        self._start()
+        try:
             await self._send(pack_header(len(body), command, status) + body)
             self.sent = True
             return await self._answer(max_answer)
+        except BaseException as exc:
+            self._broke_off(exc)
+            raise
 
     async def command(self, command: int, body: bytes = b"") -> None:
         """`request` whose answer has no body."""
@@ -170,17 +182,18 @@ class Connection:
         Raises:
             UsageError: *source* holds more or less than *size* bytes.
         """
-        with _Exchange(self):
+        self._start()
+        try:
             front = pack_header(len(head) + size, command) + head
             await send_body(self, front, source, size, progress)
             self.sent = True
-            try:
-                return await self._answer(max_answer)
-            except StatusError:
-                # A storage that had not read the whole body takes the rest of it for requests,
-                # whose answers would come on this connection (wire.md section 5, trap 3).
-                self.close()
-                raise
+            return await self._answer(max_answer)
+        except BaseException as exc:
+            # After a status too: a storage that had not read the whole body takes the rest of it
+            # for requests, whose answers would come on this connection (wire.md trap 3).
+            self._broke_off(exc)
+            self.close()
+            raise
 
     async def command_stream(
         self,
@@ -199,7 +212,8 @@ class Connection:
 
         A body longer than *buffer* is a ProtocolError.
         """
-        with _Exchange(self):
+        self._start()
+        try:
             await self._send(pack_header(len(body), command) + body)
             self.sent = True
             header = bytearray(HEADER_SIZE)
@@ -214,6 +228,9 @@ class Connection:
                 raise sent_too_much(self.address)
             await self._fill(buffer[got:length])
             return length
+        except BaseException as exc:
+            self._broke_off(exc)
+            raise
 
     async def start_stream(
         self, command: int, body: bytes, end: Callable[[Connection], None] | None = None
@@ -222,12 +239,30 @@ class Connection:
 
         `AnswerStream.end` ends it, and calls *end* with this connection.
         """
-        with _Exchange(self):
+        self._start()
+        try:
             await self._send(pack_header(len(body), command) + body)
             self.sent = True
-            return AnswerStream(self, await self._answer_length(FIRST_READ), end)
+            length, rest = await self._answer_start(FIRST_READ)
+            return AnswerStream(self, length, rest, end)
+        except BaseException as exc:
+            self._broke_off(exc)
+            raise
 
     # --- parts of exchanges ----------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if not self.usable:
+            raise ConnectionBroken(f"the connection to {self.address} is closed")
+        self.answered = self.sent = False
+
+    def _broke_off(self, exc: BaseException) -> None:
+        """What breaks off leaves the connection closed; so does 22, after which storages close."""
+        if not isinstance(exc, StatusError) or exc.errno == errno.EINVAL:
+            self.close()
+        if isinstance(exc, ConnectionBroken):
+            exc.stale = self.reused and not self.answered
+            exc.unsent = not self.sent
 
     def detach(self) -> socket.socket:
         """Hand the non-blocking socket over to the caller; this object is unusable afterwards."""
@@ -276,9 +311,9 @@ class Connection:
 
     async def _answer(self, limit: int) -> bytes:
         """Receive a whole answer of at most *limit* bytes."""
-        length = await self._answer_length(first_read(limit))
-        check_length(self.address, length, limit)
-        rest, self._rest = self._rest, b""
+        length, rest = await self._answer_start(first_read(limit))
+        if length > limit:
+            check_length(self.address, length, limit)
         if len(rest) != length:
             buffer = bytearray(length)
             buffer[: len(rest)] = rest
@@ -286,17 +321,16 @@ class Connection:
             rest = bytes(buffer)
         return b"" if limit == SKIP else rest
 
-    async def _answer_length(self, read_size: int) -> int:
-        """Receive the header of an answer; more of the answer may be in ``_rest`` afterwards."""
+    async def _answer_start(self, read_size: int) -> tuple[int, bytes]:
+        """The length of an answer's body, and as much of it as came with its header."""
         data = await self._recv(read_size)
         self.answered = True
         while len(data) < HEADER_SIZE:
             data += await self._recv(read_size)
         length = answer_length(self.address, data)
-        self._rest = data[HEADER_SIZE:]
-        if len(self._rest) > length:
+        if len(data) > HEADER_SIZE + length:
             raise sent_too_much(self.address)
-        return length
+        return length, data[HEADER_SIZE:]
 
     async def _fill(self, view: memoryview) -> None:
         unyielded = 0
@@ -352,52 +386,20 @@ class Connection:
         return ConnectionBroken(f"the connection to {self.address} broke: {why}")
 
 
-class _Exchange:
-    """``with _Exchange(connection):`` around a request and its answer.
-
-    What breaks off leaves the connection closed, and so does status 22, after which storages
-    close it themselves.
-    """
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        if not connection.usable:
-            raise ConnectionBroken(f"the connection to {connection.address} is closed")
-        self._connection = connection
-        connection.answered = connection.sent = False
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exc is None:
-            return
-        connection = self._connection
-        if not isinstance(exc, StatusError) or exc.errno == errno.EINVAL:
-            connection.close()
-        if isinstance(exc, ConnectionBroken):
-            exc.stale = connection.reused and not connection.answered
-            exc.unsent = not connection.sent
-
-
 class AnswerStream:
     """The body of an answer, read bit by bit; ``remaining`` bytes of it are still unread."""
 
-    __slots__ = ("_connection", "_end", "remaining")
+    __slots__ = ("_connection", "_end", "_start", "remaining")
 
     def __init__(
         self,
         connection: Connection,
         length: int,
+        start: bytes,
         end: Callable[[Connection], None] | None = None,
     ) -> None:
         self._connection = connection
+        self._start = start
         self._end = end
         self.remaining = length
 
@@ -415,8 +417,8 @@ class AnswerStream:
             return b""
         connection = self._connection
         limit = min(max_bytes, self.remaining)
-        if connection._rest:
-            data, connection._rest = connection._rest[:limit], connection._rest[limit:]
+        if self._start:
+            data, self._start = self._start[:limit], self._start[limit:]
         else:
             try:
                 data = await connection._recv(limit)

@@ -59,31 +59,26 @@ class TrioRun(Running[T]):
             DeadlineExceeded: nothing moved for ``timeout_s``, or ``deadline_s`` is over.
         """
         progress = True
-        while True:
-            step = self.next_step()
-            if step is None:
-                return None
-            if type(step) is Deliver:
-                self.done(None)
-                return step.data
+        step = self.resume()
+        while step is not None and type(step) is not Deliver:
             # One scope for all steps: it is only made anew when the limit of a step was passed.
             with trio.CancelScope(deadline=self._deadline_of(step, progress)) as self._scope:
                 while True:
                     try:
-                        self.done(await self._perform(step))
-                        progress = True
+                        value = await self._perform(step)
                     except FdfsError as exc:
-                        self.failed(exc)
                         progress = False
-                    step = self.next_step()
-                    if step is None:
-                        return None
-                    if type(step) is Deliver:
-                        self.done(None)
-                        return step.data
+                        step = self.fail(exc)
+                    else:
+                        progress = True
+                        step = self.resume(value)
+                    if step is None or type(step) is Deliver:
+                        break
                     self._scope.deadline = self._deadline_of(step, progress)
-            self._pass_deadline(step)
-            progress = False
+            if self._scope.cancelled_caught:
+                step = self._pass_deadline(step)
+                progress = False
+        return None if step is None else step.data
 
     def _deadline_of(self, step: Step, progress: bool) -> float:
         """When *step* has to be done, with or without *progress* by the one before it."""
@@ -94,17 +89,17 @@ class TrioRun(Running[T]):
             return min(now + step.limit_s, self._due)
         return self._due
 
-    def _pass_deadline(self, step: Step | None) -> None:
-        """Raise, unless it was only the limit of *step* that passed."""
+    def _pass_deadline(self, step: Step | None) -> Step | None:
+        """Raise, unless it was only the limit of *step* that passed; then what is next."""
         now = trio.current_time()
         limit_s = step.limit_s if isinstance(step, Ask) else None
         if limit_s is not None and now < self._due:
             assert isinstance(step, Ask)
-            self.failed(ConnectionProblem(f"{step.address} did not answer within {limit_s:g} s"))
-        elif now >= self._end:
+            problem = ConnectionProblem(f"{step.address} did not answer within {limit_s:g} s")
+            return self.fail(problem)
+        if now >= self._end:
             raise DeadlineExceeded(f"{self.what}: the deadline has passed")
-        else:
-            raise DeadlineExceeded(f"{self.what}: no progress for {self._timeout_s:g} s")
+        raise DeadlineExceeded(f"{self.what}: no progress for {self._timeout_s:g} s")
 
     async def _perform(self, step: Step) -> Any:
         if type(step) is Ask:

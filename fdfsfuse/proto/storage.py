@@ -141,8 +141,7 @@ class FileRequest(NamedTuple):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFile:
+class StoredFile(NamedTuple):
     """Response to uploads: group 16, then the new file name."""
 
     group: str
@@ -303,8 +302,7 @@ def pack_file_info(size: int, mtime: int, crc32: int, ip_field: bytes) -> bytes:
     return _INFO.pack(size, mtime, crc32 - (1 << 32) if crc32 >> 31 else crc32) + ip_field
 
 
-@dataclass(frozen=True, slots=True)
-class FileInfo:
+class FileInfo(NamedTuple):
     """Response to 22: size 8, mtime 8 (Unix seconds), crc32 8 (sign-extended), source ip 16/46.
 
     ``crc32`` is 0 for appenders and slaves if it was not asked for. ``source_ip`` is empty when

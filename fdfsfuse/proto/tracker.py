@@ -33,6 +33,7 @@ import ipaddress
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 from fdfsfuse.errors import ProtocolError, UsageError
 from fdfsfuse.proto.header import (
@@ -183,8 +184,7 @@ class GroupRequest:
         return cls(unpack_group(body))
 
 
-@dataclass(frozen=True, slots=True)
-class FileRequest:
+class FileRequest(NamedTuple):
     """Request of 102, 103, 105: group 16, then the file name, 22 to 127 bytes, unchecked."""
 
     group: str

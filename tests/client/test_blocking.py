@@ -9,11 +9,11 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
 from fdfsfuse import blocking
+from fdfsfuse.blocking.connection import Connection
 from fdfsfuse.blocking.pool import Pool
 from fdfsfuse.client.address import Address
 from fdfsfuse.errors import ConnectFailed, DeadlineExceeded, UsageError
@@ -116,13 +116,16 @@ def test_the_limit_of_connections() -> None:
     pool = Pool(limit=1, max_idle=1, max_idle_s=60, connect_timeout_s=5)
     with listener() as server:
         address = Address(*server.getsockname())
-        first = pool.borrow(address, time.monotonic() + 60)
+
+        def borrow(timeout_s: float = 60) -> Connection:
+            now = time.monotonic()
+            return pool.borrow(address, now, now + timeout_s)
+
+        first = borrow()
         with pytest.raises(ConnectFailed, match="all 1 connections"):
-            pool.borrow(address, time.monotonic() + 0.01)
-        got: list[Any] = []
-        waiter = threading.Thread(
-            target=lambda: got.append(pool.borrow(address, time.monotonic() + 60))
-        )
+            borrow(0.01)
+        got: list[Connection] = []
+        waiter = threading.Thread(target=lambda: got.append(borrow()))
         waiter.start()
         wait_until(lambda: pool._waiting == 1, "the thread to wait")
         assert not got
@@ -133,7 +136,7 @@ def test_the_limit_of_connections() -> None:
         pool.give_back(first)
         assert not first.usable
         with pytest.raises(UsageError, match="closed"):
-            pool.borrow(address, time.monotonic() + 60)
+            borrow()
 
 
 def test_a_connection_that_the_server_closed_is_noticed(client: blocking.Client) -> None:

@@ -11,44 +11,44 @@ from fdfsfuse.errors import FdfsError, StatusError
 class Running(Generic[T]):
     """The plan of one operation.
 
-    `next_step` gives a step; then call `done` with its result or `failed` with its error, and so
-    on until it gives None and ``result`` is there. `close` it in the end, whatever happens.
+    `resume` it to get a step, then `resume` it with the result of the step or let it `fail` with
+    the error, and so on until that gives None and ``result`` is there. `close` it in the end,
+    whatever happens.
     """
 
-    __slots__ = ("_error", "_plan", "_value", "result", "what")
+    __slots__ = ("_plan", "result", "what")
     result: T
 
     def __init__(self, what: str, plan: Plan[T]) -> None:
         self.what = what
         self._plan = plan
-        self._value: Any = None
-        self._error: FdfsError | None = None
 
-    def next_step(self) -> Step | None:
-        """The next step, or None at the end.
+    def resume(self, value: Any = None) -> Step | None:
+        """Begin, or go on with the result of a step; the next step, or None at the end.
 
         Raises:
             StatusError: that of a server, with the name of the operation. Others as they are.
         """
-        error = self._error
         try:
-            if error is None:
-                return self._plan.send(self._value)
-            self._error = None
+            return self._plan.send(value)
+        except StopIteration as stop:
+            self.result = stop.value
+            return None
+        except StatusError as exc:
+            raise self._named(exc) from exc
+
+    def fail(self, error: FdfsError) -> Step | None:
+        """Go on after a step that ended with *error*; as `resume`."""
+        try:
             return self._plan.throw(error)
         except StopIteration as stop:
             self.result = stop.value
             return None
         except StatusError as exc:
-            raise StatusError(exc.errno or 0, f"{self.what}: {exc.what}") from exc
+            raise self._named(exc) from exc
 
-    def done(self, value: Any) -> None:
-        """The step was carried out."""
-        self._value = value
-
-    def failed(self, error: FdfsError) -> None:
-        """The step ended with *error*."""
-        self._error = error
+    def _named(self, exc: StatusError) -> StatusError:
+        return StatusError(exc.errno or 0, f"{self.what}: {exc.what}")
 
     def close(self) -> None:
         """End the plan where it is, and what it has open."""

@@ -88,7 +88,7 @@ class TrackerPlans:
         else:
             command = TrackerCommand.QUERY_STORE_ONE_IN_GROUP
             body = GroupRequest(group).encode()
-        return (yield from self.ask(command, body, 70, self._decode_upload_target))
+        return self.ask(command, body, 70, self._decode_upload_target)
 
     def query_store_all(self, group: str) -> Plan[list[UploadTarget]]:
         """Every storage of *group* that takes uploads (107)."""
@@ -144,7 +144,7 @@ class TrackerPlans:
 
     def _query_file(self, command: TrackerCommand, group: str, name: str) -> Plan[Address]:
         body = FileRequest(group, name).encode()
-        return (yield from self.ask(command, body, _TARGET_MAX, self._decode_first))
+        return self.ask(command, body, _TARGET_MAX, self._decode_first)
 
     def _upload_target(self, body: bytes) -> UploadTarget:
         target = StoreTarget.decode(body)
