@@ -46,6 +46,7 @@ from fdfsfuse.proto.names_answers import (
     Attr,
     DirEntry,
     Done,
+    FollowingEntry,
     Listing,
     Message,
     NotPrimaryAnyMore,
@@ -111,6 +112,7 @@ __all__ = [
     "CreateFile",
     "DirEntry",
     "Done",
+    "FollowingEntry",
     "FormerOutcome",
     "GetAttr",
     "Grant",
@@ -181,6 +183,10 @@ FRAME_MAX = SMALL_CONTENT_MAX + (64 << 10)
 """Longest frame body; a longer one costs the sender its connection."""
 LIST_MAX = 1024
 """Most entries in one listing answer."""
+FOLLOWING_MAX = 64
+"""Most entries that are told along with an `Open`."""
+FOLLOWING_DATA_MAX = 512 << 10
+"""Most bytes of content of such entries in one answer."""
 
 NOT_PRIMARY = errno.EREMOTEIO
 """Status: this storage does not keep the tree (now); ask for the view again."""

@@ -51,11 +51,24 @@ class Listing(Message, frozen=True):
     end: bool
 
 
+class FollowingEntry(Message, frozen=True):
+    """An entry that was not asked for by its own name; ``data`` as in `Opened`."""
+
+    name: bytes
+    attr: Attr
+    data: bytes | None = None
+
+
 class Opened(Message, frozen=True):
-    """``data`` is None when the content is longer than asked for (or could not be read here)."""
+    """``data`` is None when the content is longer than asked for (or could not be read here).
+
+    ``following`` are entries of the directory ``parent``; see `fdfsfuse.proto.names.Open`.
+    """
 
     attr: Attr
     data: bytes | None = None
+    parent: int = 0
+    following: list[FollowingEntry] = []
 
 
 class Xattrs(Message, frozen=True):

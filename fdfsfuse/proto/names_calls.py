@@ -39,10 +39,16 @@ class Open(Message, tag=4, frozen=True):
     """-> Opened: fresh attributes, and the whole content if it has at most ``max_data`` bytes.
 
     Not recorded: an inode that stays open for longer is told by Holds. ESTALE.
+
+    ``following``: up to so many entries that follow one of the inode's names in its directory are
+    told as well, in the order of the listing or ``by_name``, with their content if it has at most
+    ``max_data`` bytes. The storage may tell of fewer, or not of their content, as it finds easy.
     """
 
     ino: int
     max_data: int
+    following: int = 0
+    by_name: bool = False
 
 
 class ListXattrs(Message, tag=5, frozen=True):

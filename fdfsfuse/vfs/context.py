@@ -11,6 +11,7 @@ import trio
 
 from fdfsfuse.errors import FdfsError
 from fdfsfuse.proto.names import Attr
+from fdfsfuse.vfs.ahead import Contents
 from fdfsfuse.vfs.budget import Budget
 from fdfsfuse.vfs.lru import Recent
 from fdfsfuse.vfs.numbers import ROOT, Numbers
@@ -108,6 +109,7 @@ class Context:
         self.states: dict[int, FileState] = {}
         self.objects = ObjectAttrs(options.attr_timeout_s)
         self.pages = Pages()
+        self.contents = Contents(options.ahead_bytes)
         self.dirty = Budget(options.dirty_bytes, self._relieve, options.patience_s)
         self.clean_used = 0
         self.read_ahead_used = 0

@@ -50,6 +50,7 @@ class Memory:
         self._lease_until = lease_until
         self._limit = limit
         self._attrs: Recent[int, Attr] = Recent(limit)
+        self._parents: Recent[int, int] = Recent(limit)
         self._xattrs: Recent[int, dict[bytes, bytes]] = Recent(limit)
         self._directories: dict[int, Directory] = {}
         self._names = 0
@@ -93,6 +94,10 @@ class Memory:
             return None
         ino = directory.get(name)
         return ino if ino is not None and self._now() < self._lease_until() else None
+
+    def parent(self, ino: int) -> int:
+        """A directory that the inode was seen in, perhaps not any more; 0 when not known."""
+        return self._parents.get(ino, 0)
 
     def listing(self, ino: int) -> names.Listing | None:
         """All entries of a directory, in the order of their cookies; see `Directory`."""
@@ -220,6 +225,8 @@ class Memory:
         directory = self._directory(parent)
         if directory.listing is not None and directory.get(name) != ino:
             directory.listing = None
+        if ino != MISSING:
+            self._parents[ino] = parent
         before = len(directory.names)
         directory.unknown.discard(name)
         if ino == MISSING and directory.complete:
@@ -281,6 +288,9 @@ class Memory:
 
     def _learn_open(self, request: names.Open, answer: names.Opened, began: int) -> None:
         self._attr(answer.attr, began)
+        for entry in answer.following:
+            self._attr(entry.attr, began)
+            self._name(answer.parent, entry.name, entry.attr.ino, began)
 
     def _learn_listing(self, request: names.ReadDir, answer: names.Listing, began: int) -> None:
         ino = request.ino
@@ -391,6 +401,7 @@ class Memory:
     def clear(self) -> None:
         """Nothing that was told so far may be relied upon."""
         self._attrs.clear()
+        self._parents.clear()
         self._xattrs.clear()
         self._directories.clear()
         self._names = 0

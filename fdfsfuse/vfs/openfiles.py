@@ -98,11 +98,13 @@ class OpenFiles:
             version = self._context.pages.version(number)
             # The kernel's pages make the content superfluous, and so does cutting it off.
             wanted = not flags & os.O_TRUNC and (known is None or known.version != version)
-            if known is not None and (not wanted or not known.size):
+            limit = self._context.options.open_data_bytes
+            if known is not None and (not wanted or not known.size or known.size > limit):
                 opened = names.Opened(known, None if known.size else b"")
+            elif wanted:
+                opened = await self._open_with_content(volume, number, ino, known)
             else:
-                limit = self._context.options.open_data_bytes if wanted else 0
-                opened = await volume.call(names.Open(ino, limit))
+                opened = await volume.call(names.Open(ino, 0))
             orphan = not opened.attr.nlink and state is None
             if not stat.S_ISREG(opened.attr.mode) or (orphan and volume.recalls.refuse_orphan()):
                 raise TreeError(errno.ESTALE)
@@ -119,6 +121,33 @@ class OpenFiles:
                 raise
             state.handles -= 1
         return state
+
+    async def _open_with_content(
+        self, volume: Volume, number: int, ino: int, known: names.Attr | None
+    ) -> names.Opened:
+        """The content of a small file, ahead of which others of its directory may be asked for."""
+        context, parent = self._context, volume.memory.parent(ino)
+        volume.names_ahead.superseded(parent)
+        if known is not None:
+            data = context.contents.take(number, known.version)
+            if data is not None:
+                volume.files_ahead.used(parent, ino)
+                return names.Opened(known, data)
+        limit = context.options.open_data_bytes
+        count, by_name = volume.files_ahead.missed(parent, ino)
+        brought: set[int] = set()
+        try:
+            opened: names.Opened = await volume.call(names.Open(ino, limit, count, by_name))
+            for entry in opened.following:
+                if entry.data and volume.memory.knows(entry.attr):
+                    following = context.numbers.of_inode(volume.number, entry.attr.ino)
+                    if context.pages.version(following) != entry.attr.version:
+                        context.contents.put(following, entry.attr.version, entry.data)
+                        brought.add(entry.attr.ino)
+        finally:
+            if count:
+                volume.files_ahead.came(parent, brought)
+        return opened
 
     async def _clear_set_id(self, state: FileState) -> None:
         """What the kernel asks for after write() and truncate(), but not after O_TRUNC."""

@@ -37,6 +37,9 @@ class VfsOptions:
         max_waiting: requests that may wait for one volume that does not answer; further ones fail
             at once, so that it does not take all request slots of the mount.
         open_data_bytes: content up to this size comes along with open().
+        ahead_files, ahead_names: most files whose content, and most entries whose attributes are
+            asked for ahead of need, along with another one.
+        ahead_bytes: memory for content that came ahead of need.
         dirty_bytes: memory for content that is not on a storage yet; writers wait beyond it.
         clean_bytes: memory for content of open files kept after it was stored.
         write_back_s: content that nobody flushes is stored after this time.
@@ -61,6 +64,9 @@ class VfsOptions:
     poll_interval_s: float = 3.0
     max_waiting: int = 100
     open_data_bytes: int = 64 << 10
+    ahead_files: int = 32
+    ahead_names: int = 64
+    ahead_bytes: int = 8 << 20
     dirty_bytes: int = 256 << 20
     clean_bytes: int = 32 << 20
     write_back_s: float = 5.0

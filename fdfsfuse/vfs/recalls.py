@@ -104,6 +104,7 @@ class Recalls:
                 busy = busy or (ino in changed and state.transfers > 0)
             if ino in changed:
                 context.pages.drop(number)
+                context.contents.drop(number)
             if numbers.known(number):
                 context.kernel.forget_attributes(number)
         pages = [number for number in map(self._number, changed) if numbers.known(number)]
@@ -192,6 +193,7 @@ class Recalls:
         """
         volume, context = self._volume, self._context
         volume.memory.clear()
+        context.contents.clear()
         numbers = context.numbers.of_volume(volume.number)
         pages = [number for number in numbers if context.pages.drop(number)]
         for state in context.states.values():

@@ -13,11 +13,12 @@ TreeError, StatusError or ConnectionProblem.
 from __future__ import annotations
 
 import errno
+import logging
 import stat
 import time
 from typing import NamedTuple
 
-from fdfsfuse.errors import StatusError, TreeError
+from fdfsfuse.errors import FdfsError, StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.context import Context, Entry
@@ -28,6 +29,8 @@ from fdfsfuse.vfs.numbers import id_directory
 from fdfsfuse.vfs.options import Ids
 from fdfsfuse.vfs.volume import Volume
 from fdfsfuse.vfs.volumes import Volumes
+
+log = logging.getLogger(__name__)
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -125,7 +128,26 @@ class Tree:
         attr: Attr | None = memory.attr(known) if known is not None else None
         if attr is None:
             attr = await volume.call(names.Lookup(ino, name))
+            await self._look_ahead(volume, ino, attr.ino)
+        else:
+            volume.names_ahead.used(ino, attr.ino)
         return self._context.entry(volume, attr, ino, name)
+
+    async def _look_ahead(self, volume: Volume, parent: int, ino: int) -> None:
+        """Ask for the entries that follow one that was looked up, if that may pay."""
+        count, by_name = volume.names_ahead.missed(parent, ino)
+        if not count:
+            return
+        brought: set[int] = set()
+        try:
+            # The kernel has the directory locked until the lookup is answered.
+            with volume.memory.locked(parent):
+                opened: names.Opened = await volume.call(names.Open(ino, 0, count, by_name))
+            brought.update(entry.attr.ino for entry in opened.following)
+        except FdfsError as exc:
+            log.debug("nothing is known of what follows inode %d: %s", ino, exc)
+        finally:
+            volume.names_ahead.came(parent, brought)
 
     def missing_for(self, parent: int, name: bytes) -> float:
         """For how many seconds the kernel may rely on it that there is no such name."""

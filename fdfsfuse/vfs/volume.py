@@ -18,6 +18,7 @@ from trio.lowlevel import ParkingLot
 
 from fdfsfuse.errors import ConnectFailed, ConnectionProblem, FdfsError, StatusError
 from fdfsfuse.proto import names
+from fdfsfuse.vfs.ahead import Ahead
 from fdfsfuse.vfs.backend import Backend, lease_clock
 from fdfsfuse.vfs.context import Context
 from fdfsfuse.vfs.memory import Memory
@@ -37,6 +38,7 @@ class Volume:
     ``down``: see the module. ``held`` has the inodes that the storage was told to keep.
     ``root_attr`` are the last attributes of the root that the storage told. ``memory`` has what
     may be relied upon of all that the storage told; ``recalls`` carries out what it calls back.
+    ``files_ahead`` and ``names_ahead`` decide on what is asked for ahead of need.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class Volume:
         self.times_down = 0
         self.held_open: set[int] = set()
         self.memory = Memory(lease_clock, lambda: backend.lease_until, options.cached_entries)
+        self.files_ahead = Ahead(options.ahead_files)
+        self.names_ahead = Ahead(options.ahead_names)
         self.ended = trio.Event()
         self.root_attr: names.Attr | None = None
         self._options = options

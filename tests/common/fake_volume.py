@@ -425,9 +425,29 @@ class FakeBackend:
 
     def _open(self, request: names.Open) -> names.Opened:
         attr = self._inode(request.ino)
-        if attr.size > request.max_data:
-            return names.Opened(attr)
-        return names.Opened(attr, bytes(self.objects[attr.file_id]) if attr.file_id else b"")
+        parent, following = self._following(request) if request.following else (0, [])
+        return names.Opened(attr, self._small(attr, request), parent, following)
+
+    def _small(self, attr: Attr, request: names.Open) -> bytes | None:
+        if attr.size > request.max_data or not stat.S_ISREG(attr.mode):
+            return None
+        return bytes(self.objects[attr.file_id]) if attr.file_id else b""
+
+    def _following(self, request: names.Open) -> tuple[int, list[names.FollowingEntry]]:
+        for parent, directory in self.directories.items():
+            rows: list[tuple[Any, bytes, int]] = [
+                (name if request.by_name else cookie, name, ino)
+                for name, (cookie, ino) in directory.entries.items()
+            ]
+            own = [key for key, _, ino in rows if ino == request.ino]
+            if own:
+                found = sorted(row for row in rows if row[0] > own[0])[: request.following]
+                entries = [(name, self.attrs[ino]) for _, name, ino in found]
+                return parent, [
+                    names.FollowingEntry(name, attr, self._small(attr, request))
+                    for name, attr in entries
+                ]
+        return 0, []
 
     def _drop_object(self, attr: Attr) -> None:
         if attr.file_id:

@@ -111,6 +111,19 @@ async def test_each_change_recalls_what_it_touches(server: NamesServer) -> None:
         assert held.take() == []
 
 
+async def test_what_follows_an_opened_file_is_held(server: NamesServer) -> None:
+    async with server.session() as other, holder(server) as held:
+        d = await make(other, b"d", DIRECTORY)
+        a, b = [await make(other, name, parent=d) for name in (b"a", b"b")]
+        await store(other, b, b"old")
+        opened = await held.call(names.Open(a, 100, 1))
+        assert [(entry.name, entry.data) for entry in opened.following] == [(b"b", b"old")]
+        await store(other, b, b"new")
+        assert held.take() == [([b], [b], [])]
+        await other.call(names.Rename(d, b"b", d, b"c", 0, NOW))
+        assert held.take() == [([d], [], [(d, b"b"), (d, b"c")])]
+
+
 async def test_that_a_name_is_missing_is_held(server: NamesServer) -> None:
     async with server.session() as other, holder(server) as held:
         d = await make(other, b"d", DIRECTORY)

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from fdfs_storage.names.reads import Reads, WouldBlock
 from fdfsfuse.client.names import NamesSession
 from fdfsfuse.proto import metadata, names
 from tests.common.names_calls import (
     BIG,
+    DIRECTORY,
     NOW,
     ROOT,
     all_objects,
@@ -57,6 +59,74 @@ async def test_small_content(server: NamesServer, session: NamesSession) -> None
     assert (await session.call(names.Open(ino, 4))).data is None
     binlog = (Path(server.config.base_path) / "data/sync/binlog.000").read_text()
     assert f" C {attr.file_id}\n" in binlog
+
+
+async def test_files_that_follow_come_along(session: NamesSession) -> None:
+    d = await make(session, b"d", DIRECTORY)
+    inos = {}
+    for name in (b"m", b"z", b"empty", b"a", b"long"):
+        inos[name] = await make(session, name, parent=d)
+        if name != b"empty":
+            await store(session, inos[name], name * (1000 if name == b"long" else 3))
+    await make(session, b"sub", DIRECTORY, parent=d)
+
+    async def following(
+        ino: int, count: int, by_name: bool = False
+    ) -> list[tuple[bytes, bytes | None]]:
+        opened = await session.call(names.Open(ino, 100, count, by_name))
+        assert opened.parent == (0 if not count else ROOT if ino == d else d)
+        for entry in opened.following:
+            assert entry.attr == await session.call(names.Lookup(d, entry.name))
+        return [(entry.name, entry.data) for entry in opened.following]
+
+    listed = [(b"z", b"zzz"), (b"empty", b""), (b"a", b"aaa"), (b"long", None), (b"sub", None)]
+    assert await following(inos[b"m"], 10) == listed
+    assert await following(inos[b"m"], 2) == listed[:2]
+    assert await following(inos[b"long"], 1) == [(b"sub", None)]
+    assert await following(inos[b"a"], 10, True) == [
+        (b"empty", b""),
+        (b"long", None),
+        (b"m", b"mmm"),
+        (b"sub", None),
+        (b"z", b"zzz"),
+    ]
+    assert await following(inos[b"m"], 0) == []
+    assert await following(inos[b"z"], 10, True) == []
+    assert await following(d, 5) == []
+    assert await status_of(session.call(names.Open(d, 1, -1))) == errno.EINVAL
+
+
+async def test_files_that_follow_are_bounded(session: NamesSession) -> None:
+    size = 60_000
+    first = await make(session, b"first")
+    for number in range(80):
+        ino = await make(session, b"%02d" % number)
+        if number < 20:
+            await store(session, ino, b"x" * size)
+    opened = await session.call(names.Open(first, 1 << 16, 1_000_000))
+    assert len(opened.following) == names.FOLLOWING_DATA_MAX // size
+    assert {len(entry.data or b"") for entry in opened.following} == {size}
+    opened = await session.call(names.Open(first, 100, 1_000_000))
+    assert len(opened.following) == names.FOLLOWING_MAX
+
+
+async def test_what_is_not_in_memory_is_not_waited_for(
+    session: NamesSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inos = [await make(session, b"%d" % number) for number in range(5)]
+    for ino in inos:
+        await store(session, ino, b"data")
+    content = Reads._content
+
+    def cold(reads: Reads, attr: names.Attr, flags: int) -> bytes | None:
+        if attr.ino == inos[2]:
+            raise WouldBlock
+        return content(reads, attr, flags)
+
+    monkeypatch.setattr(Reads, "_content", cold)
+    opened = await session.call(names.Open(inos[0], 100, 10))
+    assert opened.data == b"data"
+    assert [entry.data for entry in opened.following] == [b"data", None]
 
 
 async def test_content_takes_its_ctime_from_its_mtime(session: NamesSession) -> None:

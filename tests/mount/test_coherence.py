@@ -122,6 +122,34 @@ def test_every_change_is_seen_by_the_other(pair: tuple[Path, Path]) -> None:
             assert os.path.lexists(pair[there] / name) == os.path.lexists(pair[here] / name), what
 
 
+def test_files_that_came_ahead_are_not_shown_when_the_other_has_changed_them(
+    pair: tuple[Path, Path], mounts: tuple[Mount, Mount]
+) -> None:
+    names = [f"f{number:02}" for number in range(30)]
+    for name in names:
+        _write(pair[0] / name, b"old " + name.encode())
+    before = calls(mounts[1])
+    for name in names[:10]:
+        assert (pair[1] / name).read_bytes() == b"old " + name.encode()
+    assert (calls(mounts[1]) - before)["Open"] < 10
+    _write(pair[0] / "f11", b"new")
+    os.truncate(pair[0] / "f12", 1)
+    _write(pair[0] / "f", b"another")
+    os.rename(pair[0] / "f", pair[0] / "f13")
+    os.unlink(pair[0] / "f14")
+    os.rename(pair[0] / "f15", pair[0] / "f16")
+    _append(pair[0] / "f17", b"more")
+    found = {}
+    for name in names[10:]:
+        with contextlib.suppress(FileNotFoundError):
+            found[name] = (pair[1] / name).read_bytes()
+    expected = {name: b"old " + name.encode() for name in names[10:]}
+    expected |= {"f11": b"new", "f12": b"o", "f13": b"another", "f16": b"old f15"}
+    expected |= {"f17": b"old f17more"}
+    del expected["f14"], expected["f15"]
+    assert found == expected
+
+
 def test_extended_attributes(pair: tuple[Path, Path]) -> None:
     _write(pair[0] / "file", b"content")
     assert os.listxattr(pair[1] / "file") == []

@@ -12,6 +12,7 @@ import trio
 
 from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.proto import names
+from fdfsfuse.vfs.ahead import Ahead, Wanted
 from fdfsfuse.vfs.memory import Memory
 from fdfsfuse.vfs.options import VfsOptions
 from fdfsfuse.vfs.vfs import Vfs
@@ -122,6 +123,16 @@ async def check(shared: SharedVolume, machine: Machine, places: Sequence[int]) -
         assert await machine.list(place) == set(entries)
 
 
+@pytest.fixture(params=["", "ahead"])
+def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with all that can be asked for ahead of need."""
+    if request.param:
+        wanted = [Wanted(2, False), Wanted(3, True)]
+        monkeypatch.setattr(Ahead, "missed", lambda *_: wanted[0])
+        monkeypatch.setattr(Ahead, "came", lambda *_: wanted.reverse())
+
+
+@pytest.mark.usefixtures("ahead")
 @pytest.mark.parametrize("seed", range(6))
 async def test_a_change_is_seen_at_once(seed: int) -> None:
     rng = random.Random(seed)
@@ -134,6 +145,7 @@ async def test_a_change_is_seen_at_once(seed: int) -> None:
                 await check(shared, machine, places)
 
 
+@pytest.mark.usefixtures("ahead")
 @pytest.mark.parametrize("seed", range(12))
 async def test_both_change_the_same_at_once(seed: int) -> None:
     rng = random.Random(seed)

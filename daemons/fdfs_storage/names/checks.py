@@ -108,6 +108,8 @@ def _open(request: names.Open) -> None:
     _ino(request.ino)
     if request.max_data < 0:
         raise fail(errno.EINVAL, "max_data")
+    if request.following < 0:
+        raise fail(errno.EINVAL, "following")
 
 
 def _list_xattrs(request: names.ListXattrs) -> None:

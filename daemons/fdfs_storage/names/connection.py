@@ -398,6 +398,10 @@ def _told(request: Any, answer: Any) -> list[int]:
         return [answer.ino] if answer.ino else []
     if isinstance(answer, names.Listing):
         return [request.ino, *(entry.attr.ino for entry in answer.entries)]
-    if isinstance(answer, names.Opened | names.Xattrs):
+    if isinstance(answer, names.Opened):
+        if answer.following:
+            return [request.ino, answer.parent, *(entry.attr.ino for entry in answer.following)]
+        return [request.ino]
+    if isinstance(answer, names.Xattrs):
         return [request.ino] if request.ino else []
     return []

@@ -22,7 +22,7 @@ from fdfs_storage.names.schema import ATTR_COLUMNS
 from fdfs_storage.names.state import State
 from fdfs_storage.names.tree import check_directory, find_attr, get_attr, to_attr
 from fdfsfuse.proto import metadata, names
-from fdfsfuse.proto.names import Attr, DirEntry, Listing, Opened, Xattrs
+from fdfsfuse.proto.names import Attr, DirEntry, FollowingEntry, Listing, Opened, Xattrs
 
 UNNAMED_MODE: Final = stat.S_IFREG | 0o644
 PATHS_MAX: Final = 1000
@@ -34,6 +34,15 @@ _LOOKUP: Final = (
 _LIST: Final = (
     f"SELECT cookie, name, {ATTR_COLUMNS} FROM dirent JOIN inode ON inode.ino = dirent.ino"
     " WHERE parent = ? AND cookie > ? ORDER BY cookie LIMIT ?"
+)
+_PLACE: Final = "SELECT parent, cookie, name FROM dirent WHERE ino = ?"
+_FOLLOWING: Final = (
+    f"SELECT name, {ATTR_COLUMNS} FROM dirent JOIN inode ON inode.ino = dirent.ino"
+    " WHERE parent = ? AND cookie > ? ORDER BY cookie LIMIT ?"
+)
+_FOLLOWING_BY_NAME: Final = (
+    f"SELECT name, {ATTR_COLUMNS} FROM dirent JOIN inode ON inode.ino = dirent.ino"
+    " WHERE parent = ? AND name > ? ORDER BY name LIMIT ?"
 )
 _LIST_TARGET: Final = 2 + 12
 _LISTING_BYTES: Final = 512 << 10
@@ -92,9 +101,35 @@ class Reads:
     def open(self, request: names.Open) -> Opened:
         """See `names.Open`. Raises WouldBlock when the content has to come from the disk."""
         attr = get_attr(self._db, request.ino)
-        if not self.wants_data(attr, request):
-            return Opened(attr)
-        return Opened(attr, self._content(attr, _NOWAIT))
+        data = self._content(attr, _NOWAIT) if self.wants_data(attr, request) else None
+        if not request.following:
+            return Opened(attr, data)
+        return Opened(attr, data, *self._following(request))
+
+    def _following(self, request: names.Open) -> tuple[int, list[FollowingEntry]]:
+        place = self._db.execute(_PLACE, (request.ino,)).fetchone()
+        if place is None:
+            return 0, []
+        parent, cookie, name = place
+        query, behind = (_FOLLOWING_BY_NAME, name) if request.by_name else (_FOLLOWING, cookie)
+        limit = min(request.following, names.FOLLOWING_MAX)
+        entries: list[FollowingEntry] = []
+        left = names.FOLLOWING_DATA_MAX
+        for row in self._db.execute(query, (parent, behind, limit)).fetchall():
+            attr = to_attr(row[1:])
+            data: bytes | None = None
+            if self.wants_data(attr, request):
+                left -= attr.size
+                if left < 0:
+                    break
+                try:
+                    data = self._content(attr, _NOWAIT)
+                except WouldBlock:
+                    left = -1  # where one is not in memory, others hardly are
+            entries.append(FollowingEntry(row[0], attr, data))
+            if left < 0:
+                break
+        return parent, entries
 
     def wants_data(self, attr: Attr, request: names.Open) -> bool:
         """True when the answer to *request* carries the content."""

@@ -1,0 +1,146 @@
+"""Reading ahead over the files of a directory: when to ask for more, and the content that came.
+
+Programs that take the files of a directory one after the other, in the order of its listing or of
+their names, would make one or two calls for each. So the call for one of them may bring the
+`following` ones as well (`names.Open`). Whether that pays shows afterwards, so each directory has
+a *credit*: what is asked for costs, what turns out to be of use earns twice as much. Without any,
+a few files are tried again after every so many that had to be asked for: that is what reading at
+random costs. A directory that is new begins with what the ones before it have earned.
+
+Only decisions and memory: no I/O.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from fdfsfuse.vfs.lru import Recent
+
+_COST: Final = 4
+_USED: Final = 8
+_TRIED: Final = 8
+"""Files to ask for as long as it is not known whether it pays."""
+_BEGIN: Final = _COST * _TRIED - 3
+"""A directory is tried with the third file that is asked for."""
+_DIRECTORIES_MAX: Final = 256
+_BROUGHT_MAX: Final = 1000
+
+
+class Wanted(NamedTuple):
+    """How many entries to ask for along with another one, and in which order."""
+
+    entries: int
+    by_name: bool
+
+
+class _Directory:
+    __slots__ = ("asking", "brought", "by_name", "credit", "last", "paid", "tried")
+
+    def __init__(self, credit: int, by_name: bool) -> None:
+        self.credit = credit
+        self.by_name = by_name
+        self.asking = False
+        self.tried = False
+        self.paid = False
+        self.last = 0
+        self.brought: set[int] = set()
+
+
+class Ahead:
+    """What to ask for ahead of need, of one volume. *most*: entries with one call."""
+
+    def __init__(self, most: int) -> None:
+        self._max = _COST * most
+        self._directories: Recent[int, _Directory] = Recent(_DIRECTORIES_MAX)
+        self._trust = 0
+        self._by_name = False
+
+    def missed(self, directory: int, ino: int) -> Wanted:
+        """An entry has to be asked for: what else to ask for. If anything, call `came` then.
+
+        *directory* 0: it is not known.
+        """
+        if not directory:
+            return Wanted(0, False)
+        found = self._directories.get(directory)
+        if found is None:
+            found = _Directory(max(_BEGIN, self._trust), self._by_name)
+            self._directories[directory] = found
+            self._trust //= 2
+        found.credit = min(found.credit + 1, self._max)
+        if not found.tried and ino < found.last:
+            # Inode numbers rise in the order in which entries are made, which they are listed in.
+            found.by_name = True
+        found.last = ino
+        if found.asking or found.credit < _COST * _TRIED:
+            return Wanted(0, False)
+        if found.tried and not found.paid:
+            found.by_name = not found.by_name
+        found.asking, found.tried, found.paid = True, True, False
+        count = found.credit // _COST
+        found.credit -= _COST * count
+        return Wanted(count, found.by_name)
+
+    def came(self, directory: int, inos: set[int]) -> None:
+        """What `missed` has told to ask for came, or did not."""
+        found = self._directories.get(directory)
+        if found is not None:
+            found.asking = False
+            if len(found.brought) > _BROUGHT_MAX:
+                found.brought.clear()
+            found.brought |= inos
+
+    def used(self, directory: int, ino: int) -> None:
+        """An entry need not be asked for; perhaps because it was brought."""
+        found = self._directories.get(directory)
+        if found is not None and ino in found.brought:
+            found.brought.discard(ino)
+            found.paid = True
+            found.credit = min(found.credit + _USED, self._max)
+            self._trust, self._by_name = self._max, found.by_name
+
+    def superseded(self, directory: int) -> None:
+        """Something else brings the entries of the directory."""
+        found = self._directories.get(directory)
+        if found is not None:
+            found.credit = min(found.credit, _BEGIN)
+
+
+class Contents:
+    """Content that came ahead of open(), up to *limit* bytes; the oldest goes first.
+
+    Content of a certain version of an inode never becomes wrong: whoever takes it says which
+    version it has to be.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._contents: dict[int, tuple[int, bytes]] = {}
+        self.used = 0
+
+    def put(self, number: int, version: int, data: bytes) -> None:
+        """Keep the content of an inode."""
+        self.drop(number)
+        self._contents[number] = (version, data)
+        self.used += len(data)
+        while self.used > self._limit:
+            self.drop(next(iter(self._contents)))
+
+    def take(self, number: int, version: int) -> bytes | None:
+        """The content, which is not kept any longer; None when it is not here."""
+        found = self._contents.get(number)
+        if found is None:
+            return None
+        self.drop(number)
+        return found[1] if found[0] == version else None
+
+    def drop(self, number: int) -> None:
+        """Free the memory of content that is of no use any more."""
+        found = self._contents.pop(number, None)
+        if found is not None:
+            self.used -= len(found[1])
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._contents.clear()
+        self.used = 0
