@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from fdfsfuse.proto.header import HEADER_SIZE
 from fdfsfuse.proto.names import FRAME_MAX
 
 _READ_SIZE = 64 << 10
+_HEADER = struct.Struct(">QBB")
 _JOIN_MAX = 32 << 10
 """A head is sent together with a body by one send() up to this size: it is copied for that."""
 
@@ -62,7 +64,7 @@ class FrameReader:
         position, end = 0, len(data)
         self._rest = b""
         while end - position >= HEADER_SIZE:
-            length = int.from_bytes(data[position : position + 8], "big")
+            length, command, status = _HEADER.unpack_from(data, position)
             if length > FRAME_MAX:
                 raise ProtocolError(f"the names primary sent a frame of {length} bytes")
             start = position + HEADER_SIZE
@@ -71,9 +73,9 @@ class FrameReader:
                 self._large = bytearray(length)
                 self._filled = end - start
                 self._large[: self._filled] = data[start:]
-                self._head = (data[start - 2], data[start - 1])
+                self._head = (command, status)
                 return
-            self._dispatch(data[start - 2], data[start - 1], data[start:position])
+            self._dispatch(command, status, data[start:position])
         self._rest = data[position:]
 
     def _receive_large(self, large: bytearray) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import outcome
 import trio
 from trio.lowlevel import Abort, ParkingLot, Task
 
@@ -16,12 +15,24 @@ from fdfsfuse.proto import names
 class Call:
     """A request without an answer.
 
-    ``wanted`` tells whether anybody waits for it; that is ``task`` unless the caller reads from the
-    socket itself. ``sent_at`` is the boottime when it was last written to a connection of this
-    session; 0: never. ``former`` is asked first: what became of the call in a session that ended.
+    ``ended`` tells whether there is one now: ``answer``, or ``error``. ``wanted`` tells whether
+    anybody waits for it; that is ``task`` unless the caller reads from the socket itself.
+    ``sent_at`` is the boottime when it was last written to a connection of this session; 0: never.
+    ``former`` is asked first: what became of the call in a session that ended.
     """
 
-    __slots__ = ("body", "deadline", "former", "kind", "result", "sent_at", "task", "wanted")
+    __slots__ = (
+        "answer",
+        "body",
+        "deadline",
+        "ended",
+        "error",
+        "former",
+        "kind",
+        "sent_at",
+        "task",
+        "wanted",
+    )
 
     def __init__(self, kind: type, body: bytes, deadline: float, wanted: bool) -> None:
         self.kind = kind
@@ -29,7 +40,9 @@ class Call:
         self.deadline = deadline
         self.wanted = wanted
         self.task: Task | None = None
-        self.result: outcome.Outcome[Any] | None = None
+        self.ended = False
+        self.answer: Any = None
+        self.error: Exception | None = None
         self.former: names.FormerOutcome | None = None
         self.sent_at = 0.0
 
@@ -38,12 +51,27 @@ class Call:
         self.task = None
         return Abort.SUCCEEDED
 
-    def finish(self, value: outcome.Outcome[Any]) -> None:
-        """Give the caller its answer, or its error."""
-        self.result = value
+    def finish(self, answer: Any) -> None:
+        """Give the caller its answer."""
+        self.answer = answer
+        self._end()
+
+    def fail(self, error: Exception) -> None:
+        """Give the caller an error."""
+        self.error = error
+        self._end()
+
+    def _end(self) -> None:
+        self.ended = True
         task, self.task = self.task, None
         if task is not None:
-            trio.lowlevel.reschedule(task, value)
+            trio.lowlevel.reschedule(task)
+
+    def result(self) -> Any:
+        """The answer, or the error raised; once the call has ended."""
+        if self.error is not None:
+            raise self.error
+        return self.answer
 
 
 class PendingCalls:
@@ -68,10 +96,6 @@ class PendingCalls:
         """``(id, call)`` of all at this moment; they may be removed meanwhile."""
         return iter(list(self._calls.items()))
 
-    def get(self, number: int) -> Call | None:
-        """The call of an id."""
-        return self._calls.get(number)
-
     def first(self) -> int:
         """The smallest id; there must be one."""
         return next(iter(self._calls))
@@ -84,19 +108,24 @@ class PendingCalls:
         self.size += len(call.body)
         return number
 
-    def remove(self, number: int) -> None:
-        """Forget a call, if it is still there."""
+    def has(self, number: int) -> bool:
+        """Whether there is a call of this id."""
+        return number in self._calls
+
+    def take(self, number: int) -> Call | None:
+        """Remove the call of an id; None when there is none."""
         call = self._calls.pop(number, None)
         if call is not None:
             self.size -= len(call.body)
             if self._room:
                 self._room.unpark_all()
+        return call
 
     def discard(self, call: Call) -> None:
         """Forget a call whose id may have changed."""
         for number, pending in self:
             if pending is call:
-                self.remove(number)
+                self.take(number)
 
     def take_all(self) -> list[Call]:
         """Remove all and start to count from 1 again."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 import trio
 from trio.lowlevel import notify_closing, wait_readable
@@ -25,9 +25,9 @@ _READS_BEFORE_YIELD = 16
 
 
 class Waiting(Protocol):
-    """A call; ``result`` is None until it has ended."""
+    """A call; ``ended`` once it has its answer."""
 
-    result: Any
+    ended: bool
 
 
 class Reading:
@@ -51,7 +51,7 @@ class Reading:
     def read_directly(self, call: Waiting) -> None:
         """Read the answer to *call*, if nobody else has anything to do before it comes.
 
-        Otherwise *call* has no result then, and the background task gives it to it. When that
+        Otherwise *call* has not ended then, and the background task gives it to it. When that
         happens again and again, direct waiting is not tried for a while.
         """
         watch = self._watch
@@ -61,7 +61,7 @@ class Reading:
             self._skip -= 1
             return
         try:
-            while call.result is None:
+            while not call.ended:
                 if not watch.wait(DIRECT_S):
                     self._in_vain = min(2 * self._in_vain + 1, _IN_VAIN_MAX)
                     self._skip = self._in_vain - 1

@@ -31,11 +31,11 @@ import math
 import os
 import random
 import socket
+import struct
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
-import outcome
 import trio
 from trio.lowlevel import ParkingLot
 
@@ -59,7 +59,6 @@ from fdfsfuse.errors import (
     UsageError,
 )
 from fdfsfuse.proto import names
-from fdfsfuse.proto.header import pack_header
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +75,8 @@ OUTSTANDING_MAX = 64 << 20
 """Bytes of requests without an answer; callers wait beyond it."""
 HOLDS_PER_REQUEST = 50_000
 
-_FRAME = names.FRAME_IDS
+_HEAD = struct.Struct(">QBBQQ")
+"""A header, the id of the request, and the ids below which all have been answered."""
 
 
 def boottime() -> float:
@@ -128,6 +128,7 @@ class NamesSession(NamesCalls):
         self._reading: Reading | None = None
         self._nursery: trio.Nursery | None = None
         self._timer = trio.CancelScope()
+        self._timer_at = math.inf
         self._no_names = ""
         self._closed = False
         self._last_received = 0.0
@@ -171,20 +172,21 @@ class NamesSession(NamesCalls):
             ProtocolError: the answer made no sense.
         """
         body = names.encode(request)
-        self._check_open()
+        if self._no_names or self._closed:
+            self._check_open()
         if self._calls.size + len(body) > OUTSTANDING_MAX:
             await self._wait_room(len(body), deadline)
         call = Call(type(request), body, deadline, True)
         self._add(call)
-        if deadline < self._timer.deadline:
-            self._timer.deadline = deadline
+        if deadline < self._timer_at:
+            self._timer_at = self._timer.deadline = deadline
         try:
             if self._reading is not None and len(self._calls) == 1:
                 self._reading.read_directly(call)
-                if call.result is not None:
-                    return call.result.unwrap()
-            call.task = trio.lowlevel.current_task()
-            return await trio.lowlevel.wait_task_rescheduled(call.abandon)
+            if not call.ended:
+                call.task = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(call.abandon)
+            return call.result()
         except trio.Cancelled:
             call.wanted = False
             self._calls.discard(call)
@@ -227,8 +229,8 @@ class NamesSession(NamesCalls):
 
     def _write_frame(self, number: int, done_below: int, body: bytes) -> None:
         assert self._writer is not None
-        head = pack_header(_FRAME.size + len(body), names.REQUEST) + _FRAME.pack(number, done_below)
-        self._writer.write(head, body)
+        length = names.FRAME_IDS.size + len(body)
+        self._writer.write(_HEAD.pack(length, names.REQUEST, 0, number, done_below), body)
 
     def _disconnect(self) -> None:
         """Give up the connection; the reader sees its end and closes it."""
@@ -255,23 +257,24 @@ class NamesSession(NamesCalls):
             raise ProtocolError(f"the names primary sent command {command} in a session")
 
     def _answer(self, number: int, status: int, body: memoryview) -> None:
-        call = self._calls.get(number)
+        if status and self._calls.has(number):
+            # Nothing has become of the call: it is made again elsewhere.
+            if status == names.NOT_PRIMARY:
+                raise ConnectionBroken("it is not the names primary any more")
+            if status == names.SESSION_ENDED:
+                raise SessionEnded("the session ended")
+        call = self._calls.take(number)
         if call is None:
             return  # a call that was cancelled or came too late
-        if status == names.NOT_PRIMARY:
-            raise ConnectionBroken("it is not the names primary any more")
-        if status == names.SESSION_ENDED:
-            raise SessionEnded("the session ended")
-        self._calls.remove(number)
         self._answered = True
         self._last_received = boottime()
-        self._renew_lease(call.sent_at)
+        self._renew_lease(call.sent_at, self._last_received)
         if not call.wanted:
             return
         if call.former is not None:
             self._learn_outcome(call, status, body)
         elif status:
-            call.finish(outcome.Error(StatusError(status)))
+            call.fail(StatusError(status))
         else:
             self._finish(call, body)
 
@@ -279,20 +282,20 @@ class NamesSession(NamesCalls):
         try:
             answer = names.decode_answer(call.kind, body)
         except ProtocolError as exc:
-            call.finish(outcome.Error(exc))
+            call.fail(exc)
         else:
-            call.finish(outcome.Value(answer))
+            call.finish(answer)
 
     def _learn_outcome(self, call: Call, status: int, body: memoryview) -> None:
         """It was answered what became of a call in the session before."""
         if status:
             why = "the names session ended, and nobody knows whether the change was made"
-            call.finish(outcome.Error(StatusError(errno.EIO, why)))
+            call.fail(StatusError(errno.EIO, why))
             return
         try:
             found = names.decode_struct(names.Outcome, body)
         except ProtocolError as exc:
-            call.finish(outcome.Error(exc))
+            call.fail(exc)
             return
         call.former = None
         if found.answer is None:
@@ -301,9 +304,9 @@ class NamesSession(NamesCalls):
         else:
             self._finish(call, found.answer)
 
-    def _renew_lease(self, sent_at: float) -> None:
+    def _renew_lease(self, sent_at: float, now: float) -> None:
         """Something that was sent at *sent_at* was answered."""
-        if boottime() > self.lease_until:
+        if now > self.lease_until:
             # The storage may have done without us for a while.
             self._lose_lease()
         self.lease_until = max(self.lease_until, sent_at + self.lease_s)
@@ -395,7 +398,7 @@ class NamesSession(NamesCalls):
     def _opened(self, opened: names.SessionOpened, found: Found) -> None:
         self._session = opened.session
         self.lease_s = opened.lease_s
-        self._renew_lease(self._last_received)
+        self._renew_lease(self._last_received, boottime())
         self.view = opened.view
         self.address = found.primary.address
 
@@ -415,7 +418,7 @@ class NamesSession(NamesCalls):
             self.problem = ""
             self._resend()
             self._state_changed.unpark_all()
-            self._timer.deadline = min(self._timer.deadline, trio.current_time())
+            self._timer_at = self._timer.deadline = min(self._timer_at, trio.current_time())
             await reading.read_in_background()
         finally:
             if self._writer is not None:
@@ -429,7 +432,7 @@ class NamesSession(NamesCalls):
         """First the holds, then, in the order of their ids, all calls without an answer."""
         for number, call in self._calls:
             if not call.wanted:
-                self._calls.remove(number)
+                self._calls.take(number)
         waiting = list(self._calls)
         held = list(self._holds())
         for start in range(0, len(held), HOLDS_PER_REQUEST):
@@ -465,7 +468,7 @@ class NamesSession(NamesCalls):
         """Stock servers: nobody will answer."""
         self.problem = self._no_names = why
         for call in self._calls.take_all():
-            call.finish(outcome.Error(NoNamesError(why)))
+            call.fail(NoNamesError(why))
         self._state_changed.unpark_all()
 
     # --- time ------------------------------------------------------------------------------------
@@ -479,7 +482,7 @@ class NamesSession(NamesCalls):
         while True:
             with trio.CancelScope() as scope:
                 self._timer = scope
-                scope.deadline = self._next_time()
+                self._timer_at = scope.deadline = self._next_time()
                 await trio.sleep_forever()
             self._expire(trio.current_time())
             self._tend_lease()
@@ -490,8 +493,8 @@ class NamesSession(NamesCalls):
     def _expire(self, now: float) -> None:
         for number, call in self._calls:
             if call.deadline <= now:
-                self._calls.remove(number)
-                call.finish(outcome.Error(DeadlineExceeded(self._too_late())))
+                self._calls.take(number)
+                call.fail(DeadlineExceeded(self._too_late()))
 
     def _tend_lease(self) -> None:
         """KeepAlive at a third of the lease without answers; break a connection gone silent."""
@@ -521,7 +524,7 @@ class NamesSession(NamesCalls):
                     logger.debug("closing the names session: %s", exc)
         self._closed = True
         for call in self._calls.take_all():
-            call.finish(outcome.Error(UsageError("the names session was closed")))
+            call.fail(UsageError("the names session was closed"))
 
 
 _CHANGES = frozenset(names.CHANGES)

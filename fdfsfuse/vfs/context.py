@@ -123,15 +123,24 @@ class Context:
         """
         number = self.numbers.of_inode(volume.number, attr.ino)
         memory = volume.memory
+        left_s = memory.left()
         known = memory.knows(attr)
-        attr_s = memory.left() if known else 0.0
-        entry_s = memory.give(parent, name, attr.ino) if parent else attr_s
+        attr_s = left_s if known else 0.0
+        entry_s = attr_s
+        if parent:
+            entry_s = left_s if memory.give(parent, name, attr.ino) else 0.0
         state = self.states.get(number)
         if state is not None:
             if known:
                 state.fresh_attr(attr)
             attr = state.attributes(attr)
         return Entry(number, attr, attr_s, entry_s)
+
+    def told(self, volume: Volume, attr: Attr) -> None:
+        """An answer of *volume* described an inode: if it is open, that is news there."""
+        state = self.states.get(self.numbers.of_inode(volume.number, attr.ino))
+        if state is not None and volume.memory.knows(attr):
+            state.fresh_attr(attr)
 
     def object_entry(self, number: int, attr: Attr) -> Entry:
         """The entry of an object without a name that an answer has just described."""

@@ -56,8 +56,8 @@ class Memory:
         self._names = 0
         self._forgotten_until = float("-inf")
         self._serial = 0
-        self._flights: dict[int, int] = {}
-        self._flying = 0
+        self._flights: dict[int, names.Request] = {}
+        self._locked: dict[int, int] = {}
         self._recalled_all = 0
         self._recalled: dict[int, int] = {}
         self._learned: dict[int, int] = {}
@@ -111,14 +111,13 @@ class Memory:
         directory = self._directories.get(parent)
         return directory is not None and directory.misses == _MISSES
 
-    def give(self, parent: int, name: bytes, ino: int) -> float:
-        """The kernel is told of the name: for how many seconds it may rely on it."""
+    def give(self, parent: int, name: bytes, ino: int) -> bool:
+        """The kernel is told of the name: whether it may rely on it, as long as `left` says."""
         directory = self._directories.get(parent)
         if directory is None or directory.get(name) != ino:
-            return 0.0
-        until = self._lease_until()
-        directory.until = max(directory.until, until)
-        return max(0.0, until - self._now())
+            return False
+        directory.until = max(directory.until, self._lease_until())
+        return True
 
     def in_use(self, directory: int) -> bool:
         """Whether the kernel may rely on any name of the directory."""
@@ -144,19 +143,15 @@ class Memory:
 
     def begin(self, request: names.Request) -> int:
         """A request is about to be sent; gives the number for `learn` and `refused`."""
-        self._serial += 1
-        self._flying += 1
-        for ino in _directories(request):
-            self._flights[ino] = self._flights.get(ino, 0) + 1
-        return self._serial
+        self._serial = began = self._serial + 1
+        self._flights[began] = request
+        return began
 
-    def end(self, request: names.Request) -> None:
-        """A request is over."""
-        self._flying -= 1
-        for ino in _directories(request):
-            self._unlock(ino)
-        if not self._flying or len(self._learned) + len(self._recalled) > _MARKS_MAX:
-            if self._flying:
+    def end(self, began: int) -> None:
+        """The request that `begin` gave this number is over."""
+        del self._flights[began]
+        if not self._flights or len(self._learned) + len(self._recalled) > _MARKS_MAX:
+            if self._flights:
                 # Too many to tell apart: whatever is in flight now is not kept.
                 self._recalled_all = self._serial
             self._recalled.clear()
@@ -166,22 +161,19 @@ class Memory:
     @contextmanager
     def locked(self, directory: int) -> Iterator[None]:
         """The kernel has the directory locked for a call that makes several requests."""
-        self._flights[directory] = self._flights.get(directory, 0) + 1
+        self._locked[directory] = self._locked.get(directory, 0) + 1
         try:
             yield
         finally:
-            self._unlock(directory)
-
-    def _unlock(self, directory: int) -> None:
-        count = self._flights[directory] - 1
-        if count:
-            self._flights[directory] = count
-        else:
-            del self._flights[directory]
+            self._locked[directory] -= 1
+            if not self._locked[directory]:
+                del self._locked[directory]
 
     def in_flight(self, directory: int) -> bool:
         """Whether a request about the directory is in flight: the kernel may have it locked."""
-        return directory in self._flights
+        return directory in self._locked or any(
+            directory in _directories(request) for request in self._flights.values()
+        )
 
     # --- learning --------------------------------------------------------------------------------
 
@@ -211,7 +203,7 @@ class Memory:
             self._attrs.pop(ino, None)
             return
         overlaps = self._learned.get(ino, 0) >= began or self._derived.get(ino, 0) >= began
-        if self._flying > 1:
+        if len(self._flights) > 1:
             self._learned[ino] = self._serial
         if overlaps:
             self._attrs.pop(ino, None)
@@ -260,7 +252,7 @@ class Memory:
         if not self._is_fresh(parent, began) or self._learned.get(parent, 0) >= began:
             del self._attrs[parent]
             return
-        if self._flying > 1:
+        if len(self._flights) > 1:
             self._derived[parent] = self._serial
         dict.__setitem__(
             self._attrs,
@@ -373,7 +365,7 @@ class Memory:
         """Drop the attributes of an inode: they have changed, or nobody needs them."""
         self._attrs.pop(ino, None)
         self._xattrs.pop(ino, None)
-        if self._flying:
+        if self._flights:
             self._recalled[ino] = self._serial
 
     def _drop_name(self, parent: int, name: bytes) -> None:

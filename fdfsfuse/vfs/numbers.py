@@ -21,7 +21,7 @@ from typing import NamedTuple
 ROOT = 1
 VOLUME_SHIFT = 48
 INO_MASK = (1 << VOLUME_SHIFT) - 1
-_DYNAMIC = 1 << 47
+DYNAMIC = 1 << 47
 _DIRECTORY = 1 << 46
 MAX_VOLUMES = (1 << 15) - 1
 
@@ -56,13 +56,13 @@ def id_directory_number(volume: int, directory: IdDirectory) -> int:
     """The number of a directory of the id tree."""
     level, store_path, high, low = directory
     packed = level << 24 | store_path << 16 | high << 8 | low
-    return volume << VOLUME_SHIFT | _DYNAMIC | _DIRECTORY | packed
+    return volume << VOLUME_SHIFT | DYNAMIC | _DIRECTORY | packed
 
 
 def id_directory(number: int) -> IdDirectory | None:
     """The inverse of `id_directory_number`; None for other numbers."""
     ino = number & INO_MASK
-    if not (ino & _DYNAMIC and ino & _DIRECTORY):
+    if not (ino & DYNAMIC and ino & _DIRECTORY):
         return None
     return IdDirectory(ino >> 24 & 3, ino >> 16 & 255, ino >> 8 & 255, ino & 255)
 
@@ -96,7 +96,7 @@ class Numbers:
         number = self._by_file_id.get(key)
         if number is None:
             self._next += 1
-            number = volume << VOLUME_SHIFT | _DYNAMIC | self._next
+            number = volume << VOLUME_SHIFT | DYNAMIC | self._next
             self._by_file_id[key] = number
             self._file_ids[number] = file_id
         return number
@@ -112,7 +112,7 @@ class Numbers:
             KeyError: a number of an object that nobody knows any more.
         """
         ino = number & INO_MASK
-        if not ino & _DYNAMIC:
+        if not ino & DYNAMIC:
             return (ino, "") if number != ROOT else (self._top_ino, "")
         ino = self._inos.get(number, 0)
         return (ino, "") if ino else (0, self._file_ids[number])

@@ -75,7 +75,7 @@ class RemoteBackend:
         self._opened = trio.Event()
         self._closing = trio.Event()
         self._storages: list[Candidate] = []
-        self._traffic: dict[str, tuple[int, int]] = {}
+        self._traffic: dict[str, list[int]] = {}
 
     @property
     def view(self) -> int:
@@ -108,8 +108,11 @@ class RemoteBackend:
         }
 
     def _count(self, name: str, start: int) -> None:
-        count, total_ns = self._traffic.get(name, (0, 0))
-        self._traffic[name] = (count + 1, total_ns + time.perf_counter_ns() - start)
+        count_and_ns = self._traffic.get(name)
+        if count_and_ns is None:
+            count_and_ns = self._traffic[name] = [0, 0]
+        count_and_ns[0] += 1
+        count_and_ns[1] += time.perf_counter_ns() - start
 
     async def run(self, listener: Listener) -> None:
         def pushed(push: names.Push) -> None:

@@ -76,6 +76,9 @@ class Tree:
         Raises:
             TreeError: EPERM for the root and for directories of ids, ESTALE for what is gone.
         """
+        found = self._volumes.named(number)
+        if found is not None:
+            return *found, ""
         if number == self._context.volumes_at or id_directory(number) is not None:
             raise TreeError(errno.EPERM)
         try:
@@ -85,6 +88,9 @@ class Tree:
             raise TreeError(errno.ESTALE) from None
 
     def _parent(self, number: int) -> tuple[Volume, int]:
+        found = self._volumes.named(number)
+        if found is not None:
+            return found
         volume, ino, file_id = self.inode(number)
         if file_id:
             raise TreeError(errno.ENOTDIR)
@@ -107,15 +113,18 @@ class Tree:
         """
         if len(name) > names.NAME_MAX:
             raise TreeError(errno.ENAMETOOLONG)
-        if parent == self._context.volumes_at:
-            entry = self._volumes.lookup(name)
-            if entry is None:
-                raise TreeError(errno.ENOENT)
-            return entry
-        directory = id_directory(parent)
-        if directory is not None:
-            return await self._ids.lookup(self.volume(parent), directory, name)
-        volume, ino = self._parent(parent)
+        found = self._volumes.named(parent)
+        if found is None:
+            if parent == self._context.volumes_at:
+                entry = self._volumes.lookup(name)
+                if entry is None:
+                    raise TreeError(errno.ENOENT)
+                return entry
+            directory = id_directory(parent)
+            if directory is not None:
+                return await self._ids.lookup(self.volume(parent), directory, name)
+            found = self._parent(parent)
+        volume, ino = found
         if ino == names.ROOT_INO and store_path_of(name) is not None:
             return self._ids.lookup_store_path(volume, name)
         memory = volume.memory
@@ -154,18 +163,19 @@ class Tree:
         if parent == self._context.volumes_at or id_directory(parent) is not None:
             return 0.0
         volume, ino = self._parent(parent)
-        return volume.memory.give(ino, name, MISSING)
+        memory = volume.memory
+        return memory.left() if memory.give(ino, name, MISSING) else 0.0
 
     async def getattr(self, number: int) -> Entry:
         """The attributes of an inode."""
         if number == self._context.volumes_at:
             return self._volumes.root_entry()
-        volume = self.volume(number)
-        if number == self._volumes.root_of(volume):
-            return await self._volumes.volume_getattr(volume)
-        if id_directory(number) is not None:
+        named = self._volumes.named(number)
+        if named is None and id_directory(number) is not None:
             return self._ids.directory_entry(number)
-        _, ino, file_id = self.inode(number)
+        volume, ino, file_id = (*named, "") if named is not None else self.inode(number)
+        if ino == names.ROOT_INO:
+            return await self._volumes.volume_getattr(volume)
         if ino:
             attr = volume.memory.attr(ino) or await volume.call(names.GetAttr(ino))
             return self._context.entry(volume, attr)
@@ -227,17 +237,20 @@ class Tree:
 
     async def remove(self, parent: int, name: bytes, *, directory: bool) -> None:
         """unlink and rmdir."""
-        where = id_directory(parent)
-        if where is not None:
-            await self._ids.remove(self.volume(parent), where, name, directory_wanted=directory)
-            self._directories.removed(parent, name)
-            return
-        volume, ino = self._parent(parent)
+        found = self._volumes.named(parent)
+        if found is None:
+            where = id_directory(parent)
+            if where is not None:
+                await self._ids.remove(self.volume(parent), where, name, directory_wanted=directory)
+                self._directories.removed(parent, name)
+                return
+            found = self._parent(parent)
+        volume, ino = found
         if ino == names.ROOT_INO and store_path_of(name) is not None:
             raise TreeError(errno.EPERM)
         attr: Attr = await volume.call(names.Remove(ino, name, directory, time.time_ns()))
         self._directories.removed(parent, name)
-        self._context.entry(volume, attr)
+        self._context.told(volume, attr)
 
     async def link(self, number: int, parent: int, name: bytes) -> Entry:
         """A further name for an inode, or the first one of an object. The caller counts."""
@@ -300,10 +313,9 @@ class Tree:
         return self._context.entry(volume, answer.moved, parent_ino, name)
 
     def _renamed(self, volume: Volume, answer: names.Renamed) -> None:
-        """Open files learn of it."""
         if answer.replaced is not None:
-            self._context.entry(volume, answer.replaced)
-        self._context.entry(volume, answer.moved)
+            self._context.told(volume, answer.replaced)
+        self._context.told(volume, answer.moved)
 
 
 def is_missing(exc: OSError) -> bool:

@@ -85,17 +85,23 @@ class Volume:
         What the answer tells is in ``memory`` then, unless it may be outdated.
         """
         memory = self.memory
+        ticket = self.enter()
         began = memory.begin(request)
         try:
-            answer = await self._call(request, timeout_s)
+            answer = await self.backend.call(request, timeout_s=timeout_s)
             if self._answers_held is not None:
                 await self._wait_for_answers()
             memory.learn(request, answer, began)
         except StatusError as exc:
             memory.refused(request, exc, began)
             raise
+        except ConnectionProblem:
+            if timeout_s is None:
+                self.mark_down()
+            raise
         finally:
-            memory.end(request)
+            self.leave(ticket)
+            memory.end(began)
             if self._landed:
                 self._landed.unpark_all()
         return answer
@@ -117,17 +123,6 @@ class Volume:
         self._answers_held = trio.Event()
         return self._answers_held
 
-    async def _call(self, request: names.Request, timeout_s: float | None) -> Any:
-        ticket = self.enter()
-        try:
-            return await self.backend.call(request, timeout_s=timeout_s)
-        except ConnectionProblem:
-            if timeout_s is None:
-                self.mark_down()
-            raise
-        finally:
-            self.leave(ticket)
-
     def enter(self) -> int:
         """A request or transfer begins; to be ended by `leave`.
 
@@ -135,15 +130,16 @@ class Volume:
             ConnectFailed: the volume is down, or so many wait for an answer already, and for so
                 long, that it may be.
         """
-        self.check_up()
+        if self.down:
+            self.check_up()
         waiting = self._waiting
         if len(waiting) >= self._options.max_waiting:
             oldest = next(iter(waiting.values()))
             if time.monotonic() - oldest > _STUCK_S or not self.backend.connected:
                 raise ConnectFailed(f"too many requests wait for the volume {self.backend.group}")
-        self._tickets += 1
-        waiting[self._tickets] = time.monotonic()
-        return self._tickets
+        self._tickets = ticket = self._tickets + 1
+        waiting[ticket] = time.monotonic()
+        return ticket
 
     def leave(self, ticket: int) -> None:
         """The request or transfer is over."""

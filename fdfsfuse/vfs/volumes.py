@@ -18,7 +18,7 @@ from fdfsfuse.errors import ConfigError, FdfsError, StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.backend import Cluster
 from fdfsfuse.vfs.context import Context, Entry
-from fdfsfuse.vfs.numbers import MAX_VOLUMES, ROOT, volume_of
+from fdfsfuse.vfs.numbers import DYNAMIC, INO_MASK, MAX_VOLUMES, ROOT, VOLUME_SHIFT, volume_of
 from fdfsfuse.vfs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,13 @@ class Volumes:
     def of(self, number: int) -> Volume:
         """The volume that an inode number belongs to. Raises KeyError for the root's number."""
         return self._by_number[volume_of(number)]
+
+    def named(self, number: int) -> tuple[Volume, int] | None:
+        """The volume and the inode of a number that tells them by itself; most do."""
+        volume = self._by_number.get(number >> VOLUME_SHIFT)
+        if volume is None or number & DYNAMIC or number == ROOT:
+            return None
+        return volume, number & INO_MASK
 
     async def refresh(self) -> None:
         """Ask the trackers. Raises ConnectionProblem when none answers."""

@@ -204,11 +204,10 @@ def test_recalls_while_requests_never_cease_take_bounded_memory() -> None:
     for ino in range(10, 50_000):
         memory.recall([ino], [])
         quick = names.GetAttr(6)
-        memory.begin(quick)
-        memory.end(quick)
+        memory.end(memory.begin(quick))
         assert len(memory._recalled) <= 10_001
     attr = names.Attr(5, 0o100644, 1, 0, 0, 0, 3, 1, 2, 3, 1)
     memory.learn(slow, attr, began)
-    memory.end(slow)
+    memory.end(began)
     # It may be one that was recalled.
     assert memory.attr(5) is None
