@@ -37,7 +37,8 @@ class Binlog:
     Attributes:
         directory: where its files are.
         position: where the next line will be written.
-        on_append: called after each append; must be quick and not raise.
+        on_append: called after each append with the lines and where they begin, and with none
+            when a new file was begun; must be quick and not raise.
     """
 
     def __init__(self, directory: Path, index: int, compress_index: int) -> None:
@@ -47,7 +48,7 @@ class Binlog:
         self._fd = -1
         self._previous_fd = -1
         self._offset = 0
-        self.on_append: Callable[[], None] = _nothing
+        self.on_append: Callable[[bytes, BinlogPosition], None] = _nothing
         self._open()
 
     @classmethod
@@ -77,12 +78,13 @@ class Binlog:
         Raises:
             OSError: they could not be written; then nothing of them stays.
         """
+        start = BinlogPosition(self._index, self._offset)
         written = os.write(self._fd, lines)
         if written != len(lines):
             os.ftruncate(self._fd, self._offset)
             raise OSError(errno.ENOSPC, "no space for the binlog")
         self._offset += written
-        self.on_append()
+        self.on_append(lines, start)
         if self._offset >= FILE_SIZE_MAX:
             self._rotate()
 
@@ -119,6 +121,7 @@ class Binlog:
             os.close(self._previous_fd)
         self._previous_fd = old
         self._write_index()
+        self.on_append(b"", self.position)
 
     def _write_index(self) -> None:
         text = f"current_write={self._index}\ncurrent_compress={self._compress_index}\n"
@@ -177,7 +180,7 @@ class Binlog:
                 yield record, BinlogPosition(index, behind)
 
 
-def _nothing() -> None:
+def _nothing(lines: bytes, start: BinlogPosition) -> None:
     """Nobody waits for appends."""
 
 

@@ -15,6 +15,7 @@ from fdfsfuse.proto.binlog import BinlogRecord, decode_line
 logger = logging.getLogger(__name__)
 
 _BLOCK = 64 << 10
+_FED_MAX = 4096
 
 
 class BinlogReader:
@@ -30,6 +31,21 @@ class BinlogReader:
         self._file: BinaryIO | None = None
         self._lines: list[bytes] = []
         self._next = 0
+        self._end = position  # behind the last of the lines
+
+    def feed(self, lines: bytes, start: BinlogPosition) -> None:
+        """Take *lines*, which were just appended at *start*, so that they are not read from the
+        file. They are not taken when what is before them has to be read first, or many wait."""
+        if start == self._end and len(self._lines) - self._next < _FED_MAX:
+            if self._next == len(self._lines):
+                self._lines.clear()
+                self._next = 0
+            self._lines += lines.splitlines(keepends=True)
+            self._end = BinlogPosition(start.number, start.offset + len(lines))
+
+    def skip_to(self, position: BinlogPosition) -> None:
+        """Go on at *position*, the end of the binlog; nothing was fed and not read."""
+        self.position = self._end = position
 
     def close(self) -> None:
         """Close the file."""
@@ -67,11 +83,12 @@ class BinlogReader:
             if end:
                 self._lines = data[:end].splitlines(keepends=True)
                 self._next = 0
+                self._end = BinlogPosition(number, offset + end)
                 return True
             if number >= self._binlog.position.number:
                 return False
             self.close()
-            self.position = BinlogPosition(number + 1, 0)
+            self.position = self._end = BinlogPosition(number + 1, 0)
         return False
 
     def _read_block(self, number: int, offset: int) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from fdfs_storage.binlog import Binlog
 from fdfs_storage.counters import Counters
+from fdfs_storage.recent import Content, RecentContents
 from fdfsfuse.proto.fileid import Location
 
 Observer = Callable[[str, Location, Location | None], None]
@@ -20,6 +21,7 @@ class Changes:
 
     Attributes:
         logged_at: timestamp of the last line about a change of our own, for observers.
+        recent: contents of small new files; None while nobody wants them.
     """
 
     def __init__(self, binlog: Binlog, counters: Counters) -> None:
@@ -27,6 +29,7 @@ class Changes:
         self.counters = counters
         self.observers: list[Observer] = []
         self.logged_at = 0
+        self.recent: RecentContents | None = None
 
     def log(
         self, op: str, location: Location, timestamp: int | None = None, extra: str = ""
@@ -42,7 +45,18 @@ class Changes:
         self.binlog.append(f"{timestamp} {op} {name}{extra}\n".encode("ascii"))
         self.counters.last_sync_update = int(time.time())
 
-    def notify(self, op: str, location: Location, other: Location | None = None) -> None:
-        """Tell the observers."""
+    def notify(
+        self,
+        op: str,
+        location: Location,
+        other: Location | None = None,
+        content: Content | None = None,
+    ) -> None:
+        """Tell the observers. *content*: all of a new file, if it is in memory."""
+        recent = self.recent
+        if recent is not None:
+            recent.note(location.name, content)
+            if other is not None:
+                recent.note(other.name, None)
         for observer in self.observers:
             observer(op, location, other)

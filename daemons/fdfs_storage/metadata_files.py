@@ -6,7 +6,7 @@ import os
 import time
 
 from fdfs_storage.changes import Changes
-from fdfs_storage.files import status_of, write_all
+from fdfs_storage.files import status_of
 from fdfs_storage.paths import Paths, metadata_location
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import binlog as ops
@@ -82,7 +82,7 @@ class MetadataFiles:
         op = ops.CREATE if old_s is None else ops.UPDATE
         new = self._paths.open_new(file.path_index, file.directory)
         try:
-            write_all(new.fd, text)
+            new.write(text)
             os.utime(new.fd, (timestamp, timestamp))
             self._changes.log(op, file, timestamp)
             if old_s is None:
@@ -91,7 +91,7 @@ class MetadataFiles:
                 self._paths.replace(new, path)
         finally:
             new.close()
-        self._changes.notify(op, file)
+        self._changes.notify(op, file, content=text)
 
     def delete(self, file: Location) -> None:
         """Remove the metadata file *file*. Raises OSError."""

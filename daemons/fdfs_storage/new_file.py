@@ -12,19 +12,24 @@ class NewFile:
 
     ``fd`` may be written in a thread; ``directory`` is that of its `Location`. Closing without
     `Store.commit` leaves nothing behind.
+
+    Attributes:
+        content: the whole content if it was written by `write`, else None.
     """
 
-    __slots__ = ("directory", "fd", "path_index", "temporary")
+    __slots__ = ("content", "directory", "fd", "path_index", "temporary")
 
     def __init__(self, fd: int, path_index: int, directory: str, temporary: str = "") -> None:
         self.fd = fd
         self.path_index = path_index
         self.directory = directory
         self.temporary = temporary
+        self.content: bytes | memoryview | None = None
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write *data* behind what was written before. Raises OSError."""
+        """Write *data*, which is all of the content and does not change. Raises OSError."""
         write_all(self.fd, data)
+        self.content = data
 
     def close(self) -> None:
         """Close the descriptor; content that was not committed is gone."""

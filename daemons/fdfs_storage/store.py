@@ -48,7 +48,6 @@ from fdfs_storage.files import (
     copy_into,
     pwrite_all,
     sync_directory,
-    write_all,
 )
 from fdfs_storage.files import (
     status_of as status_of,
@@ -275,7 +274,7 @@ class Store:
         """
         new = self.paths.open_new(location.path_index, location.directory)
         try:
-            write_all(new.fd, data)
+            new.write(data)
             if mtime is not None:
                 os.utime(new.fd, (mtime, mtime))
             self._publish(new, location, mtime)
@@ -382,7 +381,7 @@ class Store:
         """Binlog line and name, in this order (see the top). Raises OSError."""
         self.changes.log(op, location, timestamp)
         self.paths.name(new, self.path(location))
-        self.changes.notify(op, location)
+        self.changes.notify(op, location, content=new.content)
 
     # --- deleting ---------------------------------------------------------------------------
 

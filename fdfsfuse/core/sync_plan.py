@@ -69,6 +69,11 @@ def concerns(record: BinlogRecord, mark: Mark) -> bool:
     return record.op in "cdulr"
 
 
+def received_until(mark: Mark) -> int:
+    """Records of others that are later than this (Unix seconds) never concern the peer."""
+    return mark.until if mark.need_sync_old else -1
+
+
 class Send(Enum):
     """What a record is sent as."""
 

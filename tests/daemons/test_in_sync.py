@@ -38,6 +38,9 @@ class FakePeer:
     is_own_kind: bool = True
     progress_at: float = 0.0
 
+    def push_nowait(self) -> None:
+        """Nothing is sent."""
+
 
 class World:
     """A set with peers that the test moves."""

@@ -7,6 +7,7 @@ changes that gave an inode content wait for it; in a volume of one nothing waits
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class Copies(Protocol):
     async def wait(self, position: BinlogPosition) -> None:
         """Wait until all in sync have everything before *position*."""
 
+    def gathered(self) -> AbstractContextManager[None]:
+        """What is logged inside is sent to the others at the end, at once."""
+
 
 class Alone:
     """The copies of a storage that replicates nothing."""
@@ -37,6 +41,10 @@ class Alone:
     def hold(self, position: BinlogPosition, release: Callable[[], None]) -> bool:
         """See `Copies`."""
         return False
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """See `Copies`."""
+        return nullcontext()
 
     async def wait(self, position: BinlogPosition) -> None:
         """See `Copies`."""
@@ -53,6 +61,10 @@ class CopyGate:
         self.answered: Callable[[], None] = lambda: None
         self._copies = copies
         self._binlog = binlog
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """See `Copies`."""
+        return self._copies.gathered()
 
     @property
     def counts(self) -> bool:

@@ -467,10 +467,11 @@ class Engine:
             append = replica.propose(changes)[0]
             assert isinstance(append, Append)
             yield append.records
-            for item in applied:
-                file_id = effects.perform(self.objects, item.change)
-                if file_id:
-                    made.append(file_id)
+            with self.gate.gathered():
+                for item in applied:
+                    file_id = effects.perform(self.objects, item.change)
+                    if file_id:
+                        made.append(file_id)
             state.commit(lazily=lazily)
             replica.has(replica.own_id, replica.last.index)
         except Exception as exc:

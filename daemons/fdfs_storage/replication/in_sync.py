@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -44,6 +45,9 @@ class Peer(Protocol):
     acked: BinlogPosition
     caught_up: bool
 
+    def push_nowait(self) -> None:
+        """Send it what was logged, as far as that needs no waiting."""
+
     @property
     def is_own_kind(self) -> bool:
         """Connected to a storage of our own kind."""
@@ -63,6 +67,7 @@ class InSync:
 
     Attributes:
         members: ids of the peers that count.
+        gathering: what is logged now is pushed as soon as all of it is.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class InSync:
         timeout_s: float,
     ) -> None:
         self.members: frozenset[str] = frozenset()
+        self.gathering = False
         self.put_out: dict[str, str] = {}
         """Why peers that were in sync are not, in words."""
         self._directory = directory
@@ -135,6 +141,20 @@ class InSync:
         self._changed.set()
         return True
 
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """What is logged inside is sent to the peers together, at the end, from here.
+
+        The usual way, through a task per peer, takes a turn of the loop more.
+        """
+        self.gathering = True
+        try:
+            yield
+        finally:
+            self.gathering = False
+            for peer in self._peers.values():
+                peer.push_nowait()
+
     async def wait(self, position: BinlogPosition) -> None:
         """Wait until every peer in sync has everything before *position*, or was put out.
 
@@ -180,7 +200,7 @@ class InSync:
 
     def at_rest(self, peer_id: str) -> None:
         """A peer has everything: it may be taken in."""
-        if peer_id not in self.members:
+        if peer_id not in self.members and self._is_ready(peer_id) and self.keeps:
             self._changed.set()
 
     def forget(self, peer_id: str, reason: str) -> None:

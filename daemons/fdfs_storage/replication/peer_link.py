@@ -47,6 +47,7 @@ class PeerLink:
         self._sock = link.sock
         self._timeout_s = timeout_s
         self._data = b""
+        self._drained = False
 
     @classmethod
     async def open(cls, server: ServerAddress, config: StorageConfig, own_id: str) -> PeerLink:
@@ -75,7 +76,16 @@ class PeerLink:
 
     # --- sending ------------------------------------------------------------------------------
 
-    async def send(self, data: bytes | bytearray, *, more: bool = False) -> None:
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Send as much of *data* as the kernel takes now. Raises ConnectionBroken."""
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            raise self._broken(exc) from exc
+
+    async def send(self, data: bytes | bytearray | memoryview, *, more: bool = False) -> None:
         """Send all of *data*; *more* follows at once. Raises ConnectionBroken."""
         view = memoryview(data)
         flags = socket.MSG_MORE if more else 0
@@ -134,13 +144,17 @@ class PeerLink:
             ProtocolError: it sent something else than answers.
         """
         while True:
+            if self._drained:
+                self._drained = False
+                await trio.lowlevel.wait_readable(self._sock)
             try:
                 data = self._sock.recv(_RECEIVE)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._sock)
+                self._drained = True
                 continue
             except OSError as exc:
                 raise self._broken(exc) from exc
+            self._drained = len(data) < _RECEIVE
             if not data:
                 raise ConnectionBroken("the peer closed the connection")
             self.progress_at = trio.current_time()

@@ -21,7 +21,15 @@ from fdfs_storage.replication.peer_link import PeerLink
 from fdfs_storage.replication.stream import FAILURES, Stream
 from fdfs_storage.tracker_link import Retry
 from fdfsfuse.core.config import ServerAddress
-from fdfsfuse.core.sync_plan import ENDED, PUSHED, begin, concerns, may_push, must_ask
+from fdfsfuse.core.sync_plan import (
+    ENDED,
+    PUSHED,
+    begin,
+    concerns,
+    may_push,
+    must_ask,
+    received_until,
+)
 from fdfsfuse.proto.binlog import BinlogRecord
 from fdfsfuse.proto.cluster import Brief, SyncSource
 from fdfsfuse.proto.mark import Mark
@@ -121,11 +129,18 @@ class Pusher:
         if peer != self.peer:
             self.peer = peer
             self._changed.set()
+            if self._stream is not None:
+                self._stream.wake()
 
-    def wake(self) -> None:
-        """There may be something to send: the binlog has grown. Cheap."""
+    def appended(self, lines: bytes, start: BinlogPosition, *, wake: bool) -> None:
+        """The binlog has grown by *lines*. Without *wake*, `push_nowait` follows. Cheap."""
         if self._stream is not None:
-            self._stream.wake()
+            self._stream.appended(lines, start, wake=wake)
+
+    def push_nowait(self) -> None:
+        """Send what was logged, as far as that needs no waiting. Does not raise."""
+        if self._stream is not None:
+            self._stream.push_nowait()
 
     @property
     def is_own_kind(self) -> bool:
@@ -252,6 +267,8 @@ class Pusher:
         link = await PeerLink.open(server, self._config, self._group.own_id)
         try:
             again_until = await self._meet(link)
+            mark = self.mark
+            assert mark is not None
             stream = Stream(
                 link,
                 self._store,
@@ -259,6 +276,7 @@ class Pusher:
                 self.acked,
                 again_until,
                 concerns=self._concerns,
+                received_until=received_until(mark),
                 advanced=self._advanced,
                 at_rest=self._rest,
             )
@@ -324,6 +342,8 @@ class Pusher:
             self._failures = 0
             self._count(done)
         self._progress()
+        if self.caught_up and self._stream.is_idle:
+            self._at_rest(self)
 
     async def _rest(self) -> None:
         """The peer has everything."""

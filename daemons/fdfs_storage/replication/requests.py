@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Without O_NONBLOCK opening a fifo that somebody put there would wait for a writer.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
+_WHOLE = {ops.CREATE: Send.CREATE, ops.UPDATE: Send.UPDATE}
+
 
 class Request:
     """A request: ``data`` and, if ``fd`` is not -1, ``count`` bytes of it from ``offset``.
@@ -77,6 +79,11 @@ class Requests:
         except ProtocolError:
             return None
         kind = record.op.upper()
+        if kind in _WHOLE and (recent := self._store.changes.recent) is not None:
+            content = recent.get(record.name)
+            if content is not None:
+                send = _WHOLE[kind]
+                return Request(send, self._head(send, record, len(content)) + content)
         if kind in (ops.LINK, ops.DELETE, ops.RENAME):
             return self._without_content(record, location)
         file = self._open(location)

@@ -11,6 +11,7 @@ import trio
 
 from fdfs_storage import boot
 from fdfs_storage.binlog import BinlogPosition
+from fdfs_storage.recent import RecentContents
 from fdfs_storage.replication.deleted import Deleted
 from fdfs_storage.replication.in_sync import InSync
 from fdfs_storage.replication.mark_files import MarkFiles
@@ -111,7 +112,7 @@ class Replication:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Push until cancelled; then the marks are written."""
-        self._store.binlog.on_append = self._wake
+        self._store.binlog.on_append = self._appended
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -125,9 +126,9 @@ class Replication:
             with trio.CancelScope(shield=True):
                 await self._write_marks()
 
-    def _wake(self) -> None:
+    def _appended(self, lines: bytes, start: BinlogPosition) -> None:
         for pusher in self.pushers.values():
-            pusher.wake()
+            pusher.appended(lines, start, wake=not self.in_sync.gathering)
 
     def _members_changed(self) -> None:
         """Start pushers for new peers, and tell all of them how their peers are listed."""
@@ -160,6 +161,8 @@ class Replication:
             restarted=self._restarted,
         )
         self.pushers[brief.storage_id] = pusher
+        if self._store.changes.recent is None:
+            self._store.changes.recent = RecentContents()
         assert self._nursery is not None
         self._nursery.start_soon(self._run_pusher, pusher)
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.binlog_reader import BinlogReader
 from fdfs_storage.replication.requests import Request, Requests
 from fdfs_storage.transfer import file_crc32
@@ -34,7 +35,6 @@ from fdfsfuse.proto.header import pack_header
 from fdfsfuse.proto.storage import NO_CRC, FileInfo, FileRequest, StorageCommand
 
 if TYPE_CHECKING:
-    from fdfs_storage.binlog import BinlogPosition
     from fdfs_storage.replication.peer_link import PeerLink
     from fdfs_storage.store import Store
     from fdfsfuse.core.config import StorageConfig
@@ -49,6 +49,8 @@ WINDOW_BYTES: Final = 8 << 20
 OLD_S: Final = 60
 """Files of records older than this may have to come from the disk: they are read in a thread."""
 _SEND_BYTES: Final = 128 << 10
+_AT_ONCE: Final = 64
+"""Records that are sent from where they were logged, without a turn of the loop."""
 _COVER_BYTES: Final = 64 << 10
 """Parts of a file that was smaller when it went over whole are sent nevertheless."""
 _COVERED_MAX: Final = 10_000
@@ -105,6 +107,7 @@ class Stream:
         start: where to begin in the binlog.
         again_until: records before this position had been acknowledged, and may be lost.
         concerns: tells which records are for the peer.
+        received_until: records of others that are later than this (Unix seconds) are not.
         advanced: called with the number of records when ``acked`` has moved.
         at_rest: called when the peer has everything; may wait.
 
@@ -122,6 +125,7 @@ class Stream:
         again_until: BinlogPosition,
         *,
         concerns: Callable[[BinlogRecord], bool],
+        received_until: int = -1,
         advanced: Callable[[int], None],
         at_rest: Callable[[], Awaitable[None]],
     ) -> None:
@@ -132,6 +136,7 @@ class Stream:
         self._config = config
         self._again_until = again_until
         self._concerns = concerns
+        self._received_until = received_until
         self._advanced = advanced
         self._at_rest = at_rest
         self._requests = Requests(store, config.group_name)
@@ -142,14 +147,76 @@ class Stream:
         self._followups: deque[tuple[_Entry, Next]] = deque()
         self._covered: dict[str, BinlogPosition] = {}
         """Files that went over whole, with all that was logged of them before the position."""
+        self._pieces: deque[bytes | bytearray | memoryview | Request] = deque()
         self._wake = trio.Event()
         self._waiting = False
+        self._restless = True
+        self._failure: Exception | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """True when the peer has dealt with all that was read, and nothing is left to read."""
+        return not self._unfinished and self._reader.position >= self._store.binlog.position
 
     def wake(self) -> None:
         """There may be something to do. Cheap."""
         if self._waiting:
             self._waiting = False
             self._wake.set()
+
+    def appended(self, lines: bytes, start: BinlogPosition, *, wake: bool) -> None:
+        """The binlog has grown by *lines*, which begin at *start*. Cheap."""
+        reader = self._reader
+        if not lines:
+            self.wake()
+            return
+        if self._waiting and reader.position == start and self._is_of_others(lines):
+            reader.skip_to(BinlogPosition(start.number, start.offset + len(lines)))
+            self.scanned += 1
+            self._skip_to(reader.position)
+            return
+        reader.feed(lines, start)
+        if wake:
+            self.wake()
+
+    def _is_of_others(self, lines: bytes) -> bool:
+        """True for one line, about a change by another member that does not concern the peer."""
+        stamp, _, rest = lines.partition(b" ")
+        if not rest[:1].islower() or lines.count(b"\n") != 1:
+            return False
+        return int(stamp) > self._received_until
+
+    def push_nowait(self) -> None:
+        """Send what was logged, as far as that needs no waiting; the rest goes the usual way."""
+        full = len(self._asked) >= WINDOW or self._asked_bytes >= WINDOW_BYTES
+        busy = full or self._followups or self._pieces or not self._waiting
+        if busy or self._link.hello is None:
+            self.wake()
+            return
+        try:
+            records = self._reader.read(_AT_ONCE)
+            entries = self._take_over(records)
+            if entries:
+                self._queue(entries, self._make_all(entries), self._store.binlog.position)
+                self._send_nowait()
+        except Exception as exc:
+            self._failure = exc  # for the task to end with
+            self.wake()
+            return
+        if self._pieces or len(records) == _AT_ONCE:
+            self.wake()
+
+    def _send_nowait(self) -> None:
+        pieces = self._pieces
+        while pieces:
+            piece = pieces[0]
+            if isinstance(piece, Request):
+                return
+            sent = self._link.send_nowait(piece)
+            if sent < len(piece):
+                pieces[0] = memoryview(piece)[sent:]
+                return
+            pieces.popleft()
 
     async def run(self) -> None:
         """Push until the connection fails, with one of `FAILURES`, or until cancelled."""
@@ -169,6 +236,9 @@ class Stream:
                     nursery.start_soon(end_with, task)
         finally:
             self._reader.close()
+            for piece in self._pieces:
+                if isinstance(piece, Request):
+                    piece.close()
         if failure is not None:
             raise failure
 
@@ -186,7 +256,11 @@ class Stream:
         own_kind = self._link.hello is not None
         window, batch = (WINDOW, BATCH) if own_kind else (1, 1)
         while True:
-            if len(self._asked) >= window or self._asked_bytes >= WINDOW_BYTES:
+            if self._failure is not None:
+                raise self._failure
+            if self._pieces:
+                await self._send_pieces()
+            elif len(self._asked) >= window or self._asked_bytes >= WINDOW_BYTES:
                 await self._wait_for_news()
             elif self._followups:
                 await self._follow_up(*self._followups.popleft())
@@ -201,8 +275,10 @@ class Stream:
     async def _rest(self) -> None:
         """Nothing to send now: wait, and keep the connection alive."""
         end = self._store.binlog.position
+        self._skip_to(self._reader.position)
         if not self._unfinished:
             await self._at_rest()
+            self._restless = False
             if self._store.binlog.position != end:
                 return
         with trio.move_on_after(self._config.heart_beat_interval_s):
@@ -214,9 +290,26 @@ class Stream:
     async def _wait_for_news(self) -> None:
         self._wake = trio.Event()
         self._waiting = True
-        await self._wake.wait()
+        try:
+            await self._wake.wait()
+        finally:
+            self._waiting = False
 
     async def _send_batch(self, records: list[tuple[BinlogRecord | None, BinlogPosition]]) -> None:
+        self._restless = True
+        entries = self._take_over(records)
+        if not entries:
+            return
+        covers = self._store.binlog.position
+        if entries[0].again or time.time() - entries[0].record.timestamp > OLD_S:
+            requests = await trio.to_thread.run_sync(self._make_all, entries)
+        else:
+            requests = self._make_all(entries)
+        self._queue(entries, requests, covers)
+        await self._send_pieces()
+
+    def _take_over(self, records: list[tuple[BinlogRecord | None, BinlogPosition]]) -> list[_Entry]:
+        """The records that are for the peer; they are unfinished from now on."""
         entries: list[_Entry] = []
         self.scanned += len(records)
         for record, behind in records:
@@ -225,19 +318,7 @@ class Stream:
             else:
                 entries.append(_Entry(record, behind, behind <= self._again_until))
                 self._unfinished.append(entries[-1])
-        if not entries:
-            return
-        covers = self._store.binlog.position
-        if entries[0].again or time.time() - entries[0].record.timestamp > OLD_S:
-            requests = await trio.to_thread.run_sync(self._make_all, entries)
-        else:
-            requests = self._make_all(entries)
-        try:
-            await self._send_requests(entries, requests, covers)
-        finally:
-            for request in requests:
-                if request is not None:
-                    request.close()
+        return entries
 
     def _make_all(self, entries: list[_Entry]) -> list[Request | None]:
         return [self._requests.make(entry.record, again=entry.again) for entry in entries]
@@ -255,10 +336,10 @@ class Stream:
             self.acked = behind
             self._advanced(0)
 
-    async def _send_requests(
+    def _queue(
         self, entries: list[_Entry], requests: list[Request | None], covers: BinlogPosition
     ) -> None:
-        link = self._link
+        """Put requests into the row of what is to be sent."""
         out = bytearray()
         for entry, request in zip(entries, requests, strict=True):
             if request is None:
@@ -268,15 +349,26 @@ class Stream:
             self._ask(entry, request.send, len(request.data) + request.count, covers)
             out += request.data
             if request.fd >= 0:
-                await link.send(out, more=True)
+                self._pieces += (out, request)
                 out = bytearray()
-                await link.send_file(request.fd, request.offset, request.count)
             elif len(out) >= _SEND_BYTES:
-                await link.send(out)
+                self._pieces.append(out)
                 out = bytearray()
         if out:
-            await link.send(out)
+            self._pieces.append(out)
         self._advance()
+
+    async def _send_pieces(self) -> None:
+        pieces, link = self._pieces, self._link
+        while pieces:
+            piece = pieces[0]
+            if isinstance(piece, Request):
+                await link.send_file(piece.fd, piece.offset, piece.count)
+                piece.close()
+                pieces.popleft()
+            else:
+                pieces.popleft()
+                await link.send(piece, more=bool(pieces))
 
     def _ask(
         self, entry: _Entry | None, send: Send | None, size: int, covers: BinlogPosition
@@ -292,6 +384,7 @@ class Stream:
     async def _follow_up(self, entry: _Entry, what: Next) -> None:
         """Send what the answer to a record asked for."""
         record, covers = entry.record, self._store.binlog.position
+        self._restless = True
         if what in (Next.COMPARE_SIZE, Next.COMPARE_CONTENT):
             if entry.theirs is not None:
                 await self._compare(entry, *entry.theirs)
@@ -307,11 +400,8 @@ class Stream:
             return
         send = Send.CREATE if what is Next.SEND_CREATE else Send.UPDATE
         request = await trio.to_thread.run_sync(self._requests.whole, record, send)
-        try:
-            await self._send_requests([entry], [request], covers)
-        finally:
-            if request is not None:
-                request.close()
+        self._queue([entry], [request], covers)
+        await self._send_pieces()
 
     async def _compare(self, entry: _Entry, size: int, crc: int) -> None:
         """Send the file of *entry* whole, unless the peer's has our size and CRC-32."""
@@ -358,7 +448,9 @@ class Stream:
                 if asked.entry is not None:
                     self._take(asked, asked.entry, status, body)
             self._advance()
-            self.wake()
+            more = self._followups or self._reader.position < self._store.binlog.position
+            if more or (self._restless and not self._unfinished):
+                self.wake()
 
     def _take(self, asked: _Asked, entry: _Entry, status: int, body: bytes) -> None:
         if asked.send is None:

@@ -1,0 +1,195 @@
+"""What is logged goes to the peers from memory, at once; the files are the way when that fails."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from fdfs_storage import binlog as binlog_module
+from fdfs_storage.binlog import Binlog, BinlogPosition
+from fdfs_storage.binlog_reader import BinlogReader
+from fdfs_storage.recent import RecentContents
+from fdfs_storage.transfer import crc32
+from fdfsfuse.proto.fileid import Location
+from tests.daemons.sync_pair import Node, run_node, until
+
+
+@asynccontextmanager
+async def caught_up_pair(tmp_path: Path) -> AsyncIterator[tuple[Node, Node]]:
+    """Two storages that push to each other, and have nothing to push."""
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
+            a.meet(b)
+            b.meet(a)
+            for node in (a, b):
+                (pusher,) = node.replication.pushers.values()
+                await until(lambda pusher=pusher: pusher.caught_up)  # type: ignore[misc]
+            # Both tasks wait for news now, unless they have just been woken.
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            yield a, b
+
+
+def make(node: Node, content: bytes) -> Location:
+    """Make an object in the node's store."""
+    location = node.store.make_name(len(content), crc32(content), 1, "")
+    node.store.write_at(location, content)
+    return location
+
+
+def sent(node: Node) -> int:
+    """Requests that the node has sent for records."""
+    (pusher,) = node.replication.pushers.values()
+    assert pusher._stream is not None
+    return pusher._stream.sent
+
+
+async def test_what_is_gathered_is_sent_without_a_turn_of_the_loop(tmp_path: Path) -> None:
+    async with caught_up_pair(tmp_path) as (a, b):
+        before = sent(a)
+        with a.replication.in_sync.gathered():
+            first = make(a, b"first")
+            second = make(a, b"second")
+            a.store.write_metadata(first, b"a\x021")
+            assert sent(a) == before
+        assert sent(a) == before + 3
+        await a.wait_until_has_all(b)
+        assert b.content(first.name) == b"first"
+        assert b.content(second.name) == b"second"
+        assert b.content(first.name + "-m") == b"a\x021"
+
+
+async def test_the_files_are_not_read_again(tmp_path: Path) -> None:
+    async with caught_up_pair(tmp_path) as (a, b):
+        with a.replication.in_sync.gathered():
+            location = make(a, b"content")
+            a.path(location.name).write_bytes(b"replaced behind our back")
+        await a.wait_until_has_all(b)
+        assert b.content(location.name) == b"content"
+
+
+async def test_more_than_the_connection_takes(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    async with caught_up_pair(tmp_path) as (a, b):
+        with a.replication.in_sync.gathered():
+            made = [make(a, rng.randbytes(rng.choice((10, 60_000, 200_000)))) for _ in range(150)]
+        with a.replication.in_sync.gathered():
+            made.append(make(a, b"the last"))
+        await a.wait_until_has_all(b)
+        assert all(b.content(one.name) == a.content(one.name) for one in made)
+        assert len(b.lines()) == len(made)
+
+
+async def test_changes_of_one_file_in_a_row(tmp_path: Path) -> None:
+    async with caught_up_pair(tmp_path) as (a, b):
+        with a.replication.in_sync.gathered():
+            kept, gone = make(a, b"kept"), make(a, b"gone")
+            for number in range(5):
+                a.store.write_metadata(kept, b"a\x02%d" % number)
+                a.store.write_metadata(gone, b"a\x02%d" % number)
+            a.store.write_metadata(kept, b"")
+            a.store.write_metadata(kept, b"b\x02last")
+            a.store.delete(gone)
+            appender = a.store.make_name(0, 0, 1, "", appender=True)
+            a.store.create_empty(appender)
+            a.store.pwrite(appender, 0, b"0123456789")
+            a.store.truncate(appender, 4)
+            a.store.pwrite(appender, 4, b"abc")
+        await a.wait_until_has_all(b)
+        assert a.files() == b.files()
+        assert b.content(kept.name + "-m") == b"b\x02last"
+        assert b.content(appender.name) == b"0123abc"
+        assert b.content(gone.name) is None
+
+
+async def test_what_peers_sent_is_passed_over_in_memory(tmp_path: Path) -> None:
+    async with caught_up_pair(tmp_path) as (a, b):
+        for number in range(10):
+            make(a, b"%d" % number)
+        await a.wait_until_has_all(b)
+        assert b.replication.pushers["1"].acked == b.store.binlog.position
+        make(b, b"and the other way")
+        await b.wait_until_has_all(a)
+        assert sent(b) == 1
+        assert a.files() == b.files()
+
+
+async def test_waiting_for_peers_when_a_new_binlog_file_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binlog_module, "FILE_SIZE_MAX", 150)
+    async with caught_up_pair(tmp_path) as (a, b):
+        for number in range(12):
+            with a.replication.in_sync.gathered():
+                made = make(a, b"%d" % number)
+            await a.wait_until_has_all(b)
+            assert b.content(made.name) == b"%d" % number
+        assert a.store.binlog.position.number >= 4
+        await b.wait_until_has_all(a)
+
+
+async def test_a_file_that_cannot_be_read_ends_the_connection_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with caught_up_pair(tmp_path) as (a, b):
+        failed = []
+
+        def fail(name: str) -> None:
+            failed.append(name)
+            monkeypatch.undo()
+            raise OSError(5, "the disk failed")
+
+        monkeypatch.setattr(a.store.changes.recent, "get", fail)
+        with a.replication.in_sync.gathered():
+            made = make(a, b"content")
+        await a.wait_until_has_all(b)
+        assert failed == [made.name]
+        assert b.content(made.name) == b"content"
+
+
+# --- what is kept in memory -------------------------------------------------------------------
+
+
+def test_recent_contents_are_bounded_and_never_old() -> None:
+    recent = RecentContents(bytes_max=100, count_max=4)
+    for number in range(10):
+        recent.note(f"file{number}", bytes(30))
+    assert [number for number in range(10) if recent.get(f"file{number}") is not None] == [7, 8, 9]
+    recent.note("file9", b"new")
+    assert recent.get("file9") == b"new"
+    recent.note("file9", None)
+    recent.note("never heard of", None)
+    assert recent.get("file9") is None
+    for number in range(20, 30):
+        recent.note(f"file{number}", b"")
+    assert sum(recent.get(f"file{number}") is not None for number in range(30)) == 4
+    recent.note("large", bytes(1 << 20))
+    assert recent.get("large") is None
+
+
+def test_lines_that_were_fed_and_lines_of_the_file(tmp_path: Path) -> None:
+    rng = random.Random(2)
+    binlog = Binlog.open(tmp_path)
+    reader = BinlogReader(binlog, BinlogPosition(0, 0))
+    binlog.on_append = lambda lines, start: reader.feed(lines, start) if feeding else None
+    wanted: list[str] = []
+    seen: list[str] = []
+    for number in range(500):
+        feeding = rng.random() < 0.8
+        name = f"M00/00/00/file{number}"
+        binlog.append(f"{number} C {name}\n".encode())
+        wanted.append(name)
+        if rng.random() < 0.3:
+            found = reader.read(rng.choice((1, 100)))
+            seen += [record.name for record, _ in found if record is not None]
+    while found := reader.read(7):
+        seen += [record.name for record, _ in found if record is not None]
+    assert seen == wanted
+    assert reader.position == binlog.position
+    reader.close()
+    binlog.close()
