@@ -323,7 +323,8 @@ class Membership:
         if brief.storage_id == self.own_id:
             logger.warning(
                 "a tracker has chosen this storage as trunk server, but it makes no trunk files: "
-                "appoint a C storage (command 94), or set use_trunk_file = false on all trackers"
+                "let a tracker of ours lead; or stop this storage, appoint a C one (command 94), "
+                "and start it again; or set use_trunk_file = false on all trackers"
             )
 
     def took_leader(self, brief: Brief) -> None:

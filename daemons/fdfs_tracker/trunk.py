@@ -49,6 +49,8 @@ class TrunkServers:
         self._choosing = trio.Lock()
         self._tried: dict[str, tuple[int, float]] = {}
         """By group: its changes when nobody could be chosen, and when to try again anyway."""
+        self._checked: dict[str, tuple[str, int]] = {}
+        """By group: id and start of the trunk server that is known to be one."""
 
     async def run(self) -> None:
         """Choose whenever that is due, until cancelled."""
@@ -57,8 +59,29 @@ class TrunkServers:
         while True:
             await trio.sleep(_LOOK_S)
             for group in list(self._node.cluster.groups.values()):
-                if self._is_due(group):
+                if self._is_due(group) or not await self._is_still_one(group):
                     await self._choose(group)
+
+    async def _is_still_one(self, group: Group) -> bool:
+        """False when the trunk server was started anew and is none any more: a storage of ours, or
+        one with other settings, has taken its place."""
+        server = group.servers.get(group.trunk_server)
+        if server is None or server.connection is None or not self._node.leadership.leads:
+            return True
+        start = server.storage_id, server.started_s
+        if self._checked.get(group.name) == start:
+            return True
+        try:
+            await self._ask(server, _GET_BINLOG_SIZE)
+        except StatusError as exc:
+            logger.warning("%s is no trunk server any more: %s", server.storage_id, exc)
+            self._checked.pop(group.name, None)
+            self._node.cluster.set_trunk_server(group.name, "")
+            return False
+        except PROBLEMS:
+            return True  # asked again, or found silent
+        self._checked[group.name] = start
+        return True
 
     def _is_due(self, group: Group) -> bool:
         node = self._node

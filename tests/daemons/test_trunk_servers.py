@@ -116,6 +116,22 @@ async def test_one_that_is_silent_is_replaced(tmp_path: Path) -> None:
             assert made.asked[-2:] == [(B, 31), (B, 32)]
 
 
+async def test_one_that_was_replaced_by_a_storage_of_ours(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with (
+            storages({A: 10, B: 0}) as made,
+            running_tracker(tmp_path, trunk=ON) as tracker,
+        ):
+            peer = await tracker.active(A, port=made.port)
+            await wait_for(lambda: trunk_server(tracker) == A)
+            await tracker.active(B, port=made.port)
+            await peer.stream.aclose()
+            made.sizes = {B: 0}
+            await tracker.active(A, port=made.port, up_time=3)
+            await wait_for(lambda: trunk_server(tracker) == B)
+            assert made.asked[-1] == (B, 32)
+
+
 async def test_storages_that_make_no_trunk_files_are_not_chosen(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with (
