@@ -11,6 +11,9 @@ object    ``dirty``, and ``writer`` changes an object: a new one (``new_object``
           by NameObject, or the inode's own one in place, published by CommitWrite
 ========= ====================================================================================
 
+When another mount has stored something meanwhile, both are brought together:
+`fdfsfuse.vfs.merging`.
+
 All changes happen under ``lock``; readers look without it, and between their awaits the state may
 change. Promise 2 of the design is kept by `FileState.flush`: when it returns, the content is stored
 and named. The modification time is chosen when a write arrives and sent with the content, so that
@@ -19,27 +22,26 @@ storing it changes nothing that the kernel has cached.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
-from functools import partial
-from typing import Any
 
-import trio
-
-from fdfsfuse.errors import FdfsError
+from fdfsfuse.errors import ConnectionProblem, FdfsError, StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import SMALL_CONTENT_MAX, Attr
 from fdfsfuse.vfs.context import Context
+from fdfsfuse.vfs.merging import MergingFile
 from fdfsfuse.vfs.objectwriter import ObjectWriter
-from fdfsfuse.vfs.readable import ReadableFile
 from fdfsfuse.vfs.volume import Volume
 
 log = logging.getLogger(__name__)
 
 _WARN_EVERY_S = 30.0
+_STORE_TRIES = 100
+"""Each failure means that another mount has stored something."""
 
 
-class FileState(ReadableFile):
+class FileState(MergingFile):
     """See the module."""
 
     __slots__ = (
@@ -48,14 +50,12 @@ class FileState(ReadableFile):
         "_writing_back",
         "dirty_since",
         "handles",
-        "new_object",
         "opened_at",
     )
 
     def __init__(self, context: Context, volume: Volume, number: int, attr: Attr) -> None:
         super().__init__(context, volume, number, attr)
         self.dirty_since = 0.0
-        self.new_object = False
         self._error: Exception | None = None
         self.handles = 0
         self.opened_at = time.monotonic()
@@ -85,14 +85,22 @@ class FileState(ReadableFile):
     async def _write(self, offset: int, data: bytes, append: bool) -> None:
         async with self.lock:
             self._raise_error()
+            if self._edits.crowded:
+                await self._flush()
             if append:
                 offset = await self._end(offset, len(data))
-            end = offset + len(data)
-            if self.writer is None and not await self._write_to_memory(offset, end, data):
-                await self._open_object()
-            if self.writer is not None:
-                await self.writer.write(offset, data)
-            self._changed(max(self.size, end))
+            append = append and offset == self.size
+            size = None
+            if self.writer is None:
+                size = await self._write_to_memory(offset, data, append)
+            if size is None:
+                size = await self._write_to_object(offset, data, append)
+            if append:
+                offset = size
+                self._edits.append(offset)
+            else:
+                self._edits.write(offset, offset + len(data), size)
+            self._changed(max(size, offset + len(data)))
 
     async def _end(self, assumed: int, length: int) -> int:
         """Where to append: the kernel does not ask for new attributes before it appends.
@@ -100,6 +108,7 @@ class FileState(ReadableFile):
         Only what begins where the kernel takes the end to be is moved. The rest are pages of a
         mapping, which the kernel may send through a handle for appending.
         """
+        await self._catch_up()
         kernel_size = self._kernel_size
         if kernel_size is None:
             if self.dirty or self._is_fresh:
@@ -109,50 +118,89 @@ class FileState(ReadableFile):
             await self._refresh()
         if assumed != kernel_size or self.size == kernel_size:
             return assumed
-        # Its pages have the new bytes in the wrong place now.
-        self._kernel_size = assumed + length
-        forget = partial(self._context.kernel.forget_pages, self.number)
-        self._context.spawn(partial(trio.to_thread.run_sync, forget, abandon_on_cancel=True))
+        self._kernel_has_appended(assumed + length)
         return self.size
 
-    async def _write_to_memory(self, offset: int, end: int, data: bytes) -> bool:
-        """False when the file is too large for that."""
-        if self.size > SMALL_CONTENT_MAX:
-            return False
-        content = self.content if self.dirty else await self._load()
-        assert content is not None
-        if max(end, len(content)) > SMALL_CONTENT_MAX:
-            if not self.dirty:
-                await self._take(len(content))
-                self.content = content
-                self._size, self.mtime_ns, self.dirty = len(content), self.attr.mtime_ns, True
-            return False
+    def _kernel_has_appended(self, size: int) -> None:
+        """What it takes to be appended, up to *size*, goes elsewhere: its pages are wrong."""
+        self._kernel_size = size
+        self._forget_pages()
+
+    async def _write_to_memory(self, offset: int, data: bytes, append: bool) -> int | None:
+        """The size before; None when the file is too large for that.
+
+        With *append* the data goes to the end also when that is no longer at *offset*.
+        """
+        if not self.dirty and not self._is_fresh:
+            await self._refresh()
+        if max(offset + len(data), self.size) > SMALL_CONTENT_MAX:
+            return None
+        content = await self._content_to_change()
+        size = len(content)
+        if append and offset != size:
+            self._kernel_has_appended(offset + len(data))
+            offset = size
+        end = offset + len(data)
+        if end > SMALL_CONTENT_MAX:
+            return None
         await self._take(max(end, len(content)) - (len(content) if self.dirty else 0))
         if not content and offset == 0:
             self.content = data
-            return True
+            return size
         if not isinstance(content, bytearray):
             content = bytearray(content)
         if offset > len(content):
             content.extend(bytes(offset - len(content)))
         content[offset:end] = data
         self.content = content
-        return True
+        return size
+
+    async def _write_to_object(self, offset: int, data: bytes, append: bool) -> int:
+        """As `_write_to_memory`."""
+        if self.writer is None:
+            await self._open_object()
+        assert self.writer is not None
+        for attempt in (0, 1):
+            size = self._size
+            if append and offset != size:
+                self._kernel_has_appended(offset + len(data))
+                offset = size
+            try:
+                await self.writer.write(offset, data)
+                break
+            except StatusError as exc:
+                if attempt or not await self._merged_after(exc):
+                    raise
+        return size
+
+    async def _content_to_change(self) -> bytes | bytearray:
+        """What there is, stored or not, for a change in memory."""
+        if not self.dirty:
+            content, version = await self._load()
+            self._begin(version)
+            return content
+        assert self.content is not None
+        return self.content
 
     async def _open_object(self) -> None:
         """Leave memory behind: from here on an object is written to."""
-        if self.content is None:
+        if self.dirty and not self._edits.whole and self.attr.size:
+            await self._flush()
+        self.new_object = self.dirty or not self.attr.size
+        if not self.dirty:
+            self._begin(self.attr.version)
+        if self.new_object:
+            made: names.ObjectMade = await self.volume.call(names.NewObject(self.ino))
+            file_id, view = made.file_id, made.view
+        else:
             if not self.attr.in_place or not self._is_fresh:
                 self.fresh_attr(await self.volume.call(names.MakeWritable(self.ino)))
             file_id, view = self.attr.file_id, self.volume.backend.view
-            self.new_object = False
-        else:
-            made: names.ObjectMade = await self.volume.call(names.NewObject(self.ino))
-            file_id, view = made.file_id, made.view
-            self.new_object = True
         size = self.size
         writer = ObjectWriter(self._context, self.volume, file_id, view)
-        if self.content is not None:
+        if not self.dirty:
+            self._drop_content()
+        elif self.content is not None:
             # Given and taken again without a checkpoint between: this never waits.
             self._context.dirty.give(len(self.content))
             if self.content:
@@ -172,9 +220,14 @@ class FileState(ReadableFile):
                 return
             if self.writer is not None:
                 await self._flush()
-            content = (self.content if self.dirty else await self._load()) if size else b""
-            assert content is not None
+            content: bytes | bytearray = b""
+            if size:
+                content = await self._content_to_change()
+            elif not self.dirty:
+                self._begin(self.attr.version)
+            old = self.size
             await self._resize(content, size)
+            self._edits.resize(old, size)
             self._changed(size)
 
     async def _resize(self, content: bytes | bytearray, size: int) -> None:
@@ -253,20 +306,40 @@ class FileState(ReadableFile):
             self.write_back_soon()
 
     async def _flush(self) -> None:
-        if not self.dirty:
-            return
-        if self.writer is not None:
-            attr = await self._publish(self.writer)
+        for _ in range(_STORE_TRIES):
+            if not self.dirty:
+                return
+            try:
+                await self._catch_up()
+                attr = await self._store()
+            except StatusError as exc:
+                if not await self._merged_after(exc):
+                    raise
+            else:
+                self._stored(attr)
+                return
+        raise TreeError(errno.EIO)
+
+    async def _store(self) -> Attr:
+        writer = self.writer
+        request: names.Request
+        if writer is not None:
+            await writer.drain()
+            file_id, size = writer.file_id, self._size
+            if self.new_object:
+                request = names.NameObject(self.ino, file_id, size, self.mtime_ns, self._based_on)
+            else:
+                request = names.CommitWrite(self.ino, file_id, size, self.mtime_ns)
         else:
             assert self.content is not None
             data = bytes(self.content)
-            attr = await self.volume.call(names.StoreContent(self.ino, data, self.mtime_ns))
-        self._stored(attr)
-
-    async def _publish(self, writer: ObjectWriter) -> Any:
-        await writer.drain()
-        kind = names.NameObject if self.new_object else names.CommitWrite
-        return await self.volume.call(kind(self.ino, writer.file_id, self._size, self.mtime_ns))
+            request = names.StoreContent(self.ino, data, self.mtime_ns, self._based_on)
+        try:
+            attr: Attr = await self.volume.call(request)
+        except ConnectionProblem:
+            self._maybe_stored = True
+            raise
+        return attr
 
     def _stored(self, attr: Attr) -> None:
         """The storage has all changes: clean again."""

@@ -102,6 +102,7 @@ class ObjectWriter:
         self._unsent = 0
         self._failed: list[_Batch] = []
         self._error: Exception | None = None
+        self._discarded = False
         self._changed = trio.lowlevel.ParkingLot()
 
     async def write(self, offset: int, data: bytes) -> None:
@@ -167,8 +168,15 @@ class ObjectWriter:
             await self._changed.park()
         self._raise_error()
 
+    def unsent(self) -> list[tuple[int, bytes]]:
+        """(offset, data) of what is not on the storage, in the order of the writes."""
+        batches = self._failed + ([self._tail] if self._tail is not None else [])
+        chunks = [chunk for batch in batches for chunk in batch.chunks]
+        return [(chunk.offset, b"".join(chunk.pieces)) for chunk in chunks]
+
     def discard(self) -> None:
         """Give up: what was not sent is dropped."""
+        self._discarded = True
         batches = self._failed + ([self._tail] if self._tail is not None else [])
         self._failed, self._tail = [], None
         self._context.dirty.give(sum(batch.length for batch in batches))
@@ -196,7 +204,10 @@ class ObjectWriter:
             if not isinstance(exc, (FdfsError, OSError)):
                 log.exception("error while sending to %s", self.file_id)
             self._error = exc
-            self._failed.append(batch)
+            if self._discarded:
+                self._context.dirty.give(batch.length)
+            else:
+                self._failed.append(batch)
         else:
             self._context.dirty.give(batch.length)
         finally:

@@ -110,6 +110,8 @@ class OpenFiles:
                 raise TreeError(errno.ESTALE)
             state = self._state(volume, number, opened.attr)
             state.opened(opened.attr, opened.data)
+        elif not flags & os.O_TRUNC:
+            await state.catch_up()
         if flags & os.O_TRUNC:
             state.handles += 1
             try:

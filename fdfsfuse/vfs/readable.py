@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 
 from msgspec.structs import replace
 
@@ -18,7 +19,7 @@ from fdfsfuse.vfs.volume import Volume
 _READ_TRIES = 4
 
 
-class ReadableFile:
+class ReadableFile(ABC):
     """Reading, and clean content as a cache. Changes are the subclass's.
 
     ``attr`` is what the storage has; `attributes` what users see. ``dirty``, ``content`` and
@@ -50,7 +51,7 @@ class ReadableFile:
         self.number = number
         self.ino = attr.ino
         self.attr = attr
-        self._outdated = False
+        self._outdated = bool(attr.ino) and not volume.memory.knows(attr)
         self.transfers = 0
         self.content: bytes | bytearray | None = None
         self._content_version = -1
@@ -114,6 +115,7 @@ class ReadableFile:
     async def _read(self, handle: Handle, offset: int, length: int) -> bytes | memoryview:
         for attempt in range(_READ_TRIES):
             last = attempt == _READ_TRIES - 1
+            await self.catch_up()
             if not (self.dirty or self._is_fresh) and self._can_refresh:
                 await self._refresh()
                 if self._outdated and not last:
@@ -181,6 +183,10 @@ class ReadableFile:
         buffer[got:] = bytes(len(buffer) - got)
         return bytes(buffer)
 
+    @abstractmethod
+    async def catch_up(self) -> None:
+        """Let unstored content follow what others have stored meanwhile."""
+
     async def _refresh(self) -> None:
         if self.ino:
             attr = await self.volume.call(names.GetAttr(self.ino))
@@ -188,23 +194,27 @@ class ReadableFile:
             attr = await self.volume.call(names.LookupObject(self.attr.file_id))
         self.fresh_attr(attr)
 
-    async def _load(self) -> bytes | bytearray:
-        """The whole content, for a change in memory."""
+    async def _load(self) -> tuple[bytes | bytearray, int]:
+        """The whole content, for a change in memory, and its version."""
         if not self._is_fresh:
             await self._refresh()
         if self.content is not None:
-            return self.content
+            return self.content, self.attr.version
         if not self.attr.size:
-            return b""
+            return b"", self.attr.version
+        return await self._load_stored()
+
+    async def _load_stored(self) -> tuple[bytes | bytearray, int]:
+        """The whole content that the storage has, and its version."""
         opened: names.Opened = await self.volume.call(names.Open(self.ino, SMALL_CONTENT_MAX))
         self.fresh_attr(opened.attr)
         if opened.data is not None:
-            return opened.data
+            return opened.data, opened.attr.version
         buffer = bytearray(opened.attr.size)
         got = await self.volume.backend.read_into(opened.attr.file_id, 0, memoryview(buffer))
         if got != len(buffer):
             raise TreeError(errno.EIO)
-        return buffer
+        return buffer, opened.attr.version
 
     # --- clean content as a cache ----------------------------------------------------------------
 

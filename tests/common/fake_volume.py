@@ -146,7 +146,8 @@ class FakeBackend:
         body = b"".join(data)
         assert len(body) == sum(length for _, length in head.pieces())
         assert head.view == self.view
-        assert head.file_id in self.pending or self._owner(head.file_id).in_place
+        if head.file_id not in self.pending and not self._owner(head.file_id).in_place:
+            raise StatusError(errno.ENOENT)
         for offset, length in head.pieces():
             if len(content) < offset:
                 content.extend(bytes(offset - len(content)))
@@ -382,6 +383,8 @@ class FakeBackend:
         return self.objects[file_id]
 
     def _owner(self, file_id: str) -> Attr:
+        if file_id not in self.named:
+            raise StatusError(errno.ENOENT)
         return self.attrs[self.named[file_id]]
 
     def _object(self, file_id: str) -> Attr:
@@ -472,9 +475,13 @@ class FakeBackend:
 
     def _store_content(self, request: names.StoreContent) -> Attr:
         assert len(request.data) <= names.SMALL_CONTENT_MAX
-        self._inode(request.ino)
+        self._check_base(request)
         file_id = self.upload(request.data) if request.data else ""
         return self._name(request.ino, file_id, len(request.data), request.mtime_ns, False)
+
+    def _check_base(self, request: names.StoreContent | names.NameObject) -> None:
+        if request.based_on not in (names.ANY_VERSION, self._inode(request.ino).version):
+            raise StatusError(names.CONTENT_CHANGED)
 
     def _new_object(self, request: names.NewObject) -> names.ObjectMade:
         file_id = self.upload(b"")
@@ -484,6 +491,7 @@ class FakeBackend:
     def _name_object(self, request: names.NameObject) -> Attr:
         if request.file_id not in self.pending:
             raise StatusError(errno.ESTALE)
+        self._check_base(request)
         assert len(self.objects[request.file_id]) == request.size
         self.pending.discard(request.file_id)
         return self._name(request.ino, request.file_id, request.size, request.mtime_ns, True)
@@ -498,8 +506,8 @@ class FakeBackend:
     def _commit_write(self, request: names.CommitWrite) -> Attr:
         if self._inode(request.ino).file_id != request.file_id:
             raise StatusError(errno.ESTALE)
-        assert len(self.objects[request.file_id]) == request.size
-        return self._name(request.ino, request.file_id, request.size, request.mtime_ns, True)
+        size = len(self.objects[request.file_id])
+        return self._name(request.ino, request.file_id, size, request.mtime_ns, True)
 
     def _truncate(self, request: names.Truncate) -> Attr:
         attr = self._inode(request.ino)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import stat
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -223,6 +225,51 @@ def test_lock_files_in_one_directory(pair: tuple[Path, Path]) -> None:
     assert problems == []
     assert [int((path / "counter").read_text()) for path in pair] == [2 * rounds] * 2
     assert max(longest) < LEASE_S / 2
+
+
+@pytest.mark.parametrize("size", [1_000, 3_000_000])
+def test_both_write_to_one_file(pair: tuple[Path, Path], size: int) -> None:
+    """Disjoint ranges, small and large, held open over the other one's close()."""
+    _write(pair[0] / "file", b"-" * size)
+    with (pair[0] / "file").open("r+b") as one, (pair[1] / "file").open("r+b") as two:
+        one.write(b"one")
+        two.seek(size - 3)
+        two.write(b"two")
+        one.flush()
+        two.flush()
+    expected = b"one" + b"-" * (size - 6) + b"two"
+    assert [(path / "file").read_bytes() for path in pair] == [expected] * 2
+
+
+def test_both_append_and_change_at_once(pair: tuple[Path, Path]) -> None:
+    """As programs do with a journal: each record is there once, each slot has the last value."""
+    size, rounds = 1000, 25
+    _write(pair[0] / "file", b"-" * size)
+    expected = bytearray(b"-" * size)
+
+    def work(me: int) -> None:
+        draw = random.Random(me)
+        for number in range(rounds):
+            with (pair[me] / "file").open("ab", buffering=0) as file:
+                file.write(b"%d:%03d;" % (me, 2 * number))
+                file.write(b"%d:%03d;" % (me, 2 * number + 1))
+            with (pair[me] / "file").open("r+b", buffering=0) as file:
+                for _ in range(3):
+                    slot = draw.randrange(50) * 20 + me * 10
+                    expected[slot : slot + 10] = data = draw.randbytes(10)
+                    os.pwrite(file.fileno(), data, slot)
+                    assert os.pread(file.fileno(), 10, slot) == data
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, (0, 1)))
+    contents = [(path / "file").read_bytes() for path in pair]
+    assert contents[0] == contents[1]
+    assert contents[0][:size] == expected
+    records = contents[0][size:].split(b";")[:-1]
+    for me in (0, 1):
+        own = [record for record in records if record.startswith(b"%d:" % me)]
+        assert own == [b"%d:%03d" % (me, number) for number in range(2 * rounds)]
+    assert len(records) == 4 * rounds
 
 
 def test_both_work_in_one_directory(pair: tuple[Path, Path]) -> None:

@@ -88,7 +88,7 @@ async def test_a_small_file_that_outgrows_memory_keeps_its_beginning() -> None:
         await m.vfs.files.write(handle, MIB - 10, b"b" * 20)
         await m.close(handle)
         assert m.volume.content("a") == b"a" * (MIB - 10) + b"b" * 20
-        assert m.volume.requests["NewObject"] == 1
+        assert m.volume.requests["MakeWritable"] == 1
 
 
 async def test_a_large_file_is_changed_in_place() -> None:
