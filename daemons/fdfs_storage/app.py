@@ -8,6 +8,7 @@ is joined last, because joining brings clients. Stopping goes the other way roun
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import socket
 import time
@@ -71,6 +72,8 @@ class StorageApp:
             place = self._place or await _unless(daemon.stopping, self._learn)
             if place is None:
                 return
+            if self._place is None:
+                self.config = dataclasses.replace(config, group_name=place.group_name)
             identity = Identity.load(self.config.base_path, int(time.time()))
             if self._place is None:
                 recovery = DiskRecovery(self.config, identity, place, self.port, daemon.status)

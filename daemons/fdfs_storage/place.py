@@ -5,6 +5,7 @@ Source: protocol/cluster.md sections 2.1 to 2.3.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import trio
 from fdfs_storage.tracker_link import Retry, connect
 from fdfsfuse.client.link import PROBLEMS, Link
 from fdfsfuse.core.config import ServerAddress, StorageConfig, StorageIds
-from fdfsfuse.errors import ConfigError, ProtocolError
+from fdfsfuse.errors import ConfigError, ProtocolError, StatusError, UsageError
 from fdfsfuse.proto.cluster import (
     IP_SIZE,
     ClusterCommand,
@@ -22,7 +23,10 @@ from fdfsfuse.proto.cluster import (
     ServerQuery,
     StorageIdsPart,
     StorageIdsRequest,
+    encode_port,
 )
+from fdfsfuse.proto.fileid import check_group_name
+from fdfsfuse.proto.header import GROUP_NAME_SIZE, unpack_text
 from fdfsfuse.proto.parameters import Parameters
 
 logger = logging.getLogger(__name__)
@@ -35,13 +39,15 @@ class Place:
     """What trackers told about this storage's place in the cluster.
 
     ``my_ip`` is the address by which the first tracker sees us. ``storage_id`` is how trackers
-    call us: an id of their table, or the ip.
+    call us: an id of their table, or the ip. ``group_name`` is that of storage.conf, or of their
+    table when it has none.
     """
 
     parameters: Parameters
     my_ip: str
     storage_id: str
     storage_ids: StorageIds | None = None
+    group_name: str = ""
 
     @property
     def source_in_names(self) -> str:
@@ -75,17 +81,34 @@ async def learn(config: StorageConfig, port: int) -> Place:
 async def _learn_from(server: ServerAddress, config: StorageConfig, port: int) -> Place:
     link = await connect(server, config)
     try:
-        body = MyIpRequest(config.group_name, port).encode()
+        group = config.group_name or await _ask_group_name(link, port)
+        body = MyIpRequest(group, port).encode()
         text = await link.request(ClusterCommand.GET_MY_IP, body)
         my_ips = _decode_ips(text)
         parameters = Parameters.decode(await link.request(ClusterCommand.GET_PARAMETERS))
         if not parameters.use_storage_id:
-            return Place(parameters, my_ips[0], my_ips[0])
+            return Place(parameters, my_ips[0], my_ips[0], group_name=group)
         table = await _fetch_storage_ids(link, server)
-        own_id = await _own_id(link, config, port, my_ips, parameters, table)
-        return Place(parameters, my_ips[0], own_id, table)
+        own_id = await _own_id(link, config, group, port, my_ips, parameters, table)
+        return Place(parameters, my_ips[0], own_id, table, group)
     finally:
         link.close()
+
+
+async def _ask_group_name(link: Link, port: int) -> str:
+    """109: the group of this storage, by the tracker's table of storage ids."""
+    try:
+        answer = await link.request(ClusterCommand.GET_GROUP_NAME, encode_port(port))
+    except StatusError as exc:
+        raise StatusError(
+            exc.errno or errno.ENOENT,
+            "storage.conf has no group_name, and this storage is not in the table of storage ids "
+            "of the tracker",
+        ) from exc
+    try:
+        return check_group_name(unpack_text(answer[:GROUP_NAME_SIZE]))
+    except UsageError as exc:
+        raise ProtocolError(f"{answer[:100]!r} is no name of a group") from exc
 
 
 def _decode_ips(body: bytes) -> list[str]:
@@ -115,6 +138,7 @@ async def _fetch_storage_ids(link: Link, server: ServerAddress) -> StorageIds:
 async def _own_id(
     link: Link,
     config: StorageConfig,
+    group: str,
     port: int,
     my_ips: list[str],
     parameters: Parameters,
@@ -124,10 +148,10 @@ async def _own_id(
         if config.server_id:
             return config.server_id
         for ip in my_ips:
-            entry = table.find(config.group_name, ip, port)
+            entry = table.find(group, ip, port)
             if entry is not None:
                 return entry.storage_id
-    query = ServerQuery(config.group_name, my_ips[0], port)
+    query = ServerQuery(group, my_ips[0], port)
     answer = await link.request(ClusterCommand.GET_STORAGE_ID, query.encode())
     storage_id = answer.decode("ascii", "replace")
     if table.by_id(storage_id) is None:

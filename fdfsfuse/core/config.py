@@ -161,7 +161,10 @@ class StorePath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageConfig:
-    """storage.conf. The index into ``store_paths`` is the ``Mxx`` of file names."""
+    """storage.conf. The index into ``store_paths`` is the ``Mxx`` of file names.
+
+    ``group_name`` is '' when trackers are to be asked for it.
+    """
 
     group_name: str
     base_path: str
@@ -425,8 +428,6 @@ def load_storage_config(path: str, read: ReadFile) -> tuple[StorageConfig, tuple
     )
     base_path = _base_path(reader)
     group_name = reader.parsed("group_name", "", _group_name)
-    if not group_name:
-        raise reader.missing("group_name", "the name of this storage's volume is needed")
     trackers = _tracker_servers(reader)
     for server in trackers:
         if any(host in ("127.0.0.1", "localhost", "::1") for host in server.hosts):

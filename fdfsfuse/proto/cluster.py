@@ -244,6 +244,11 @@ class TrackerStatus:
         return cls(leader != 0, running_s, restart_interval_s)
 
 
+def encode_port(port: int) -> bytes:
+    """Request of 109; the tracker sees our ip itself."""
+    return _I32.pack(port)
+
+
 def decode_port(body: bytes) -> int:
     """Request of 109: a port i32, after an ip text that may be there. Raises ProtocolError."""
     if not 4 <= len(body) <= IP_SIZE + 4:

@@ -305,7 +305,6 @@ def test_a_missing_key_is_named(text: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (STORAGE.replace("group_name = group1\n", ""), "group_name is missing"),
         (STORAGE.replace("tracker_server", "#"), "tracker_server is missing"),
         (STORAGE + "store_path_count = 2\n", "store_path1 is missing"),
         (STORAGE + "store_path0 = relative\n", "an absolute path"),

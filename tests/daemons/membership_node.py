@@ -23,7 +23,7 @@ from tests.daemons.tracker_server import TRACKER_IP, TestTracker
 
 STORAGE_IP = "127.0.0.21"
 PORT = 33000
-PLACE = Place(Parameters(), STORAGE_IP, STORAGE_IP)
+PLACE = Place(Parameters(), STORAGE_IP, STORAGE_IP, group_name="group1")
 
 
 def storage_config(directory: Path, ports: list[int], **changes: Any) -> StorageConfig:

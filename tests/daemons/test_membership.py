@@ -37,6 +37,18 @@ async def test_learning_the_own_place(tmp_path: Path) -> None:
         assert place.parameters.reserved_storage_space == "1024MB"
 
 
+async def test_learning_the_group(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without group_name in storage.conf it is that of the table of storage ids (109)."""
+    table = StorageIds.parse(f"100001 group7 {STORAGE_IP}:{PORT}", "ids")
+    async with running_tracker(tmp_path / "t", storage_ids=table) as tracker:
+        place = await learn(storage_config(tmp_path, [tracker.port], group_name=""), PORT)
+        assert (place.group_name, place.storage_id) == ("group7", "100001")
+    async with running_tracker(tmp_path / "u") as tracker, trio.open_nursery() as nursery:
+        nursery.start_soon(learn, storage_config(tmp_path, [tracker.port], group_name=""), PORT)
+        await wait_for(lambda: "no group_name" in caplog.text)
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("trust", [True, False])
 async def test_learning_the_own_storage_id(tmp_path: Path, trust: bool) -> None:
     table = StorageIds.parse(f"100001 group1 {STORAGE_IP}:1\n100002 group1 {STORAGE_IP}", "ids")
