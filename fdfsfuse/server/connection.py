@@ -17,11 +17,15 @@ import os
 import socket
 import sys
 import termios
+from typing import TYPE_CHECKING
 
 import trio
 
 from fdfsfuse.errors import ConnectionBroken
 from fdfsfuse.proto.header import HEADER_SIZE, Header, unpack_header_from
+
+if TYPE_CHECKING:
+    from fdfsfuse.server.hub import Hub
 
 RECV_SIZE = 16 * 1024
 """Bytes asked for by one recv: small requests (a 4 KiB upload) arrive whole."""
@@ -42,6 +46,7 @@ class FramedConnection:
         requests: packet headers received so far.
         storage_id: the storage that sends its changes here, as it said (9, 150); '' for clients.
         is_own_kind: that storage is one of ours (150).
+        hub: can watch the connection for a task that keeps it; set by the server.
     """
 
     __slots__ = (
@@ -50,6 +55,7 @@ class FramedConnection:
         "_fd",
         "_pos",
         "_used",
+        "hub",
         "idle",
         "is_own_kind",
         "last_pending",
@@ -62,6 +68,8 @@ class FramedConnection:
         "sock",
         "storage_id",
     )
+
+    hub: Hub
 
     def __init__(self, sock: socket.socket, peer_ip: str = "") -> None:
         sock.setblocking(False)
@@ -251,6 +259,13 @@ class FramedConnection:
         """Make *data* the next bytes to be received; nothing else may be buffered."""
         self._used += self._pos
         self._data, self._pos = data, 0
+
+    def take_buffered(self) -> bytes:
+        """What has been received and not used, for a caller that goes on by itself."""
+        data = self._data[self._pos :]
+        self._used += len(self._data)
+        self._data, self._pos = b"", 0
+        return data
 
     async def _wait_for_bytes(self) -> None:
         self.reading_since = trio.current_time()

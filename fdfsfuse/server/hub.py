@@ -7,6 +7,9 @@ spot. Everything else (a large or incomplete request, content that the disk has 
 that does not take its answer) is handed over, with what has been received, to a task of its own,
 which parks the connection again.
 
+A task that keeps a connection for long (a session) may have it *watched*: the hub calls its
+function when something has arrived, and the task sleeps on.
+
 How the hub waits:
 
 - *idle*: its task waits until the epoll object is readable, like any other trio task;
@@ -78,6 +81,7 @@ class Hub(trio.abc.Instrument):
         self._hand_over = hand_over
         self._ended = ended
         self._parked: dict[int, FramedConnection] = {}
+        self._watched: dict[int, Callable[[], None]] = {}
         self._epoll = select.epoll()
         self._buffer = memoryview(bytearray(BUFFER_SIZE))
         self._busy = False
@@ -101,6 +105,21 @@ class Hub(trio.abc.Instrument):
         fd = connection.sock.fileno()
         self._parked[fd] = connection
         self._epoll.register(fd, select.EPOLLIN)
+
+    def watch(self, connection: FramedConnection, readable: Callable[[], None]) -> None:
+        """Call *readable* whenever *connection* has bytes or has ended, until `unwatch`.
+
+        It must not wait, must not need a current task, and must not raise.
+        """
+        fd = connection.sock.fileno()
+        self._watched[fd] = readable
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, connection: FramedConnection) -> None:
+        """End what `watch` began; fine when it has ended already."""
+        fd = connection.sock.fileno()
+        if self._watched.pop(fd, None) is not None and not self._epoll.closed:
+            self._epoll.unregister(fd)
 
     async def run(self) -> None:
         """Serve until cancelled; then all parked connections are closed."""
@@ -173,6 +192,8 @@ class Hub(trio.abc.Instrument):
             connection = parked.get(fd)
             if connection is not None:
                 self._serve(connection)
+            elif (readable := self._watched.get(fd)) is not None:
+                readable()
             elif fd == self._trio_fd:
                 self._trio_is_ready = True
         return len(ready)

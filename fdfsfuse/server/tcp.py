@@ -191,6 +191,7 @@ class TcpServer:
                 continue  # the client has gone already
             connection = self._admit(sock, address[0])
             if connection is not None:
+                connection.hub = hub
                 hub.park(connection)
             await trio.lowlevel.checkpoint()
 

@@ -17,7 +17,7 @@ from fdfsfuse.server.hub import EndConnection
 from fdfsfuse.server.tcp import TcpServer, open_listeners
 from tests.common.names_calls import wait_for
 
-ECHO, REFUSE, FAIL, SLOW, WAKE, LARGE = range(1, 7)
+ECHO, REFUSE, FAIL, SLOW, WAKE, LARGE, WATCH = range(1, 8)
 LARGE_SIZE = 8 << 20
 
 
@@ -39,7 +39,7 @@ class Service:
             raise EndConnection(b"refused")
         if command == FAIL:
             raise RuntimeError("a mistake of ours")
-        if command == SLOW:
+        if command in (SLOW, WATCH):
             return None
         if command == WAKE:
             self.woken.set()
@@ -50,7 +50,28 @@ class Service:
     async def serve(self, connection: FramedConnection) -> None:
         while (header := await connection.recv_header(wait=False)) is not None:
             self.slow += 1
+            if header.command == WATCH:
+                await self.keep(connection)
+                return
             await connection.send(b"-" + await connection.recv_exactly(header.length))
+
+    async def keep(self, connection: FramedConnection) -> None:
+        """Send back what comes, from the hub, until it ends with a dot."""
+        ended = trio.Event()
+
+        def readable() -> None:
+            data = connection.sock.recv(100)
+            if not data or data.endswith(b"."):
+                connection.hub.unwatch(connection)
+                ended.set()
+            connection.sock.send(data)
+
+        connection.hub.watch(connection, readable)
+        await connection.send(connection.take_buffered())
+        try:
+            await ended.wait()
+        finally:
+            connection.hub.unwatch(connection)
 
 
 class Running:
@@ -274,6 +295,20 @@ async def test_the_loop_goes_on_under_a_flood() -> None:
             await client.send(packet(b"", WAKE))
             await it.service.woken.wait()
             nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_that_a_task_keeps_is_watched() -> None:
+    async with running() as it:
+        other, kept = await it.connect(), await it.connect()
+        await kept.send(packet(b"", WATCH))
+        for number in range(20):
+            await kept.send(b"%02d" % number)
+            assert await kept.receive(2) == b"%02d" % number
+            assert await other.ask(b"x") == b"+x"
+        await kept.send(b"end.")
+        assert await kept.receive(4) == b"end."
+        assert await closed(kept)
+        assert it.service.slow == 1
 
 
 async def test_stopping_ends_parked_connections() -> None:

@@ -18,6 +18,7 @@ import trio
 
 from fdfs_storage.names import checks
 from fdfs_storage.names.engine import Work
+from fdfs_storage.names.frames import Frames
 from fdfs_storage.names.reads import Reads, WouldBlock, read_content
 from fdfs_storage.names.sessions import Session
 from fdfsfuse.errors import ConnectionProblem, ProtocolError, StatusError
@@ -35,7 +36,6 @@ QUEUED_MAX: Final = 4096
 QUEUED_BYTES_MAX: Final = 8 << 20
 OUT_BYTES_MAX: Final = 4 << 20
 _ID_MAX: Final = (1 << 63) - 1
-_FRAME_MIN: Final = names.FRAME_IDS.size + 1
 
 
 class SessionConnection:
@@ -52,6 +52,10 @@ class SessionConnection:
         self._room = trio.Event()
         self._unsent = b""
         self._writable_wanted = trio.Event()
+        self._frames = Frames(connection)
+        self._nursery: trio.Nursery
+        self._ended = trio.Event()
+        self._problem: ConnectionProblem | ProtocolError | None = None
         self._closed = False
         reads: Reads = tree.reads
         self._reads: dict[type, Callable[[Any], Any]] = {
@@ -87,56 +91,70 @@ class SessionConnection:
         Raises:
             ConnectionBroken, ProtocolError: the connection is of no more use.
         """
-        problem: ConnectionProblem | ProtocolError | None = None
+        hub = self._connection.hub
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 nursery.start_soon(self._write_loop)
                 self._greet(opened)
-                try:
-                    await self._read_loop(nursery)
-                except (ConnectionProblem, ProtocolError) as exc:
-                    problem = exc  # outside of the nursery, which would wrap it in a group
+                hub.watch(self._connection, self._readable)
+                self._guarded(self._take_frames)
+                await self._ended.wait()
                 nursery.cancel_scope.cancel()
         finally:
+            hub.unwatch(self._connection)
             self._closed = True
             self._tree.engine.kick()
-        if problem is not None:
-            raise problem
+        if self._problem is not None:
+            raise self._problem
 
-    async def _read_loop(self, nursery: trio.Nursery) -> None:
-        connection, session, engine = self._connection, self.session, self._tree.engine
-        clock = self._tree.sessions.clock
-        while not self._closed:
-            if connection.buffered() < HEADER_SIZE:
-                engine.kick()
-                self.flush()
-            header = await connection.recv_header()
-            if header is None:
-                return
-            length = header.length
-            if header.command != names.REQUEST or not _FRAME_MIN <= length <= names.FRAME_MAX:
-                raise ProtocolError(f"no request frame: {header}")
-            if connection.buffered() < length:
-                engine.kick()
-                self.flush()
-            body = await connection.recv_exactly(length)
-            session.seen = clock()
-            number, done_below = names.FRAME_IDS.unpack_from(body)
+    def _end(self, problem: ConnectionProblem | ProtocolError | None = None) -> None:
+        """Let `run` return."""
+        self._connection.hub.unwatch(self._connection)
+        self._problem = self._problem or problem
+        self._closed = True
+        self._ended.set()
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except (ConnectionProblem, ProtocolError) as exc:
+            self._end(exc)
+        except Exception:
+            logger.exception("a mistake on a session's connection, which is closed")
+            self._end()
+
+    def _readable(self) -> None:
+        """The hub has seen bytes, or the end of the connection."""
+        self._guarded(self._receive)
+
+    def _receive(self) -> None:
+        if self._closed or not self._frames.receive():
+            self._end()
+        else:
+            self.session.seen = self._tree.sessions.clock()
+            self._take_frames()
+
+    def _take_frames(self) -> None:
+        """Carry out the requests that have arrived."""
+        frames, ids = self._frames, names.FRAME_IDS
+        while not self._closed and (body := frames.take()) is not None:
+            number, done_below = ids.unpack_from(body)
+            request = names.decode_request(body[ids.size :])
             if number == 0:
-                self._recalled(body)
+                if not isinstance(request, names.Recalled):
+                    raise ProtocolError(f"a {type(request).__name__} without an id")
+                self._tree.callbacks.recalled(self.session, request)
                 continue
             if not 1 <= number <= _ID_MAX or done_below > _ID_MAX:
                 raise ProtocolError(f"request id {number}, {done_below}")
-            request = names.decode_request(memoryview(body)[names.FRAME_IDS.size :])
-            self._dispatch(nursery, number, done_below, request, length)
+            self._dispatch(number, done_below, request, len(body))
             if self._is_full():
-                await self._wait_for_room()
-
-    def _recalled(self, body: bytes) -> None:
-        message = names.decode_request(memoryview(body)[names.FRAME_IDS.size :])
-        if not isinstance(message, names.Recalled):
-            raise ProtocolError(f"a {type(message).__name__} without an id")
-        self._tree.callbacks.recalled(self.session, message)
+                self._connection.hub.unwatch(self._connection)
+                self._nursery.start_soon(self._wait_for_room)
+                break
+        self._tree.engine.kick()
+        self.flush()
 
     def _is_full(self) -> bool:
         return (
@@ -146,17 +164,17 @@ class SessionConnection:
         )
 
     async def _wait_for_room(self) -> None:
-        self._tree.engine.kick()
-        self.flush()
+        """Read on when less is waiting."""
         while self._is_full() and not self._closed:
             self._room = trio.Event()
             await self._room.wait()
+        if not self._closed:
+            self._connection.hub.watch(self._connection, self._readable)
+            self._guarded(self._take_frames)
 
     # --- requests ---------------------------------------------------------------------------
 
-    def _dispatch(
-        self, nursery: trio.Nursery, number: int, done_below: int, request: Any, size: int
-    ) -> None:
+    def _dispatch(self, number: int, done_below: int, request: Any, size: int) -> None:
         """Answer a request, or set going what will."""
         if self.session.ending:
             self.answer(number, names.SESSION_ENDED)
@@ -171,42 +189,42 @@ class SessionConnection:
             if read is not None:
                 answer = read(request)
                 told = _told(request, answer)
-                if told and self._waits(nursery, number, request, told):
+                if told and self._waits(number, request, told):
                     return
                 if self.session.caches:
                     self._tree.callbacks.hold(self.session, told)
                 self.answer(number, 0, names.encode(answer))
             elif isinstance(request, names.ListObjects):
                 self._queued += 1
-                nursery.start_soon(self._list_objects, number, request)
+                self._nursery.start_soon(self._list_objects, number, request)
             elif isinstance(request, names.Grant):
                 self._grant(number, request)
             elif isinstance(request, names.FormerOutcome):
                 self._queued += 1
-                nursery.start_soon(self._former_outcome, number, request)
+                self._nursery.start_soon(self._former_outcome, number, request)
             else:
                 self._change(number, done_below, request, size)
         except StatusError as exc:
             if isinstance(request, names.Lookup) and exc.errno == errno.ENOENT:
-                if self._waits(nursery, number, request, (request.parent,)):
+                if self._waits(number, request, (request.parent,)):
                     return
                 # That there is no such name is something to hold, too.
                 self._tree.callbacks.hold(self.session, (request.parent,))
             self.answer(number, exc.errno or errno.EIO)
         except WouldBlock:
             self._queued += 1
-            nursery.start_soon(self._open_waiting, number, request)
+            self._nursery.start_soon(self._open_waiting, number, request)
         except Exception:
             logger.exception("a request failed: %s", type(request).__name__)
             self.answer(number, errno.EIO)
 
-    def _waits(self, nursery: trio.Nursery, number: int, request: Any, told: Sequence[int]) -> bool:
+    def _waits(self, number: int, request: Any, told: Sequence[int]) -> bool:
         """Whether a request that reads has to wait, as others make files where it looks."""
 
         def again() -> None:
             self._queued -= 1
             if not self._closed:
-                self._dispatch(nursery, number, 0, request, 0)
+                self._dispatch(number, 0, request, 0)
                 self.flush()
 
         if not self._tree.callbacks.wait_for_grants(self.session.number, told, again):
@@ -387,7 +405,7 @@ class SessionConnection:
         """End the connection from this side; `run` returns soon."""
         self._closed = True
         self._connection.shutdown()
-        self._room.set()  # there will be none: a reader that waits for it has to end
+        self._ended.set()
 
 
 def _told(request: Any, answer: Any) -> list[int]:
