@@ -25,6 +25,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from fdfsfuse.errors import FdfsError, UsageError
 from fdfsfuse.proto.names_record import Record
 
@@ -41,8 +43,7 @@ class LogGap(FdfsError):
     """Records do not join on to the log; the sender has to start at an earlier one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(msgspec.Struct, frozen=True, gc=False):
     """A place in the log. Two logs with the same (view, index) are equal up to there."""
 
     view: int

@@ -220,8 +220,7 @@ class Change(msgspec.Struct, array_like=True, frozen=True, gc=False):
     op: Op
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A record of the log: ``payload`` is an encoded `Change`."""
 
     view: int

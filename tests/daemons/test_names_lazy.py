@@ -5,6 +5,7 @@ Killed at any moment in between, the storage has them all after a restart.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sqlite3
 from pathlib import Path
@@ -16,7 +17,7 @@ from fdfs_storage.names import engine
 from fdfs_storage.names.log import segment_name
 from fdfsfuse.errors import DeadlineExceeded, StatusError
 from fdfsfuse.proto import names
-from tests.common.names_calls import NOW, ROOT, make, store
+from tests.common.names_calls import FILE, NOW, ROOT, make, store
 from tests.common.names_server import names_server, open_tree
 from tests.daemons.test_names_crash import check, entries
 
@@ -79,6 +80,61 @@ async def test_metadata_of_a_plain_client_outlives_a_kill(tmp_path: Path) -> Non
         shutil.copytree(base, crashed)
     async with open_tree(crashed, run=False) as tree:
         assert tree.objects.stored_metadata(attr.file_id) == b"k\x02theirs"
+
+
+async def test_a_change_that_cannot_be_kept_takes_none_before_it_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Undoing it undoes all that was not settled, which is applied again from the log."""
+
+    def full(records: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    async with names_server(tmp_path) as server, server.session() as session:
+        ino = await make(session, b"a")
+        await store(session, ino, b"content")
+        await session.call(names.Rename(ROOT, b"a", ROOT, b"b", 0, NOW))
+        tree = server.tree
+        assert tree.state.unsettled
+        before, position = entries(tree), tree.state.position
+        (number,) = (known.number for known in tree.sessions)
+        answer = tree.state.results.find(number, 3)
+        assert answer is not None
+        with monkeypatch.context() as context:
+            context.setattr(tree.log, "append", full)
+            with pytest.raises(StatusError, match="28"):
+                await make(session, b"c")
+        assert entries(tree) == before
+        assert tree.state.position == position
+        assert tree.state.results.find(number, 3) == answer
+        assert (await session.call(names.Lookup(ROOT, b"b"))).size == 7
+        await make(session, b"d")
+        expected = entries(tree)
+        assert expected.keys() == {b"b", b"d"}
+        shutil.copytree(tmp_path, tmp_path / "crashed")
+    async with open_tree(tmp_path / "crashed", run=False) as tree:
+        assert entries(tree) == expected
+        check(tree, tmp_path / "crashed")
+
+
+async def test_the_engine_stops_when_the_log_cannot_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(errno.EIO, "a bad sector")
+
+    async with names_server(tmp_path) as server, server.session() as session:
+        await make(session, b"a")
+        tree = server.tree
+        assert tree.state.unsettled
+        monkeypatch.setattr(tree.log, "append", fail)
+        monkeypatch.setattr(tree.log, "retained", fail)
+        with pytest.raises(DeadlineExceeded):
+            await session.call(names.Create(ROOT, b"b", FILE, 0, 0, NOW), trio.current_time() + 0.3)
+        assert tree.engine.broken
+    monkeypatch.undo()
+    async with open_tree(tmp_path, run=False) as tree:
+        assert set(entries(tree)) == {b"a"}
 
 
 async def test_changes_that_the_database_dropped_stop_the_engine(

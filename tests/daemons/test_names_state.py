@@ -40,16 +40,24 @@ def new_state() -> State:
     return State(db)
 
 
-def apply(state: State, op: Op, *, session: int = 0, id: int = 0, done_below: int = 0) -> bytes:
-    """Apply *op* in a transaction of its own, at the next position."""
+def apply(
+    state: State,
+    op: Op,
+    *,
+    session: int = 0,
+    id: int = 0,
+    done_below: int = 0,
+    lazily: bool = False,
+) -> bytes:
+    """Apply *op* in a batch of its own, at the next position."""
     state.begin()
     try:
         change = Change(session, id, done_below, NOW, op)
         answer, _ = state.apply(Position(1, state.position.index + 1), change)
     except StatusError:
-        state.rollback()
+        state.end_unchanged()
         raise
-    state.commit()
+    state.commit(lazily=lazily)
     return answer
 
 
@@ -385,20 +393,48 @@ def test_the_state_is_a_function_of_the_records() -> None:
     assert dumps[0] == dumps[1]
 
 
+def test_outcomes_that_arrived_before_the_transaction_ends_are_not_written() -> None:
+    state = new_state()
+    apply(state, names_record.StartSession(b"t" * 16, "m"))
+    for number in range(1, 101):
+        op = names.Create(ROOT, b"%d" % number, FILE, 0, 0, NOW)
+        below = max(1, number - 3)
+        answer = apply(state, op, session=1, id=number, done_below=below, lazily=True)
+        for seen in range(below, number + 1):
+            assert state.results.find(1, seen) is not None
+        assert state.results.find(1, number) == answer
+    state.settle()
+    ids = [row[0] for row in state.db.execute("SELECT id FROM result ORDER BY id")]
+    assert ids == [97, 98, 99, 100]
+    assert state.results.find(1, 100) == answer
+
+
+def test_outcomes_of_an_undone_batch_are_not_found() -> None:
+    state = new_state()
+    apply(state, names_record.StartSession(b"t" * 16, "m"))
+    state.begin()
+    op = names.Create(ROOT, b"a", FILE, 0, 0, NOW)
+    state.apply(Position(1, 2), Change(1, 1, 1, NOW, op))
+    assert state.results.find(1, 1) is not None
+    assert state.results.find_committed(state.db, 1, 1) is None
+    state.rollback()
+    assert state.results.find(1, 1) is None
+
+
 def test_outcomes_are_kept_until_they_are_not_needed() -> None:
     state = new_state()
     apply(state, names_record.StartSession(b"t" * 16, "m"))
     for number in range(1, 65):
         op = names.Create(ROOT, b"%d" % number, FILE, 0, 0, NOW)
         answer = apply(state, op, session=1, id=number, done_below=max(1, number - 3))
-        assert state.result(1, number) == answer
-    assert state.result(1, 60) is None
-    assert state.result(1, 61) is not None
+        assert state.results.find(1, number) == answer
+    assert state.results.find(1, 28) is None
+    assert state.results.find(1, 61) is not None
     apply(state, names_record.ForgetSessions([1]))
-    assert state.result(1, 64) is not None, "only ended sessions can be forgotten"
+    assert state.results.find(1, 64) is not None, "only ended sessions can be forgotten"
     apply(state, names_record.EndSession(1))
     apply(state, names_record.ForgetSessions([1]))
-    assert state.result(1, 64) is None
+    assert state.results.find(1, 64) is None
 
 
 def test_cookies_rise_and_a_replaced_name_keeps_its_own() -> None:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from fdfs_storage.names.checks import fail
-from fdfs_storage.names.engine import Engine, Work
+from fdfs_storage.names.engine import Engine
 from fdfs_storage.names.objects import Objects
 from fdfs_storage.names.reads import Reads
+from fdfs_storage.names.work import Work
 from fdfs_storage.paths import master_location
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import binlog as ops

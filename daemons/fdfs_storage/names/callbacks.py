@@ -28,8 +28,8 @@ from fdfsfuse.core.holds import Holds, Recalls, Waiting
 from fdfsfuse.proto import names
 
 if TYPE_CHECKING:
-    from fdfs_storage.names.engine import Applied, Reply, Work
     from fdfs_storage.names.sessions import Session, Sessions
+    from fdfs_storage.names.work import Applied, Reply, Work
 
 logger = logging.getLogger(__name__)
 
@@ -185,12 +185,13 @@ class Callbacks:
             found = touched(item.change.op, item.outcome)
             if found is None:
                 continue
-            change = Deferred((item.work.session, item.work.id), item.work.reply)
-            self._collect(found, change, messages)
-            session = self._sessions.get(item.work.session)
+            work = item.work
+            if self._is_known_to_others(work.session, found.attrs):
+                change = deferred[work] = Deferred((work.session, work.id), work.reply)
+                self._collect(found, change, messages)
+            session = self._sessions.get(work.session)
             if session is not None:
                 self.hold(session, found.attrs)
-            deferred[item.work] = change
         for number, message in messages.items():
             # The storage's own changes (by clients of objects) wait for nobody.
             waiting = [change for change in message.changes if change.key[0]]
@@ -199,6 +200,12 @@ class Callbacks:
         for change in waits.values():
             self._deferred[change.key] = change
         return waits
+
+    def _is_known_to_others(self, own: int, inos: Iterable[int]) -> bool:
+        """Whether another session may hold one of the inodes."""
+        if self._recalls.anything_unknown(own):
+            return True
+        return any(self._holds.others(ino, own) for ino in inos)
 
     def _collect(self, found: Touched, change: Deferred, messages: dict[int, _Message]) -> None:
         own = change.key[0]

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from fdfs_storage.names import checks
-from fdfs_storage.names.engine import Work
 from fdfs_storage.names.frames import Frames
 from fdfs_storage.names.reads import Reads, WouldBlock, read_content
 from fdfs_storage.names.sessions import Session
+from fdfs_storage.names.work import Work
 from fdfsfuse.errors import ConnectionProblem, ProtocolError, StatusError
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.header import HEADER_SIZE, pack_header, pack_response

@@ -175,7 +175,7 @@ def forget_sessions(
             "DELETE FROM session WHERE session = ? AND ended = 1", (session,)
         ).rowcount
         if ended:
-            state.db.execute("DELETE FROM result WHERE session = ?", (session,))
+            state.results.forget(session)
     return Done()
 
 

@@ -12,8 +12,8 @@ Everything that waits when the engine gets to it becomes one batch:
 Meanwhile the next batch gathers, so the more clients, the fewer syncs per change. A crash before
 the end of 2 loses changes that nobody was told of; after it, replaying the log does 3 and 4.
 When 2, 3 or 4 fails, objects made in 3 are removed, the log is cut off where it was, and the
-transaction rolled back. When even that fails the engine stops, as it no longer knows what a
-restart will find.
+transaction rolled back; batches before it that were not settled are applied again from the log.
+When even that fails the engine stops, as it no longer knows what a restart will find.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final
 
 import trio
 
@@ -34,6 +34,7 @@ from fdfs_storage.names.copies import CopyGate
 from fdfs_storage.names.log import Log
 from fdfs_storage.names.objects import Objects
 from fdfs_storage.names.state import State
+from fdfs_storage.names.work import Answer, Applied, Reply, Work
 from fdfs_storage.names.worker import Worker
 from fdfsfuse.core.names_log import Append, NotPrimary, Position, Replica
 from fdfsfuse.errors import FdfsError, StatusError
@@ -57,60 +58,11 @@ _CONTENT: Final = (*_METADATA, names_record.MakeFile)
 """Operations that change object files."""
 _DONE: Final = names.encode(names.Done())
 
-Reply = Callable[[int, bytes], None]
-"""Called with status and encoded answer struct when a change is decided. Must not raise."""
-
-
 Steps = Generator[Sequence[names_record.Record], None, None]
 
 
 class EngineBroken(FdfsError):
     """The log or the state could not be brought back to what was acknowledged."""
-
-
-class Work:
-    """A change on its way.
-
-    ``make`` is the operation, or a function that decides it from the state just before it is
-    applied; it may raise StatusError, or give None: all is done, there is nothing to record.
-    ``repeatable``: the id may have been seen before, so look for a stored outcome.
-    """
-
-    __slots__ = ("done_below", "id", "make", "repeatable", "reply", "session", "size")
-
-    def __init__(
-        self,
-        make: Op | Callable[[], Op | None],
-        reply: Reply,
-        *,
-        session: int = 0,
-        id: int = 0,
-        done_below: int = 0,
-        size: int = 0,
-        repeatable: bool = False,
-    ) -> None:
-        self.make = make
-        self.reply = reply
-        self.session = session
-        self.id = id
-        self.done_below = done_below
-        self.size = size
-        self.repeatable = repeatable
-
-
-class Applied(NamedTuple):
-    """A change that was applied at *position*, and what it was answered."""
-
-    position: Position
-    change: Change
-    work: Work
-    outcome: Any
-
-
-class Answer(Protocol):
-    """A place for the answer of a change that is to be given later."""
-
-    answer: tuple[int, bytes]
 
 
 class Engine:
@@ -207,20 +159,22 @@ class Engine:
         if not self._queue or not self._idle:
             return
         now = time.monotonic()
-        session = self._queue[0].session
+        queue = self._queue
+        session = queue[0].session
         alone = session == self._last_session or now - self._last_inline > _ALONE_S
         self._last_session, self._last_inline = session, now
         if (
             not alone
             or now < self._in_thread_until
             or self._pause.locked()
-            or len(self._queue) > _INLINE_MAX
-            or sum(work.size for work in self._queue) > _INLINE_BYTES_MAX
+            or len(queue) > _INLINE_MAX
+            or (len(queue) > 1 and sum([work.size for work in queue]) > _INLINE_BYTES_MAX)
+            or queue[0].size > _INLINE_BYTES_MAX
         ):
             self._wake.set()
             return
-        batch = list(self._queue)
-        self._queue.clear()
+        batch = list(queue)
+        queue.clear()
         steps = self._steps(batch, lazily=not self._eager)
         try:
             records = next(steps)
@@ -379,8 +333,7 @@ class Engine:
         except Exception as exc:
             status = _status(exc)
             batch = [work for work in batch if work not in aside]
-            if not state.rollback():
-                self._stop(f"after {exc!r} the state has lost changes that only the log has now")
+            if not self._undo():
                 answers = [(work, names.NOT_PRIMARY, b"") for work in batch]
             elif culprit is None:
                 logger.error("a batch of %d changes could not be kept: %s", len(batch), exc)
@@ -409,6 +362,21 @@ class Engine:
             else:
                 work.reply(status, answer)
 
+    def _undo(self) -> bool:
+        """Take back the open batch, and nothing before it. False: the engine has to stop."""
+        state = self.state
+        try:
+            if not state.rollback():
+                state.begin()
+                for record in self.log.retained(self.log.last.index, after=state.position.index):
+                    change = names_record.decode_change(record.payload)
+                    state.apply(Position(record.view, record.index), change)
+                state.commit(lazily=True)
+                self.settle()
+        except (sqlite3.Error, OSError, FdfsError) as exc:
+            self._stop(f"changes that only the log has now could not be applied again: {exc!r}")
+        return self._failure is None
+
     def _hold(self, answers: list[tuple[Work, int, bytes]], applied: list[Applied]) -> None:
         """Let the answers of what put content into objects wait for its copies.
 
@@ -427,7 +395,7 @@ class Engine:
         """
         state = self.state
         if work.repeatable:
-            stored = state.result(work.session, work.id)
+            stored = state.results.find(work.session, work.id)
             if stored is not None:
                 return work, 0, stored
         if self.has_ended(work.session):
@@ -458,7 +426,7 @@ class Engine:
         """Log, object work, commit; or undo all of it and raise."""
         state, replica, log = self.state, self.replica, self.log
         if not applied:
-            state.rollback()
+            state.end_unchanged()
             return
         mark, last = log.mark(), replica.last
         made: list[str] = []

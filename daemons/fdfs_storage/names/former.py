@@ -16,9 +16,10 @@ from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names
 
 if TYPE_CHECKING:
-    from fdfs_storage.names.engine import Engine, Reply
+    from fdfs_storage.names.engine import Engine
     from fdfs_storage.names.reads import Reads
     from fdfs_storage.names.sessions import Session, Sessions
+    from fdfs_storage.names.work import Reply
 
 
 class FormerSessions:

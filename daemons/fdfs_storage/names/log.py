@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -201,14 +202,15 @@ class Log:
         os.fsync(self._fd)
         self.last, self.size, self._end = last, size, size
 
-    def retained(self, last: int) -> Iterator[Record]:
-        """All records that are still there, oldest first, up to the one with index *last*."""
-        for first in self.segments:
+    def retained(self, last: int, *, after: int = 0) -> Iterator[Record]:
+        """The records that are still there, oldest first, from behind *after* up to *last*."""
+        for first in self.segments[bisect_right(self.segments, after + 1) - 1 :]:
             path = self._directory / segment_name(first)
             for record in Reader(path.read_bytes()):
                 if record.index > last:
                     return
-                yield record
+                if record.index > after:
+                    yield record
 
     # --- trimming ---------------------------------------------------------------------------
 

@@ -19,9 +19,10 @@ import trio
 from fdfs_storage.files import pwrite_all
 from fdfs_storage.names import content, reads
 from fdfs_storage.names.checks import fail
-from fdfs_storage.names.engine import Engine, Work
+from fdfs_storage.names.engine import Engine
 from fdfs_storage.names.objects import Objects
 from fdfs_storage.names.prepare import Preparer
+from fdfs_storage.names.work import Work
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.names import Attr

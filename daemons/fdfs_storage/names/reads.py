@@ -271,11 +271,9 @@ class Reads:
         return None if row is None else row[0]
 
     def result(self, session: int, number: int) -> bytes | None:
-        """The stored answer of a request that was carried out."""
-        row = self._db.execute(
-            "SELECT answer FROM result WHERE session = ? AND id = ?", (session, number)
-        ).fetchone()
-        return None if row is None else row[0]
+        """The stored answer of a request that was carried out. Not for a `Reads` without state."""
+        assert self._state is not None
+        return self._state.results.find_committed(self._db, session, number)
 
     def find_attr(self, ino: int) -> Attr | None:
         """The committed attributes of an inode."""

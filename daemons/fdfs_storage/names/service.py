@@ -21,7 +21,7 @@ from fdfs_storage.names.by_id import ByIdChanges
 from fdfs_storage.names.callbacks import Callbacks
 from fdfs_storage.names.connection import SessionConnection
 from fdfs_storage.names.copies import Alone, Copies, CopyGate
-from fdfs_storage.names.engine import Answer, Applied, Engine, EngineBroken, Work
+from fdfs_storage.names.engine import Engine, EngineBroken
 from fdfs_storage.names.former import FormerSessions
 from fdfs_storage.names.listing import Listing
 from fdfs_storage.names.log import Log
@@ -31,6 +31,7 @@ from fdfs_storage.names.prepare import Preparer
 from fdfs_storage.names.reads import Reads
 from fdfs_storage.names.sessions import Session, Sessions
 from fdfs_storage.names.state import State, StateDamaged
+from fdfs_storage.names.work import Answer, Applied, Work
 from fdfs_storage.names.writes import ObjectWriter
 from fdfsfuse.core.names_log import Replica
 from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
@@ -55,6 +56,15 @@ _SESSIONS_MAX: Final = 10_000
 _VERSION_CACHES: Final = 2
 _LEASE_MIN_S: Final = 0.1
 _RESTART_S: Final = 1.0
+_IN_MEMORY: Final = frozenset(
+    (
+        names_record.StartSession,
+        names_record.EndSession,
+        names_record.ForgetSessions,
+        names_record.AdoptObject,
+    )
+)
+"""Changes that concern what is kept in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +249,8 @@ class Tree:
         """
         for position, change, _, _ in applied:
             op = change.op
+            if type(op) not in _IN_MEMORY:
+                continue
             if isinstance(op, names_record.StartSession):
                 self.sessions.add(position.index, op.token, op.client)
             elif isinstance(op, names_record.EndSession):

@@ -16,14 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 from fdfs_storage.names import content, granted, schema, tree
+from fdfs_storage.names.results import Results
 from fdfsfuse.core.names_log import Position
 from fdfsfuse.errors import FdfsError, StatusError
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.names_record import Change
 
 _UNSETTLED_MAX = 256
-_PRUNE_EVERY = 32
-"""Outcomes that a session no longer needs are removed with every so many-th of its requests."""
 
 Handler = Callable[["State", int, Change, Any], Any]
 HANDLERS: dict[type, Handler] = {
@@ -66,6 +65,7 @@ class State:
         volume_id: 32 hex digits, the same for every storage of the volume.
         in_batch: a batch is open, so `db` shows more than is committed.
         unsettled: batches that other connections do not see yet.
+        results: what requests were answered.
     """
 
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -82,18 +82,20 @@ class State:
         self.next_ino: int = row[4]
         self._next_garbage: int = row[5]
         self.inodes: int = db.execute("SELECT count(*) FROM inode").fetchone()[0]
-        self._saved = (self.position, self.next_ino, self._next_garbage, self.inodes)
+        self.results = Results(db)
+        self._settled = self._counters()
         self.in_batch = False
         self.unsettled = 0
 
     # --- transactions -----------------------------------------------------------------------
 
+    def _counters(self) -> tuple[Position, int, int, int]:
+        return self.position, self.next_ino, self._next_garbage, self.inodes
+
     def begin(self) -> None:
         """Open a batch; what is applied from now on is seen by nobody else yet."""
-        self._saved = (self.position, self.next_ino, self._next_garbage, self.inodes)
         if not self.db.in_transaction:
             self.db.execute("BEGIN IMMEDIATE")
-        self.db.execute("SAVEPOINT batch")
         self.in_batch = True
 
     def commit(self, *, lazily: bool = False) -> None:
@@ -102,8 +104,8 @@ class State:
         Writing the pages of every small change costs more than the change itself. Until `settle`
         ends the transaction other connections do not see the changes, and a restart replays them.
         """
+        self.results.commit_batch()
         if lazily and self.unsettled < _UNSETTLED_MAX:
-            self.db.execute("RELEASE batch")
             self.unsettled += 1
         else:
             self._end_transaction()
@@ -122,30 +124,35 @@ class State:
         if not self.db.in_transaction:
             # The position alone must never reach the database.
             raise sqlite3.OperationalError("the transaction is gone")
+        self.results.write()
         self.db.execute(
             "UPDATE meta SET view = ?, applied = ?, next_ino = ?, next_garbage = ?",
             (self.position.view, self.position.index, self.next_ino, self._next_garbage),
         )
         self.db.execute("COMMIT")
+        self.results.written()
+        self._settled = self._counters()
         self.unsettled = 0
+
+    def end_unchanged(self) -> None:
+        """End a batch in which nothing was applied."""
+        self.in_batch = False
+        if not self.unsettled:
+            self.db.execute("ROLLBACK")
 
     def rollback(self) -> bool:
         """Undo what was applied since `begin`.
 
-        False: the database has undone more on its own, i.e. batches that were not settled. Then
-        only a restart, which replays the log, brings the state up to date.
+        False: batches before it, which were not settled, are undone as well. They have to be
+        applied again, from the log: a savepoint for each batch would cost more than its changes.
         """
-        whole = True
-        if self.in_batch:
-            self.in_batch = False
-            if not self.db.in_transaction:
-                whole = not self.unsettled
-            elif self.unsettled:
-                self.db.execute("ROLLBACK TO batch")
-                self.db.execute("RELEASE batch")
-            else:
-                self.db.execute("ROLLBACK")
-        self.position, self.next_ino, self._next_garbage, self.inodes = self._saved
+        whole = not self.unsettled
+        self.in_batch = False
+        self.unsettled = 0
+        self.results.drop()
+        self.position, self.next_ino, self._next_garbage, self.inodes = self._settled
+        if self.db.in_transaction:
+            self.db.execute("ROLLBACK")
         return whole
 
     # --- applying ---------------------------------------------------------------------------
@@ -163,21 +170,9 @@ class State:
             self.position = before
             raise
         answer = names.encode(outcome)
-        session, number = change.session, change.id
-        if number:
-            self.db.execute("INSERT INTO result VALUES (?, ?, ?)", (session, number, answer))
-            if number % _PRUNE_EVERY == 0:
-                self.db.execute(
-                    "DELETE FROM result WHERE session = ? AND id < ?", (session, change.done_below)
-                )
+        if change.id:
+            self.results.add(change.session, change.id, change.done_below, answer)
         return answer, outcome
-
-    def result(self, session: int, number: int) -> bytes | None:
-        """What the request was answered, if it has been carried out."""
-        row = self.db.execute(
-            "SELECT answer FROM result WHERE session = ? AND id = ?", (session, number)
-        ).fetchone()
-        return None if row is None else row[0]
 
     def has_ended(self, session: int) -> bool:
         """Whether the end of the session was recorded."""

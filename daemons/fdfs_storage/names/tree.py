@@ -11,6 +11,8 @@ import sqlite3
 import stat
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from fdfs_storage.names.checks import EXCHANGE, NOREPLACE, fail
 from fdfs_storage.names.schema import ATTR_COLUMNS
 from fdfsfuse.core import acl
@@ -24,6 +26,14 @@ if TYPE_CHECKING:
 LINK_MAX: Final = 65_000
 ADOPTED_MODE: Final = stat.S_IFREG | 0o644
 _SELECT = f"SELECT {ATTR_COLUMNS} FROM inode WHERE ino = ?"
+_NAMED = (
+    f"SELECT {ATTR_COLUMNS}, cookie FROM dirent JOIN inode ON inode.ino = dirent.ino"
+    " WHERE parent = ? AND name = ?"
+)
+_MAKER = (
+    "SELECT mode, gid, nlink,"
+    " (SELECT value FROM xattr WHERE xattr.ino = inode.ino AND name = ?) FROM inode WHERE ino = ?"
+)
 
 
 def to_attr(row: tuple[Any, ...]) -> Attr:
@@ -54,26 +64,35 @@ def find_entry(db: sqlite3.Connection, parent: int, name: bytes) -> tuple[int, i
     return row
 
 
-def check_directory(db: sqlite3.Connection, ino: int) -> tuple[int, int]:
-    """(mode, gid) of a directory that may get entries. ESTALE, ENOTDIR, ENOENT (removed)."""
-    row = db.execute("SELECT mode, gid, nlink FROM inode WHERE ino = ?", (ino,)).fetchone()
+def check_directory(db: sqlite3.Connection, ino: int) -> tuple[int, int, bytes]:
+    """(mode, gid, default ACL) of a directory that may get entries.
+
+    Raises ESTALE, ENOTDIR, ENOENT (removed).
+    """
+    row = db.execute(_MAKER, (acl.DEFAULT, ino)).fetchone()
     if row is None:
         raise fail(errno.ESTALE)
-    mode, gid, nlink = row
+    mode, gid, nlink, default = row
     if not stat.S_ISDIR(mode):
         raise fail(errno.ENOTDIR)
     if nlink == 0:
         raise fail(errno.ENOENT)
-    return mode, gid
+    return mode, gid, default or b""
+
+
+def _find_named(db: sqlite3.Connection, parent: int, name: bytes) -> tuple[int, Attr] | None:
+    """(cookie, attributes) of a name."""
+    row = db.execute(_NAMED, (parent, name)).fetchone()
+    return None if row is None else (row[14], to_attr(row))
 
 
 def _require_entry(db: sqlite3.Connection, parent: int, name: bytes) -> tuple[int, Attr]:
     """(cookie, attributes) of a name that must exist. ENOENT, ENOTDIR, ESTALE."""
-    entry = find_entry(db, parent, name)
+    entry = _find_named(db, parent, name)
     if entry is None:
         check_directory(db, parent)
         raise fail(errno.ENOENT)
-    return entry[0], get_attr(db, entry[1])
+    return entry
 
 
 def _touch_directory(db: sqlite3.Connection, ino: int, now_ns: int, subdirs: int = 0) -> None:
@@ -83,9 +102,9 @@ def _touch_directory(db: sqlite3.Connection, ino: int, now_ns: int, subdirs: int
     )
 
 
-def _touch_inode(db: sqlite3.Connection, ino: int, now_ns: int) -> Attr:
-    db.execute("UPDATE inode SET ctime_ns = ? WHERE ino = ?", (now_ns, ino))
-    return get_attr(db, ino)
+def _touch_inode(db: sqlite3.Connection, attr: Attr, now_ns: int) -> Attr:
+    db.execute("UPDATE inode SET ctime_ns = ? WHERE ino = ?", (now_ns, attr.ino))
+    return replace(attr, ctime_ns=now_ns)
 
 
 def _check_removable(db: sqlite3.Connection, attr: Attr, directory: bool) -> None:
@@ -107,7 +126,7 @@ def drop_link(state: State, attr: Attr, now_ns: int) -> Attr:
     )
     if nlink == 0:
         state.add_garbage(attr.ino, None)
-    return get_attr(state.db, attr.ino)
+    return replace(attr, nlink=nlink, ctime_ns=now_ns)
 
 
 def get_xattr(db: sqlite3.Connection, ino: int, name: bytes) -> bytes:
@@ -124,16 +143,15 @@ def put_xattr(db: sqlite3.Connection, ino: int, name: bytes, value: bytes) -> No
 def create(state: State, index: int, change: Change, op: names.Create) -> Attr:
     """A new inode under a new name."""
     db = state.db
-    parent_mode, parent_gid = check_directory(db, op.parent)
+    parent_mode, parent_gid, default = check_directory(db, op.parent)
     mode, gid = op.mode, op.gid
     is_directory = stat.S_ISDIR(mode)
     if parent_mode & stat.S_ISGID:
         gid = parent_gid
         if is_directory:
             mode |= stat.S_ISGID
-    access, default = b"", b""
+    access = b""
     if not stat.S_ISLNK(mode):
-        default = get_xattr(db, op.parent, acl.DEFAULT)
         if default:
             entries, mode = acl.inherit(acl.decode(default), mode)
             access = b"" if acl.is_minimal(entries) else acl.encode(entries)
@@ -188,7 +206,7 @@ def link(state: State, index: int, change: Change, op: names.Link) -> Attr:
     db.execute(
         "UPDATE inode SET nlink = nlink + 1, ctime_ns = ? WHERE ino = ?", (op.now_ns, op.ino)
     )
-    return get_attr(db, op.ino)
+    return replace(attr, nlink=attr.nlink + 1, ctime_ns=op.now_ns)
 
 
 def set_attr(state: State, index: int, change: Change, op: names.SetAttr) -> Attr:
@@ -201,20 +219,21 @@ def set_attr(state: State, index: int, change: Change, op: names.SetAttr) -> Att
         access = get_xattr(db, op.ino, acl.ACCESS)
         if access:
             put_xattr(db, op.ino, acl.ACCESS, acl.encode(acl.after_chmod(acl.decode(access), mode)))
+    attr = replace(
+        attr,
+        mode=mode,
+        uid=attr.uid if op.uid is None else op.uid,
+        gid=attr.gid if op.gid is None else op.gid,
+        atime_ns=attr.atime_ns if op.atime_ns is None else op.atime_ns,
+        mtime_ns=attr.mtime_ns if op.mtime_ns is None else op.mtime_ns,
+        ctime_ns=op.now_ns,
+    )
     db.execute(
         "UPDATE inode SET mode = ?, uid = ?, gid = ?, atime_ns = ?, mtime_ns = ?, ctime_ns = ?"
         " WHERE ino = ?",
-        (
-            mode,
-            attr.uid if op.uid is None else op.uid,
-            attr.gid if op.gid is None else op.gid,
-            attr.atime_ns if op.atime_ns is None else op.atime_ns,
-            attr.mtime_ns if op.mtime_ns is None else op.mtime_ns,
-            op.now_ns,
-            op.ino,
-        ),
+        (mode, attr.uid, attr.gid, attr.atime_ns, attr.mtime_ns, op.now_ns, op.ino),
     )
-    return get_attr(db, op.ino)
+    return attr
 
 
 def _check_not_below(db: sqlite3.Connection, directory: int, ino: int) -> None:
@@ -232,40 +251,43 @@ def rename(state: State, index: int, change: Change, op: names.Rename) -> Rename
     """renameat2 with no flag, NOREPLACE or EXCHANGE."""
     db = state.db
     cookie, source = _require_entry(db, op.parent, op.name)
-    check_directory(db, op.new_parent)
-    entry = find_entry(db, op.new_parent, op.new_name)
+    moves = op.parent != op.new_parent
+    if moves:
+        check_directory(db, op.new_parent)
+    entry = _find_named(db, op.new_parent, op.new_name)
     if entry is not None and op.flags == NOREPLACE:
         raise fail(errno.EEXIST)
     if entry is None and op.flags == EXCHANGE:
         raise fail(errno.ENOENT)
-    if entry is not None and entry[1] == source.ino:
+    if entry is not None and entry[1].ino == source.ino:
         return Renamed(source)
     source_is_directory = stat.S_ISDIR(source.mode)
-    moves = op.parent != op.new_parent
     if source_is_directory and moves:
         _check_not_below(db, op.new_parent, source.ino)
-    target = None if entry is None else get_attr(db, entry[1])
-    if op.flags == EXCHANGE and entry is not None and target is not None:
-        return _exchange(db, op, (cookie, source), (entry[0], target))
-    if target is not None:
+    if entry is not None and op.flags == EXCHANGE:
+        return _exchange(db, op, (cookie, source), entry)
+    subdirs = int(source_is_directory)
+    target: Attr | None = None
+    if entry is not None:
+        new_cookie, target = entry
         _check_removable(db, target, source_is_directory)
-    db.execute("DELETE FROM dirent WHERE parent = ? AND cookie = ?", (op.parent, cookie))
-    subdirs = 0
-    if entry is not None and target is not None:
+        db.execute("DELETE FROM dirent WHERE parent = ? AND cookie = ?", (op.parent, cookie))
         db.execute(
             "UPDATE dirent SET ino = ? WHERE parent = ? AND cookie = ?",
-            (source.ino, op.new_parent, entry[0]),
+            (source.ino, op.new_parent, new_cookie),
         )
-        subdirs = -int(source_is_directory)
         target = drop_link(state, target, op.now_ns)
     else:
         db.execute(
-            "INSERT INTO dirent VALUES (?, ?, ?, ?)",
-            (op.new_parent, index, op.new_name, source.ino),
+            "UPDATE dirent SET parent = ?, cookie = ?, name = ? WHERE parent = ? AND cookie = ?",
+            (op.new_parent, index, op.new_name, op.parent, cookie),
         )
-    _touch_directory(db, op.parent, op.now_ns, -int(source_is_directory))
-    _touch_directory(db, op.new_parent, op.now_ns, subdirs + int(source_is_directory))
-    return Renamed(_touch_inode(db, source.ino, op.now_ns), target)
+    if moves:
+        _touch_directory(db, op.parent, op.now_ns, -subdirs)
+        _touch_directory(db, op.new_parent, op.now_ns, 0 if target is not None else subdirs)
+    else:
+        _touch_directory(db, op.parent, op.now_ns, -subdirs if target is not None else 0)
+    return Renamed(_touch_inode(db, source, op.now_ns), target)
 
 
 def _exchange(
@@ -281,7 +303,7 @@ def _exchange(
     db.execute(swap, (moved.ino, op.new_parent, target_cookie))
     _touch_directory(db, op.parent, op.now_ns, delta)
     _touch_directory(db, op.new_parent, op.now_ns, -delta)
-    return Renamed(_touch_inode(db, moved.ino, op.now_ns), _touch_inode(db, other.ino, op.now_ns))
+    return Renamed(_touch_inode(db, moved, op.now_ns), _touch_inode(db, other, op.now_ns))
 
 
 def adopt(state: State, index: int, change: Change, op: names_record.AdoptObject) -> Renamed:
