@@ -387,4 +387,4 @@ def test_a_lone_mount_asks_little(fuse: None, tmp_path: Path) -> None:
             "Create": 20,
             "StoreContent": 20,
         }
-        assert cost(Path.read_bytes) == {"Open": 20}
+        assert cost(Path.read_bytes) == {"Open": 4}
