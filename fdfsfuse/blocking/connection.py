@@ -155,7 +155,7 @@ class Connection:
             self._start(due)
             self._send(pack_header(len(step.head), step.command) + step.head)
             self.sent = True
-            length, self._rest = self._answer_start(FIRST_READ)
+            length, self._rest = self._split(self._recv(FIRST_READ, HEADER_SIZE))
             return length
         except BaseException as exc:
             self._end(exc)
@@ -231,22 +231,26 @@ class Connection:
             except OSError as exc:
                 raise self._broken(exc) from exc
 
-    def _recv(self, limit: int) -> bytes:
-        while True:
+    def _recv(self, limit: int, least: int = 1) -> bytes:
+        """Receive *least* bytes, or up to *limit* with each call that this takes."""
+        data = b""
+        while len(data) < least:
             try:
-                data = self._sock.recv(limit)
+                more = self._sock.recv(limit)
             except BlockingIOError:
                 self._waited()
             except OSError as exc:
                 raise self._broken(exc) from exc
             else:
-                if not data:
+                if not more:
                     raise self._broken(None)
-                return data
+                self.answered = True
+                data = data + more if data else more
+        return data
 
     def _answer(self, limit: int) -> bytes:
         """Receive a whole answer of at most *limit* bytes."""
-        length, rest = self._answer_start(first_read(limit))
+        length, rest = self._split(self._recv(first_read(limit), HEADER_SIZE))
         if length != len(rest):
             check_length(self.address, length, limit)
             rest = self._receive_rest(rest, length - len(rest))
@@ -261,12 +265,8 @@ class Connection:
             missing -= len(parts[-1])
         return b"".join(parts)
 
-    def _answer_start(self, read_size: int) -> tuple[int, bytes]:
+    def _split(self, data: bytes) -> tuple[int, bytes]:
         """The length of an answer's body, and as much of it as came with its header."""
-        data = self._recv(read_size)
-        self.answered = True
-        while len(data) < HEADER_SIZE:
-            data += self._recv(read_size)
         length = answer_length(self.address, data)
         if len(data) > HEADER_SIZE + length:
             raise sent_too_much(self.address)

@@ -83,14 +83,14 @@ class BlockingRun(Running[T]):
     def _failed(self, step: Step, exc: FdfsError | TimedOut) -> Step | None:
         """Tell the plan, unless it is the whole operation whose time has passed."""
         if isinstance(exc, FdfsError) and not isinstance(exc, ConnectionProblem):
-            return self.fail(exc)
+            return self.fail(step, exc)
         if time.monotonic() >= self._timer.due:
             raise self._timer.passed(self.what) from exc
         if isinstance(exc, FdfsError):
-            return self.fail(exc)
+            return self.fail(step, exc)
         assert isinstance(step, Ask)
         text = f"{step.address} did not answer within {step.limit_s:g} s"
-        return self.fail(ConnectionProblem(text))
+        return self.fail(step, ConnectionProblem(text))
 
     def _request(self, step: Step) -> Any:
         assert isinstance(step, Request)

@@ -154,7 +154,10 @@ class Connection:
         """
         self._start()
         try:
-            await self._send(pack_header(len(body), command, status) + body)
+            packet = pack_header(len(body), command, status) + body
+            sent = self._send_nowait(packet)
+            if sent != len(packet):
+                await self._send_rest(memoryview(packet)[sent:])
             self.sent = True
             return await self._answer(max_answer)
         except BaseException as exc:
@@ -243,7 +246,7 @@ class Connection:
         try:
             await self._send(pack_header(len(body), command) + body)
             self.sent = True
-            length, rest = await self._answer_start(FIRST_READ)
+            length, rest = self._split(await self._recv(FIRST_READ, HEADER_SIZE))
             return AnswerStream(self, length, rest, end)
         except BaseException as exc:
             self._broke_off(exc)
@@ -271,26 +274,24 @@ class Connection:
         sock.setblocking(False)
         return sock
 
-    async def _send(self, data: bytes | memoryview) -> None:
-        sock = self._sock
+    def _send_nowait(self, data: bytes | memoryview) -> int:
+        """Send as much as the kernel takes now; how many bytes."""
         try:
-            sent = sock.send(data)
+            return self._sock.send(data)
         except BlockingIOError:
-            sent = 0
+            return 0
         except OSError as exc:
             raise self._broken(exc) from exc
-        if sent == len(data):
-            return
-        view = memoryview(data)[sent:]
+
+    async def _send_rest(self, view: memoryview) -> None:
         while view:
-            await wait_writable(sock)
-            try:
-                sent = sock.send(view)
-            except BlockingIOError:
-                continue
-            except OSError as exc:
-                raise self._broken(exc) from exc
-            view = view[sent:]
+            await wait_writable(self._sock)
+            view = view[self._send_nowait(view) :]
+
+    async def _send(self, data: bytes | memoryview) -> None:
+        sent = self._send_nowait(data)
+        if sent != len(data):
+            await self._send_rest(memoryview(data)[sent:])
 
     def _raise_early_answer(self) -> None:
         """Raise the status that the peer sent before it had the whole request, if it did."""
@@ -311,7 +312,7 @@ class Connection:
 
     async def _answer(self, limit: int) -> bytes:
         """Receive a whole answer of at most *limit* bytes."""
-        length, rest = await self._answer_start(first_read(limit))
+        length, rest = self._split(await self._recv(first_read(limit), HEADER_SIZE))
         if length > limit:
             check_length(self.address, length, limit)
         if len(rest) != length:
@@ -321,12 +322,8 @@ class Connection:
             rest = bytes(buffer)
         return b"" if limit == SKIP else rest
 
-    async def _answer_start(self, read_size: int) -> tuple[int, bytes]:
+    def _split(self, data: bytes) -> tuple[int, bytes]:
         """The length of an answer's body, and as much of it as came with its header."""
-        data = await self._recv(read_size)
-        self.answered = True
-        while len(data) < HEADER_SIZE:
-            data += await self._recv(read_size)
         length = answer_length(self.address, data)
         if len(data) > HEADER_SIZE + length:
             raise sent_too_much(self.address)
@@ -342,18 +339,22 @@ class Connection:
                 unyielded = 0
                 await trio.lowlevel.checkpoint()
 
-    async def _recv(self, limit: int) -> bytes:
-        while True:
+    async def _recv(self, limit: int, least: int = 1) -> bytes:
+        """Receive *least* bytes, or up to *limit* with each call that this takes."""
+        data = b""
+        while len(data) < least:
             try:
-                data = self._sock.recv(limit)
+                more = self._sock.recv(limit)
             except BlockingIOError:
                 await wait_readable(self._sock)
             except OSError as exc:
                 raise self._broken(exc) from exc
             else:
-                if not data:
+                if not more:
                     raise self._broken(None)
-                return data
+                self.answered = True
+                data = data + more if data else more
+        return data
 
     async def _recv_into(self, view: memoryview) -> int:
         while True:

@@ -24,11 +24,12 @@ T = TypeVar("T")
 class _Host:
     """The connections to one address, and who waits for one."""
 
-    __slots__ = ("shelf", "waiters")
+    __slots__ = ("shelf", "waiters", "waiting")
 
     def __init__(self, shelf: Shelf[Connection]) -> None:
         self.shelf = shelf
         self.waiters = trio.lowlevel.ParkingLot()
+        self.waiting = 0
 
 
 class Pool:
@@ -76,6 +77,13 @@ class Pool:
         """``async with pool.connection(address) as connection:``"""
         return _Borrowed(self, address)
 
+    def borrow_nowait(self, address: Address, *, probe: bool = True) -> Connection | None:
+        """`borrow` if that takes no waiting, else None."""
+        host = self._hosts.get(address)
+        if host is None or self._closed:
+            return None
+        return host.shelf.take(trio.current_time(), probe)
+
     async def borrow(
         self, address: Address, *, fresh: bool = False, probe: bool = True
     ) -> Connection:
@@ -102,7 +110,11 @@ class Pool:
                 return connection
             if shelf.total < self._limit:
                 break
-            await host.waiters.park()
+            host.waiting += 1
+            try:
+                await host.waiters.park()
+            finally:
+                host.waiting -= 1
         shelf.total += 1
         try:
             return await connect(address, self._connect_timeout_s)
@@ -117,7 +129,8 @@ class Pool:
         if self._closed:
             connection.close()
         host.shelf.put(connection, trio.current_time())
-        host.waiters.unpark()
+        if host.waiting:
+            host.waiters.unpark()
 
     async def call(
         self,

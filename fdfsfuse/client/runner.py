@@ -10,7 +10,7 @@ import trio
 
 from fdfsfuse.client.connection import AnswerStream
 from fdfsfuse.client.plans.running import Running
-from fdfsfuse.client.plans.steps import Ask, Deliver, Open, Plan, Receive, Send, Step, T
+from fdfsfuse.client.plans.steps import Ask, Deliver, Open, Plan, Receive, Request, Send, Step, T
 from fdfsfuse.client.pool import Pool
 from fdfsfuse.client.sources import Progress
 from fdfsfuse.errors import ConnectionProblem, DeadlineExceeded, FdfsError
@@ -68,7 +68,7 @@ class TrioRun(Running[T]):
                         value = await self._perform(step)
                     except FdfsError as exc:
                         progress = False
-                        step = self.fail(exc)
+                        step = self.fail(step, exc)
                     else:
                         progress = True
                         step = self.resume(value)
@@ -76,6 +76,7 @@ class TrioRun(Running[T]):
                         break
                     self._scope.deadline = self._deadline_of(step, progress)
             if self._scope.cancelled_caught:
+                assert step is not None
                 step = self._pass_deadline(step)
                 progress = False
         return None if step is None else step.data
@@ -89,21 +90,19 @@ class TrioRun(Running[T]):
             return min(now + step.limit_s, self._due)
         return self._due
 
-    def _pass_deadline(self, step: Step | None) -> Step | None:
+    def _pass_deadline(self, step: Step) -> Step | None:
         """Raise, unless it was only the limit of *step* that passed; then what is next."""
         now = trio.current_time()
         limit_s = step.limit_s if isinstance(step, Ask) else None
         if limit_s is not None and now < self._due:
             assert isinstance(step, Ask)
             problem = ConnectionProblem(f"{step.address} did not answer within {limit_s:g} s")
-            return self.fail(problem)
+            return self.fail(step, problem)
         if now >= self._end:
             raise DeadlineExceeded(f"{self.what}: the deadline has passed")
         raise DeadlineExceeded(f"{self.what}: no progress for {self._timeout_s:g} s")
 
     async def _perform(self, step: Step) -> Any:
-        if type(step) is Ask:
-            return await self._ask(step)
         if type(step) is Receive:
             assert isinstance(step.incoming, AnswerStream)
             data = await step.incoming.receive_some(step.limit)
@@ -111,47 +110,33 @@ class TrioRun(Running[T]):
                 self._progress(len(data))
             await trio.lowlevel.checkpoint()
             return data
-        if type(step) is Open:
-            return await self._open(step)
-        assert type(step) is Send
-        return await self._send(step)
-
-    async def _ask(self, step: Ask) -> bytes:
-        connection = await self._pool.borrow(
-            step.address, fresh=step.fresh, probe=not step.repeatable
-        )
+        assert isinstance(step, Request)
+        pool, probe = self._pool, not step.repeatable
+        connection = None if step.fresh else pool.borrow_nowait(step.address, probe=probe)
+        if connection is None:
+            connection = await pool.borrow(step.address, fresh=step.fresh, probe=probe)
         try:
-            return await connection.request(
-                step.command, step.head, max_answer=step.max_answer, status=step.flags
-            )
-        finally:
-            self._pool.give_back(connection)
-
-    async def _send(self, step: Send) -> bytes:
-        connection = await self._pool.borrow(
-            step.address, fresh=step.fresh, probe=not step.repeatable
-        )
-        try:
-            return await connection.send_stream(
-                step.command,
-                step.head,
-                step.source,
-                step.size,
-                max_answer=step.max_answer,
-                progress=self._touch,
-            )
-        finally:
-            self._pool.give_back(connection)
-
-    async def _open(self, step: Open) -> AnswerStream:
-        connection = await self._pool.borrow(
-            step.address, fresh=step.fresh, probe=not step.repeatable
-        )
-        try:
-            return await connection.start_stream(step.command, step.head, self._pool.give_back)
+            if type(step) is Ask:
+                answer: Any = await connection.request(
+                    step.command, step.head, max_answer=step.max_answer, status=step.flags
+                )
+            elif type(step) is Send:
+                answer = await connection.send_stream(
+                    step.command,
+                    step.head,
+                    step.source,
+                    step.size,
+                    max_answer=step.max_answer,
+                    progress=self._touch,
+                )
+            else:
+                answer = await connection.start_stream(step.command, step.head, pool.give_back)
         except BaseException:
-            self._pool.give_back(connection)
+            pool.give_back(connection)
             raise
+        if type(step) is not Open:
+            pool.give_back(connection)
+        return answer
 
     def _touch(self, count: int) -> None:
         """Something moved."""

@@ -93,6 +93,8 @@ def extension_of(path: str | os.PathLike[str]) -> str:
 
 def content_extension(content: object) -> str | None:
     """The extension of a path; None when *content* is something else."""
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return None  # asked first: whether it is a PathLike takes longer
     return extension_of(content) if isinstance(content, (str, os.PathLike)) else None
 
 

@@ -9,7 +9,7 @@ import trio
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.plans.reading import info_at
-from fdfsfuse.client.plans.steps import Deliver, Open, Plan, Receive, exchange
+from fdfsfuse.client.plans.steps import Deliver, Open, Plan, Receive
 from fdfsfuse.client.pool import Pool
 from fdfsfuse.client.runner import TrioRun, run_plan
 from fdfsfuse.client.sources import CHUNK_SIZE
@@ -59,9 +59,7 @@ class StorageClient:
 
     def _content(self, group: str, name: str) -> Plan[None]:
         head = Download(group, name).encode()
-        incoming = yield from exchange(
-            Open(self.address, StorageCommand.DOWNLOAD, head, repeatable=True)
-        )
+        incoming = yield Open(self.address, StorageCommand.DOWNLOAD, head, repeatable=True)
         try:
             while incoming.remaining:
                 yield Deliver((yield Receive(incoming, CHUNK_SIZE)))

@@ -154,8 +154,7 @@ class StoredFile(NamedTuple):
     @classmethod
     def decode(cls, body: bytes) -> StoredFile:
         """Raises ProtocolError."""
-        request = FileRequest.decode(body)
-        return cls(request.group, request.name)
+        return cls(*FileRequest.decode(body))
 
 
 class UploadHead(NamedTuple):

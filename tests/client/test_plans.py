@@ -11,6 +11,7 @@ import pytest
 from fdfsfuse.client.address import Address, address_mapper
 from fdfsfuse.client.plans.changing import ChangePlans
 from fdfsfuse.client.plans.reading import ReadPlans
+from fdfsfuse.client.plans.running import Running
 from fdfsfuse.client.plans.steps import Ask, Plan, Request, Send
 from fdfsfuse.client.plans.trackers import TrackerPlans
 from fdfsfuse.client.sources import open_source
@@ -18,6 +19,7 @@ from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionBroken,
     ConnectionProblem,
+    FdfsError,
     StatusError,
     UsageError,
 )
@@ -57,18 +59,17 @@ class Cluster:
         self.changing = ChangePlans(trackers, self.reading)
 
     def run(self, plan: Plan[Any]) -> Any:
-        try:
-            step = next(plan)
-            while True:
-                try:
-                    assert isinstance(step, Request)
-                    result = self._answer(step)
-                except Exception as exc:
-                    step = plan.throw(exc)
-                else:
-                    step = plan.send(result)
-        except StopIteration as stop:
-            return stop.value
+        running = Running("test", plan)
+        step = running.resume()
+        while step is not None:
+            assert isinstance(step, Request)
+            try:
+                result = self._answer(step)
+            except FdfsError as exc:
+                step = running.fail(step, exc)
+            else:
+                step = running.resume(result)
+        return running.result
 
     def _answer(self, step: Request) -> Any:
         self.asked.append((int(step.command), step.address))

@@ -8,13 +8,13 @@ is certain that the one before has not carried them out.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.plans.reading import ReadPlans
-from fdfsfuse.client.plans.steps import SKIP, Ask, Plan, Send, exchange
-from fdfsfuse.client.plans.trackers import TrackerPlans, UploadTarget
-from fdfsfuse.client.sources import Opened, extension_of, is_replayable
+from fdfsfuse.client.plans.steps import SKIP, Ask, Plan, Send
+from fdfsfuse.client.plans.trackers import TrackerPlans
+from fdfsfuse.client.sources import Opened, extension_of
 from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionBroken,
@@ -79,25 +79,13 @@ class ChangePlans:
             raise UsageError(f"{replicas} replicas: a group has 1 to {MAX_SERVERS_PER_GROUP}")
         if not EXTENSION.match(extension):
             raise UsageError(f"{extension!r} is not an extension: up to 6 of A-Z a-z 0-9 . _ - are")
-        text = metadata_text(metadata or {})
+        text = metadata_text(metadata) if metadata else b""
         command = StorageCommand.UPLOAD_APPENDER if appender else StorageCommand.UPLOAD
-
-        def send(target: UploadTarget) -> Plan[bytes]:
-            head = UploadHead(target.path_index, opened.size, extension).encode()
-            return exchange(
-                Send(
-                    target.address,
-                    command,
-                    head,
-                    _NAME_MAX,
-                    source=opened.source,
-                    size=opened.size,
-                )
-            )
-
-        replayable = is_replayable(opened.source)
-        address, answer = yield from self._upload(group, send, replayable)
-        file_id = yield from self._finish(address, answer, text)
+        address, answer = yield from self._upload(group, command, extension, opened)
+        stored = StoredFile.decode(answer)
+        if text:
+            yield from self._add_metadata(address, stored, text)
+        file_id = _file_id(stored)
         if replicas > 1:
             yield from self._wait_for_copies(address, file_id, replicas)
         return file_id
@@ -113,7 +101,7 @@ class ChangePlans:
         try:
             for _ in range(COPIES_TRIES):
                 step = Ask(address, copies.WAIT_FOR_COPIES, body, repeatable=True)
-                count = copies.decode_answer((yield from exchange(step))).count
+                count = copies.decode_answer((yield step)).count
                 if count >= wanted:
                     return
         except StatusError as exc:
@@ -140,20 +128,21 @@ class ChangePlans:
         group, master = split_file_id(master_id)
         if extension is None:
             extension = extension_of(master)
-        text = metadata_text(metadata or {})
+        text = metadata_text(metadata) if metadata else b""
         head = SlaveHead(master, opened.size, prefix, extension).encode()
         address = yield from self._where_to_change(group, master)
-        answer = yield from exchange(
-            Send(
-                address,
-                StorageCommand.UPLOAD_SLAVE,
-                head,
-                _NAME_MAX,
-                source=opened.source,
-                size=opened.size,
-            )
+        answer = yield Send(
+            address,
+            StorageCommand.UPLOAD_SLAVE,
+            head,
+            _NAME_MAX,
+            source=opened.source,
+            size=opened.size,
         )
-        return (yield from self._finish(address, answer, text))
+        stored = StoredFile.decode(answer)
+        if text:
+            yield from self._add_metadata(address, stored, text)
+        return _file_id(stored)
 
     def regenerate(self, file_id: str) -> Plan[str]:
         """Make an appender a normal file; its new id."""
@@ -175,59 +164,50 @@ class ChangePlans:
     def _rename(
         self, address: Address, command: int, request: Regenerate | CreateLink
     ) -> Plan[str]:
-        answer = yield from exchange(Ask(address, command, request.encode(), _NAME_MAX))
+        answer = yield Ask(address, command, request.encode(), _NAME_MAX)
         return _file_id(StoredFile.decode(answer))
 
     def _upload(
-        self, group: str | None, send: Callable[[UploadTarget], Plan[bytes]], replayable: bool
+        self, group: str | None, command: StorageCommand, extension: str, opened: Opened
     ) -> Plan[tuple[Address, bytes]]:
         """Upload to the storage that a tracker names; to another one if that cannot be reached."""
         failed: dict[Address, ConnectionProblem] = {}
         for _ in range(_UPLOAD_TRIES):
-            target = yield from self._where_to_store(group)
+            try:
+                target = yield from self.trackers.query_store(group)
+            except NotFoundError as exc:
+                raise (yield from self.trackers.no_server(group, "takes uploads")) from exc
             if target.address in failed:
                 others = yield from self.trackers.query_store_all(target.group)
                 target = next((t for t in others if t.address not in failed), target)
                 if target.address in failed:
                     raise failed[target.address]
+            head = UploadHead(target.path_index, opened.size, extension).encode()
+            step = Send(
+                target.address, command, head, _NAME_MAX, source=opened.source, size=opened.size
+            )
             try:
-                return target.address, (yield from send(target))
+                return target.address, (yield step)
             except ConnectFailed as exc:
                 failed[target.address] = exc
             except ConnectionBroken as exc:
-                if not (exc.unsent and replayable):
+                if not (exc.unsent and step.replayable):
                     raise
                 failed[target.address] = exc
         raise failed[target.address]
 
-    def _where_to_store(self, group: str | None) -> Plan[UploadTarget]:
-        try:
-            return (yield from self.trackers.query_store(group))
-        except NotFoundError as exc:
-            raise (yield from self.trackers.no_server(group, "takes uploads")) from exc
-
-    def _finish(self, address: Address, answer: bytes, text: bytes) -> Plan[str]:
+    def _add_metadata(self, address: Address, stored: StoredFile, text: bytes) -> Plan[None]:
         """Store the metadata of a new file; the file is deleted again if that fails."""
-        stored = StoredFile.decode(answer)
-        if text:
+        body = SetMetadata(stored.group, stored.name, text).encode()
+        try:
+            yield Ask(address, StorageCommand.SET_METADATA, body, SKIP)
+        except FdfsError:
+            body = FileRequest(stored.group, stored.name).encode()
             try:
-                yield from self._command(
-                    address,
-                    StorageCommand.SET_METADATA,
-                    SetMetadata(stored.group, stored.name, text).encode(),
-                )
+                yield Ask(address, StorageCommand.DELETE, body, SKIP, limit_s=CLEANUP_TIMEOUT_S)
             except FdfsError:
-                try:
-                    yield from self._command(
-                        address,
-                        StorageCommand.DELETE,
-                        FileRequest(stored.group, stored.name).encode(),
-                        CLEANUP_TIMEOUT_S,
-                    )
-                except FdfsError:
-                    pass  # the first error tells more
-                raise
-        return _file_id(stored)
+                pass  # the first error tells more
+            raise
 
     # --- existing files --------------------------------------------------------------------------
 
@@ -236,20 +216,20 @@ class ChangePlans:
         group, name = split_file_id(file_id)
         body = SetMetadata(group, name, metadata_text(metadata), merge).encode()
         address = yield from self._where_to_change(group, name)
-        yield from self._command(address, StorageCommand.SET_METADATA, body)
+        yield Ask(address, StorageCommand.SET_METADATA, body, SKIP)
 
     def delete(self, file_id: str) -> Plan[None]:
         """Delete a file and its metadata."""
         group, name = split_file_id(file_id)
         address = yield from self._where_to_change(group, name)
-        yield from self._command(address, StorageCommand.DELETE, FileRequest(group, name).encode())
+        yield Ask(address, StorageCommand.DELETE, FileRequest(group, name).encode(), SKIP)
 
     def append(self, file_id: str, opened: Opened) -> Plan[None]:
         """Append to an appender."""
         group, name = _split_appender(file_id)
         address = yield from self._where_to_change(group, name)
         head = AppendHead(name, opened.size).encode()
-        yield from self._send(address, StorageCommand.APPEND, head, opened)
+        yield _send(address, StorageCommand.APPEND, head, opened)
 
     def modify(self, file_id: str, offset: int, opened: Opened) -> Plan[None]:
         """Overwrite a part of an appender."""
@@ -258,7 +238,7 @@ class ChangePlans:
             raise UsageError(f"{offset} is not an offset")
         address = yield from self._where_to_change(group, name)
         head = ModifyHead(name, offset, opened.size).encode()
-        yield from self._send(address, StorageCommand.MODIFY, head, opened)
+        yield _send(address, StorageCommand.MODIFY, head, opened)
 
     def truncate(self, file_id: str, size: int) -> Plan[None]:
         """Set the size of an appender."""
@@ -266,19 +246,11 @@ class ChangePlans:
         if size < 0:
             raise UsageError(f"{size} is not a size")
         address = yield from self._where_to_change(group, name)
-        yield from self._command(address, StorageCommand.TRUNCATE, Truncate(name, size).encode())
+        yield Ask(address, StorageCommand.TRUNCATE, Truncate(name, size).encode(), SKIP)
 
-    # --- helpers ---------------------------------------------------------------------------------
 
-    def _command(
-        self, address: Address, command: int, body: bytes, limit_s: float | None = None
-    ) -> Plan[None]:
-        yield from exchange(Ask(address, command, body, SKIP, limit_s=limit_s))
-
-    def _send(self, address: Address, command: int, head: bytes, opened: Opened) -> Plan[None]:
-        yield from exchange(
-            Send(address, command, head, SKIP, source=opened.source, size=opened.size)
-        )
+def _send(address: Address, command: int, head: bytes, opened: Opened) -> Send:
+    return Send(address, command, head, SKIP, source=opened.source, size=opened.size)
 
 
 def metadata_text(metadata: Mapping[str, str]) -> bytes:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from isal import isal_zlib
 
 from fdfsfuse.client.address import Address
-from fdfsfuse.client.plans.steps import Ask, Deliver, Open, Plan, Receive, T, exchange
+from fdfsfuse.client.plans.steps import Ask, Deliver, Open, Plan, Receive, T
 from fdfsfuse.client.plans.trackers import TrackerPlans
 from fdfsfuse.client.sources import CHUNK_SIZE
 from fdfsfuse.errors import (
@@ -128,9 +128,7 @@ class ReadPlans:
                 return
             left = count - done if count is not None else 0
             head = Download(group, name, offset + done, left).encode()
-            incoming = yield from exchange(
-                Open(address, StorageCommand.DOWNLOAD, head, repeatable=True)
-            )
+            incoming = yield Open(address, StorageCommand.DOWNLOAD, head, repeatable=True)
             try:
                 if take is not None and done + incoming.remaining > MEMORY_MAX:
                     raise UsageError(
@@ -177,8 +175,8 @@ class ReadPlans:
         head = Download(group, name, offset, count or 0).encode()
 
         def attempt(address: Address) -> Plan[bytes]:
-            content: bytes = yield from exchange(
-                Ask(address, StorageCommand.DOWNLOAD, head, count or MEMORY_MAX, repeatable=True)
+            content: bytes = yield Ask(
+                address, StorageCommand.DOWNLOAD, head, count or MEMORY_MAX, repeatable=True
             )
             return content
 
@@ -230,15 +228,14 @@ class ReadPlans:
         head = FileRequest(group, name).encode()
 
         def attempt(address: Address) -> Plan[bytes]:
-            text: bytes = yield from exchange(
-                Ask(address, StorageCommand.GET_METADATA, head, METADATA_MAX, repeatable=True)
+            text: bytes = yield Ask(
+                address, StorageCommand.GET_METADATA, head, METADATA_MAX, repeatable=True
             )
             return text
 
-        # Metadata is read where it is changed, as the reference client does.
-        first = yield from self.where_to_change(group, name)
         try:
-            text = yield from self._try_all(group, name, first, attempt, missing_is_final=True)
+            # Metadata is read where it is changed, as the reference client does.
+            text = yield from self._read(group, name, attempt, where_changed=True)
         except NotFoundError:
             # "No metadata" and "no file" are the same status (wire.md section 5, trap 7).
             yield from self._info(group, name, NO_CRC)
@@ -257,31 +254,30 @@ class ReadPlans:
     def _info(self, group: str, name: str, flags: int) -> Plan[FileInfo]:
         return self._read(group, name, lambda address: info_at(address, group, name, flags))
 
-    def _read(self, group: str, name: str, attempt: Callable[[Address], Plan[T]]) -> Plan[T]:
-        """Read from the storage that a tracker names, then from any other that has the file."""
-        try:
-            first = yield from self.trackers.query_fetch(group, name)
-        except NotFoundError as exc:
-            raise (yield from self.trackers.no_server(group, "can be read from")) from exc
-        return (yield from self._try_all(group, name, first, attempt))
-
-    def _try_all(
+    def _read(
         self,
         group: str,
         name: str,
-        first: Address,
         attempt: Callable[[Address], Plan[T]],
         *,
-        missing_is_final: bool = False,
+        where_changed: bool = False,
     ) -> Plan[T]:
-        """Read from *first*, then from the others.
+        """Read from the storage that a tracker names, then from any other that has the file.
 
-        A tracker may name one that lacks a file still (load-balancing.md section 4).
+        A tracker may name one that lacks a file still (load-balancing.md section 4), unless it is
+        that *where_changed*.
         """
+        if where_changed:
+            first = yield from self.where_to_change(group, name)
+        else:
+            try:
+                first = yield from self.trackers.query_fetch(group, name)
+            except NotFoundError as exc:
+                raise (yield from self.trackers.no_server(group, "can be read from")) from exc
         try:
             return (yield from attempt(first))
         except NotFoundError as exc:
-            if missing_is_final:
+            if where_changed:
                 raise
             problem: FdfsError = exc
         except ConnectionProblem as exc:
@@ -292,7 +288,7 @@ class ReadPlans:
             except ConnectionProblem:
                 continue
             except NotFoundError:
-                if missing_is_final:
+                if where_changed:
                     raise
         raise problem
 
@@ -308,9 +304,7 @@ class ReadPlans:
 def info_at(address: Address, group: str, name: str, flags: int) -> Plan[FileInfo]:
     """What the storage at *address* says of a file (22)."""
     head = FileRequest(group, name).encode()
-    body = yield from exchange(
-        Ask(address, StorageCommand.FILE_INFO, head, _INFO_MAX, flags, repeatable=True)
-    )
+    body = yield Ask(address, StorageCommand.FILE_INFO, head, _INFO_MAX, flags, repeatable=True)
     return FileInfo.decode(body)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Generic
 
-from fdfsfuse.client.plans.steps import Plan, Step, T
+from fdfsfuse.client.plans.steps import Plan, Request, Step, T
 from fdfsfuse.errors import FdfsError, StatusError
 
 
@@ -37,8 +37,11 @@ class Running(Generic[T]):
         except StatusError as exc:
             raise self._named(exc) from exc
 
-    def fail(self, error: FdfsError) -> Step | None:
-        """Go on after a step that ended with *error*; as `resume`."""
+    def fail(self, step: Step, error: FdfsError) -> Step | None:
+        """Go on after *step* has ended with *error*; as `resume`. May be the same step again."""
+        if isinstance(step, Request) and step.may_repeat(error):
+            step.fresh = True
+            return step
         try:
             return self._plan.throw(error)
         except StopIteration as stop:

@@ -10,7 +10,8 @@ Receive    receiving some of the body                    1 to ``limit`` bytes, b
 Deliver    handing bytes to whoever wanted them          nothing
 =========  ============================================  =======================================
 
-The first four end with FdfsError: StatusError, ConnectionProblem or ProtocolError.
+The first four end with FdfsError: StatusError, ConnectionProblem or ProtocolError. Who carries out
+the steps sends a request once more when that is safe (`Request.may_repeat`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.sources import Source, is_replayable
-from fdfsfuse.errors import ConnectionBroken
+from fdfsfuse.errors import ConnectionBroken, FdfsError
 
 ANSWER_MAX = 256 << 10
 """Default limit of an answer that is kept in memory, in bytes."""
@@ -57,6 +58,21 @@ class Request:
     def replayable(self) -> bool:
         """Whether the request can be sent again from its start."""
         return True
+
+    def may_repeat(self, error: FdfsError) -> bool:
+        """Whether to send it once more after *error*: when a stale connection was the cause.
+
+        A kept connection that breaks before any byte of the answer has come was most likely closed
+        while it was idle. The request is repeated when it may be carried out twice, or cannot have
+        been carried out because the peer never got all of it.
+        """
+        return (
+            isinstance(error, ConnectionBroken)
+            and error.stale
+            and not self.fresh
+            and self.replayable
+            and (self.repeatable or error.unsent)
+        )
 
 
 class Ask(Request):
@@ -116,19 +132,3 @@ class Operation(Generic[T]):
 
     what: str
     plan: Plan[T]
-
-
-def exchange(step: Ask | Send | Open) -> Plan[Any]:
-    """Carry out a request; once more when that is safe and the cause was a stale connection.
-
-    A kept connection that breaks before any byte of the answer has come was most likely closed
-    while it was idle. The request is repeated when it may be carried out twice, or cannot have
-    been carried out because the peer never got all of it.
-    """
-    try:
-        return (yield step)
-    except ConnectionBroken as exc:
-        if not (exc.stale and step.replayable and (step.repeatable or exc.unsent)):
-            raise
-    step.fresh = True
-    return (yield step)

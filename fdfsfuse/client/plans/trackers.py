@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fdfsfuse.client.address import Address, AddressMap, address_mapper
-from fdfsfuse.client.plans.steps import Ask, Plan, T, exchange
+from fdfsfuse.client.plans.steps import Ask, Plan, T
 from fdfsfuse.errors import (
     ConnectionProblem,
     FdfsError,
@@ -175,7 +175,7 @@ class TrackerPlans:
                 limit_s=self._try_timeout_s,
             )
             try:
-                answer = decode((yield from exchange(request)))
+                answer = decode((yield request))
             except NotFoundError as exc:
                 unknown = unknown or exc
             except (ConnectionProblem, ProtocolError) as exc:
