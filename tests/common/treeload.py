@@ -109,7 +109,11 @@ class TreeWorker:
                 return
             answer = self._settle()
         if isinstance(answer, OSError):
-            raise answer
+            if answer.errno != names.SESSION_ENDED:
+                raise answer
+            # This machine was too busy for the lease.
+            self._find_out(effect)
+            return
         effect(answer)
         self.acknowledged += 1
         kind = type(request).__name__
