@@ -130,6 +130,7 @@ def _left_data(peer: PeerReplication) -> dict[str, Any]:
         "bytes_left": peer.bytes_left,
         "delay_s": peer.delay_s,
         "estimate_s": peer.estimate_s,
+        "unreadable": peer.unreadable,
     }
 
 
@@ -210,6 +211,11 @@ def _storage(table: Table, data: dict[str, Any]) -> None:
             why_not = f" ({peer['why']})" if peer["why"] else ""
             line = f"{word} {peer['id']}: {peer['state']}{why_not}, {_left(peer)}"
             table.add_row("", "", "", Text(line, "" if peer["in_sync"] else "yellow"))
+        if peer["unreadable"]:
+            count = peer["unreadable"]
+            files = "1 file" if count == 1 else f"{count} files"
+            line = f"{files} cannot be read here, so {peer['id']} has no copy: see the log"
+            table.add_row("", "", "", Text(line, "red"))
     if not data["peers"] and data["behind_s"]:
         table.add_row("", "", "", Text(f"about {_duration(data['behind_s'])} behind the others"))
 

@@ -166,7 +166,8 @@ class PeerReplication(_Message, frozen=True):
     what it waits for, '' when all is well. ``records_left`` and ``bytes_left`` are what is not
     there yet (bytes: of the binlog records' contents as far as known). ``delay_s`` is the age of
     the oldest change that is not there yet, 0 when there is none. ``estimate_s`` is when the peer
-    will have everything at the present rate, None when that cannot be told.
+    will have everything at the present rate, None when that cannot be told. ``unreadable`` files
+    are left out, because the storage cannot read them.
     """
 
     peer_id: str
@@ -177,6 +178,7 @@ class PeerReplication(_Message, frozen=True):
     bytes_left: int = 0
     delay_s: float = 0.0
     estimate_s: float | None = None
+    unreadable: int = 0
 
 
 class ReplicationStatus(_Message, frozen=True):

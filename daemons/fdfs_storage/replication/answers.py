@@ -69,8 +69,9 @@ class Answers:
             raise StatusError(errno.EREMOTE, "uploaded to another storage")
         position = self._store.binlog.position
         with trio.move_on_after(request.timeout_s):
-            await self._replication.wait_for_copies(position, request.count)
-        return pack_response(copies.encode(copies.Copies(self._replication.count(position))))
+            await self._replication.wait_for_copies(position, request.count, request.name)
+        count = self._replication.count(position, request.name)
+        return pack_response(copies.encode(copies.Copies(count)))
 
     async def status(self, connection: FramedConnection, header: Header) -> bytes:
         """142: how far each peer has come."""
@@ -98,6 +99,7 @@ class Answers:
             backlog.content_bytes,
             backlog.delay_s(time.time()),
             backlog.estimate_s(pusher.rate if connected else 0.0),
+            len(pusher.unreadable.records) if pusher.unreadable is not None else 0,
         )
 
     def _backlog(self, start: BinlogPosition, end: BinlogPosition) -> Backlog:

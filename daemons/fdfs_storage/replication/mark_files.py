@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.files import replace_file
+from fdfs_storage.replication.unreadable import Unreadable
 from fdfsfuse.errors import ProtocolError
 from fdfsfuse.proto.mark import MARK_SUFFIX, Mark, mark_name
 
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 _BOOT_SUFFIX = ".boot"
+_UNREADABLE_SUFFIX = ".unreadable"
+_OUR_SUFFIXES = (_BOOT_SUFFIX, _UNREADABLE_SUFFIX)
+"""Files that FastDFS does not have."""
 _BEGIN = BinlogPosition(0, 0)
 
 
@@ -59,7 +63,7 @@ class MarkFiles:
         """This storage listened on another port before, which names of marks by ip carry."""
         if self._by_id or old_port in (0, self._own_port):
             return
-        for suffix in (MARK_SUFFIX, _BOOT_SUFFIX):
+        for suffix in (MARK_SUFFIX, *_OUR_SUFFIXES):
             for path in self._directory.glob(f"*_{old_port}{suffix}"):
                 peer_id = path.name[: -len(f"_{old_port}{suffix}")]
                 path.rename(path.with_name(f"{peer_id}_{self._own_port}{suffix}"))
@@ -109,6 +113,22 @@ class MarkFiles:
         }
         replace_file(self._boot_path(peer_id), json.dumps(data).encode(), sync=True)
 
+    def load_unreadable(self, peer_id: str) -> Unreadable:
+        """The files that could not be brought to a peer. Raises OSError."""
+        try:
+            text = self._beside(peer_id, _UNREADABLE_SUFFIX).read_bytes()
+        except FileNotFoundError:
+            text = b""
+        return Unreadable(peer_id, text)
+
+    def save_unreadable(self, peer_id: str, text: bytes) -> None:
+        """Write the list, durably; none when it is empty. Raises OSError."""
+        path = self._beside(peer_id, _UNREADABLE_SUFFIX)
+        if text:
+            replace_file(path, text, sync=True)
+        else:
+            path.unlink(missing_ok=True)
+
     def retire(self, peer_id: str) -> None:
         """The peer was removed from the group: keep its mark under another name."""
         stamp = time.strftime("%Y%m%d%H%M%S")
@@ -118,7 +138,8 @@ class MarkFiles:
             logger.info("%s is put aside: the peer was removed", path.name)
         except FileNotFoundError:
             pass
-        self._boot_path(peer_id).unlink(missing_ok=True)
+        for suffix in _OUR_SUFFIXES:
+            self._beside(peer_id, suffix).unlink(missing_ok=True)
 
     def move(self, old_id: str, new_id: str) -> None:
         """The peer goes on under another id: so does its mark."""
@@ -127,11 +148,15 @@ class MarkFiles:
             logger.info("%s goes on as %s", old_id, new_id)
         except FileNotFoundError:
             pass
-        try:
-            os.rename(self._boot_path(old_id), self._boot_path(new_id))
-        except FileNotFoundError:
-            pass
+        for suffix in _OUR_SUFFIXES:
+            try:
+                os.rename(self._beside(old_id, suffix), self._beside(new_id, suffix))
+            except FileNotFoundError:
+                pass
 
     def _boot_path(self, peer_id: str) -> Path:
+        return self._beside(peer_id, _BOOT_SUFFIX)
+
+    def _beside(self, peer_id: str, suffix: str) -> Path:
         path = self.path(peer_id)
-        return path.with_name(path.name[: -len(MARK_SUFFIX)] + _BOOT_SUFFIX)
+        return path.with_name(path.name[: -len(MARK_SUFFIX)] + suffix)

@@ -103,6 +103,7 @@ class PeerLink:
 
         Raises:
             ConnectionBroken: also when the file ends early, as what was announced cannot follow.
+            OSError: EIO, the file cannot be read; the connection cannot be used on.
         """
         start, end = offset, offset + count
         probe = [bytearray(1)]
@@ -118,6 +119,8 @@ class PeerLink:
                 await self._wait_writable()
                 continue
             except OSError as exc:
+                if exc.errno == errno.EIO:
+                    raise
                 raise self._broken(exc) from exc
             if not sent:
                 raise ConnectionBroken("a file became shorter while it was sent")

@@ -19,6 +19,7 @@ from fdfs_storage.binlog_reader import find_time, usable_position
 from fdfs_storage.replication.mark_files import BootNote, MarkFiles
 from fdfs_storage.replication.peer_link import PeerLink
 from fdfs_storage.replication.stream import FAILURES, Stream
+from fdfs_storage.replication.unreadable import Unreadable
 from fdfs_storage.tracker_link import Retry
 from fdfsfuse.core.config import ServerAddress
 from fdfsfuse.core.sync_plan import (
@@ -80,6 +81,7 @@ class Pusher:
         link: the connection, None while there is none.
         problem: why the last attempt failed, '' while all is well.
         caught_up: the peer had everything at some time since it was connected.
+        unreadable: files that could not be brought to it; None before the list was read.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Pusher:
         self.problem = ""
         self.caught_up = False
         self.mark: Mark | None = None
+        self.unreadable: Unreadable | None = None
         self.acked = BinlogPosition(0, 0)
         self.rate = 0.0
         """Records per second, lately."""
@@ -160,6 +163,15 @@ class Pusher:
             if mark is None:
                 return
             number, offset = self.acked
+            unreadable = self.unreadable
+            if unreadable is not None and unreadable.changed:
+                unreadable.changed = False
+                try:
+                    text = unreadable.encode()
+                    await trio.to_thread.run_sync(self._marks.save_unreadable, peer_id, text)
+                except BaseException:
+                    unreadable.changed = True
+                    raise
             now = dataclasses.replace(mark, index=number, offset=offset)
             if self._stream is not None:
                 scanned, sent = self._stream.scanned, self._stream.sent
@@ -219,6 +231,9 @@ class Pusher:
     async def _begin(self) -> bool:
         """Find out where to begin; False while the peer is not to be sent anything."""
         status, peer_id = self.peer.status, self.peer.storage_id
+        if self.unreadable is None:
+            load = self._marks.load_unreadable
+            self.unreadable = await trio.to_thread.run_sync(load, peer_id)
         if self.mark is None:
             mark = await trio.to_thread.run_sync(self._marks.load, peer_id, self.peer.ip)
             if mark is not None:
@@ -269,12 +284,14 @@ class Pusher:
             again_until = await self._meet(link)
             mark = self.mark
             assert mark is not None
+            assert self.unreadable is not None
             stream = Stream(
                 link,
                 self._store,
                 self._config,
                 self.acked,
                 again_until,
+                self.unreadable,
                 concerns=self._concerns,
                 received_until=received_until(mark),
                 advanced=self._advanced,

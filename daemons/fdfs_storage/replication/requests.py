@@ -29,10 +29,10 @@ _WHOLE = {ops.CREATE: Send.CREATE, ops.UPDATE: Send.UPDATE}
 class Request:
     """A request: ``data`` and, if ``fd`` is not -1, ``count`` bytes of it from ``offset``.
 
-    Close it in any case.
+    Close it in any case. ``entry`` is the sender's note of what it is for.
     """
 
-    __slots__ = ("count", "data", "fd", "offset", "send")
+    __slots__ = ("count", "data", "entry", "fd", "offset", "send")
 
     def __init__(
         self, send: Send, data: bytes, fd: int = -1, offset: int = 0, count: int = 0
@@ -42,6 +42,7 @@ class Request:
         self.fd = fd
         self.offset = offset
         self.count = count
+        self.entry: object = None
 
     def close(self) -> None:
         """Close the file."""

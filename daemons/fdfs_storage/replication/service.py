@@ -214,13 +214,18 @@ class Replication:
         reason = "its machine was restarted, and may have lost the last changes"
         self.in_sync.forget(pusher.peer.storage_id, reason)
 
-    def count(self, position: BinlogPosition) -> int:
-        """How many servers have everything before *position*, this one included."""
-        return 1 + sum(pusher.acked >= position for pusher in self.pushers.values())
+    def count(self, position: BinlogPosition, name: str) -> int:
+        """How many servers have what was logged of *name* before *position*, this one included."""
+        return 1 + sum(
+            pusher.acked >= position
+            and pusher.unreadable is not None
+            and name not in pusher.unreadable
+            for pusher in self.pushers.values()
+        )
 
-    async def wait_for_copies(self, position: BinlogPosition, count: int) -> None:
-        """Wait until *count* servers have everything before *position*; no deadline of its own."""
-        while self.count(position) < count:
+    async def wait_for_copies(self, position: BinlogPosition, count: int, name: str) -> None:
+        """Wait until `count` is *count*; no deadline of its own."""
+        while self.count(position, name) < count:
             if self._progress.is_set():
                 self._progress = trio.Event()
             await self._progress.wait()

@@ -14,17 +14,19 @@ out at the same time.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.binlog_reader import BinlogReader
 from fdfs_storage.replication.requests import Request, Requests
+from fdfs_storage.replication.unreadable import AGAIN_S, Unreadable
 from fdfs_storage.transfer import file_crc32
 from fdfsfuse.client.link import PROBLEMS
 from fdfsfuse.core.replicas import Nature, subject_of
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from fdfsfuse.core.config import StorageConfig
     from fdfsfuse.proto.binlog import BinlogRecord
 
+_T = TypeVar("_T")
+
 logger = logging.getLogger(__name__)
 
 BATCH: Final = 16
@@ -48,6 +52,9 @@ WINDOW: Final = 512
 WINDOW_BYTES: Final = 8 << 20
 OLD_S: Final = 60
 """Files of records older than this may have to come from the disk: they are read in a thread."""
+LEFT_OUT_S: Final = 120.0
+"""Nobody waits any more for the copies of what was logged this long ago, and twice
+``names_replica_timeout``: a peer that did not get it is not in sync by then."""
 _SEND_BYTES: Final = 128 << 10
 _AT_ONCE: Final = 64
 """Records that are sent from where they were logged, without a turn of the loop."""
@@ -55,8 +62,13 @@ _COVER_BYTES: Final = 64 << 10
 """Parts of a file that was smaller when it went over whole are sent nevertheless."""
 _COVERED_MAX: Final = 10_000
 _PARTS: Final = frozenset("AMT")
+_CONTENT: Final = _PARTS | frozenset("CU")
 _WHOLE: Final = frozenset({Send.CREATE, Send.UPDATE})
 _KEEP_ALIVE = pack_header(0, StorageCommand.ACTIVE_TEST)
+
+
+class _CannotRead(Exception):
+    """The file of a record cannot be read; the cause says why."""
 
 
 class PeerRefused(FdfsError):
@@ -70,15 +82,19 @@ FAILURES = (*PROBLEMS, PeerRefused, OSError)
 class _Entry:
     """A record that is not known to be dealt with.
 
-    ``theirs``: size and CRC-32 of the peer's file, to be compared with ours.
+    ``theirs``: size and CRC-32 of the peer's file, to be compared with ours. ``late``: its file
+    could not be read before; it has no place in the order.
     """
 
-    __slots__ = ("again", "behind", "finished", "record", "theirs")
+    __slots__ = ("again", "behind", "finished", "late", "record", "theirs")
 
-    def __init__(self, record: BinlogRecord, behind: BinlogPosition, again: bool) -> None:
+    def __init__(
+        self, record: BinlogRecord, behind: BinlogPosition, again: bool, *, late: bool = False
+    ) -> None:
         self.record = record
         self.behind = behind
         self.again = again
+        self.late = late
         self.finished = False
         self.theirs: tuple[int, int] | None = None
 
@@ -106,6 +122,7 @@ class Stream:
     Args:
         start: where to begin in the binlog.
         again_until: records before this position had been acknowledged, and may be lost.
+        unreadable: files that the peer could not be brought; looked at and changed.
         concerns: tells which records are for the peer.
         received_until: records of others that are later than this (Unix seconds) are not.
         advanced: called with the number of records when ``acked`` has moved.
@@ -123,6 +140,7 @@ class Stream:
         config: StorageConfig,
         start: BinlogPosition,
         again_until: BinlogPosition,
+        unreadable: Unreadable,
         *,
         concerns: Callable[[BinlogRecord], bool],
         received_until: int = -1,
@@ -135,6 +153,8 @@ class Stream:
         self._store = store
         self._config = config
         self._again_until = again_until
+        self._unreadable = unreadable
+        self._late_at = 0.0
         self._concerns = concerns
         self._received_until = received_until
         self._advanced = advanced
@@ -263,7 +283,11 @@ class Stream:
             elif len(self._asked) >= window or self._asked_bytes >= WINDOW_BYTES:
                 await self._wait_for_news()
             elif self._followups:
-                await self._follow_up(*self._followups.popleft())
+                entry, what = self._followups.popleft()
+                try:
+                    await self._follow_up(entry, what)
+                except _CannotRead as exc:
+                    self._leave_out(entry, exc.__cause__)
             else:
                 records = self._reader.read(batch)
                 if records:
@@ -280,6 +304,12 @@ class Stream:
             await self._at_rest()
             self._restless = False
             if self._store.binlog.position != end:
+                return
+            if self._unreadable.records and time.monotonic() >= self._late_at:
+                self._late_at = time.monotonic() + AGAIN_S
+                for record in self._unreadable.records:
+                    entry = _Entry(record, end, False, late=True)
+                    self._followups.append((entry, Next.SEND_UPDATE))
                 return
         with trio.move_on_after(self._config.heart_beat_interval_s):
             await self._wait_for_news()
@@ -313,15 +343,55 @@ class Stream:
         entries: list[_Entry] = []
         self.scanned += len(records)
         for record, behind in records:
-            if record is None or not self._concerns(record) or self._is_covered(record, behind):
+            left_out = (
+                record is None
+                or not self._concerns(record)
+                or self._is_covered(record, behind)
+                or (record.name in self._unreadable and record.op.upper() in _CONTENT)
+            )
+            if record is None or left_out:
                 self._skip_to(behind)
             else:
                 entries.append(_Entry(record, behind, behind <= self._again_until))
                 self._unfinished.append(entries[-1])
         return entries
 
-    def _make_all(self, entries: list[_Entry]) -> list[Request | None]:
-        return [self._requests.make(entry.record, again=entry.again) for entry in entries]
+    def _make_all(self, entries: list[_Entry]) -> list[Request | OSError | None]:
+        return [self._make(entry) for entry in entries]
+
+    def _make(self, entry: _Entry) -> Request | OSError | None:
+        try:
+            return self._requests.make(entry.record, again=entry.again)
+        except OSError as exc:
+            return exc
+
+    async def _read(self, function: Callable[..., _T], *args: object) -> _T:
+        """Call *function*, which reads a file of ours, in a thread. Raises _CannotRead."""
+        try:
+            return await trio.to_thread.run_sync(function, *args)
+        except FileNotFoundError:
+            raise
+        except OSError as exc:
+            raise _CannotRead from exc
+
+    def _leave_out(self, entry: _Entry, problem: BaseException | None) -> None:
+        """Go on without a file that cannot be read; it is tried again later.
+
+        Raises:
+            OSError: *problem*; somebody may still wait for this one to be on the peer.
+        """
+        assert isinstance(problem, OSError)
+        waited_for_s = max(LEFT_OUT_S, 2 * self._config.names_replica_timeout_s)
+        if not entry.late and time.time() - entry.record.timestamp < waited_for_s:
+            raise problem
+        self._unreadable.add(entry.record, problem)
+        entry.finished = True
+        self._advance()
+
+    def _finish(self, entry: _Entry) -> None:
+        entry.finished = True
+        if entry.late:
+            self._unreadable.remove(entry.record.name)
 
     def _is_covered(self, record: BinlogRecord, behind: BinlogPosition) -> bool:
         """True when the peer got the change as a part of its whole file."""
@@ -337,14 +407,27 @@ class Stream:
             self._advanced(0)
 
     def _queue(
-        self, entries: list[_Entry], requests: list[Request | None], covers: BinlogPosition
+        self,
+        entries: list[_Entry],
+        requests: Sequence[Request | OSError | None],
+        covers: BinlogPosition,
     ) -> None:
         """Put requests into the row of what is to be sent."""
         out = bytearray()
-        for entry, request in zip(entries, requests, strict=True):
+        for number, (entry, request) in enumerate(zip(entries, requests, strict=True)):
             if request is None:
-                entry.finished = True
+                self._finish(entry)
                 continue
+            if isinstance(request, OSError):
+                try:
+                    self._leave_out(entry, request)
+                except OSError:
+                    for other in requests[number:]:
+                        if isinstance(other, Request):
+                            other.close()
+                    raise
+                continue
+            request.entry = entry
             self.sent += 1
             self._ask(entry, request.send, len(request.data) + request.count, covers)
             out += request.data
@@ -363,7 +446,13 @@ class Stream:
         while pieces:
             piece = pieces[0]
             if isinstance(piece, Request):
-                await link.send_file(piece.fd, piece.offset, piece.count)
+                try:
+                    await link.send_file(piece.fd, piece.offset, piece.count)
+                except OSError as exc:
+                    # The connection is lost in any case, as the rest of it was announced.
+                    if exc.errno == errno.EIO and isinstance(piece.entry, _Entry):
+                        self._leave_out(piece.entry, exc)
+                    raise
                 piece.close()
                 pieces.popleft()
             else:
@@ -399,7 +488,10 @@ class Stream:
             await self._examine(entry)
             return
         send = Send.CREATE if what is Next.SEND_CREATE else Send.UPDATE
-        request = await trio.to_thread.run_sync(self._requests.whole, record, send)
+        if entry.late and self._requests.own_size(record) is not None:
+            # One that breaks off in the middle costs the connection.
+            await self._read(file_crc32, self._store.path(self._store.locate(record.name)))
+        request = await self._read(self._requests.whole, record, send)
         self._queue([entry], [request], covers)
         await self._send_pieces()
 
@@ -408,7 +500,7 @@ class Stream:
         entry.theirs = None
         path = self._store.path(self._store.locate(entry.record.name))
         try:
-            same = await trio.to_thread.run_sync(file_crc32, path) == crc
+            same = await self._read(file_crc32, path) == crc
             same = same and self._requests.own_size(entry.record) in (size, None)
         except FileNotFoundError:
             same = True  # its deletion follows
@@ -429,7 +521,7 @@ class Stream:
         size = self._requests.own_size(entry.record)
         if size is not None and subject.nature is Nature.FIXED:
             path = self._store.path(self._store.locate(name))
-            crc = await trio.to_thread.run_sync(file_crc32, path)
+            crc = await self._read(file_crc32, path)
             if (size, crc) == (subject.size, subject.crc32):
                 raise PeerRefused(f"{name} was damaged on its way")
             logger.error("%s is damaged here: its content does not fit its name", name)
@@ -466,7 +558,7 @@ class Stream:
             return
         what = after_answer(asked.send, status)
         if what is Next.DONE:
-            entry.finished = True
+            self._finish(entry)
             self._store.counters.success_sync_out_bytes += asked.size
             if not status and asked.send in _WHOLE and asked.size > _COVER_BYTES:
                 self._cover(entry.record.name, asked.covers)

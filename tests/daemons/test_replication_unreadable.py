@@ -1,0 +1,121 @@
+"""A file that its storage cannot read is left out, told of, and brought later; the rest goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from fdfs_storage import transfer
+from fdfs_storage.replication import requests, stream
+from fdfsfuse.proto.cluster_status import REPLICATION_STATUS, ReplicationStatus, decode
+from fdfsfuse.proto.copies import WAIT_FOR_COPIES, WaitForCopies, encode
+from tests.daemons.storage_server import GROUP
+from tests.daemons.sync_pair import Node, run_node, sync_config, until
+
+LARGE = random.Random(1).randbytes(3 << 20)
+
+
+class BadDisk:
+    """Reading the files in ``bad`` gives EIO; of a large one the beginning can be read."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.bad: set[str] = set()
+        self._open, self._sendfile, self._crc32 = os.open, os.sendfile, transfer.file_crc32
+        patch.setattr(os, "open", self.open)
+        patch.setattr(os, "sendfile", self.sendfile)
+        patch.setattr(stream, "file_crc32", self.crc32)
+
+    def open(self, path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags == requests._FLAGS and path in self.bad and os.stat(path).st_size < len(LARGE):
+            raise OSError(errno.EIO, "bad sector")
+        return self._open(path, flags, *args, **kwargs)
+
+    def sendfile(self, out: int, fd: int, offset: int, count: int) -> int:
+        if offset and os.readlink(f"/proc/self/fd/{fd}") in self.bad:
+            raise OSError(errno.EIO, "bad sector")
+        return self._sendfile(out, fd, offset, min(count, 1 << 20))
+
+    def crc32(self, path: str) -> int:
+        if path in self.bad:
+            raise OSError(errno.EIO, "bad sector")
+        return self._crc32(path)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> BadDisk:
+    return BadDisk(monkeypatch)
+
+
+async def told(node: Node) -> int:
+    """How many files the storage says it cannot bring to its peer."""
+    async with node.connect() as client:
+        status, body = await client.call(REPLICATION_STATUS, b"")
+    assert status == 0
+    (peer,) = decode(ReplicationStatus, body).peers
+    return peer.unreadable
+
+
+async def test_the_rest_goes_on(
+    tmp_path: Path, disk: BadDisk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stream, "LEFT_OUT_S", 0.0)
+    config = dataclasses.replace(sync_config(tmp_path / "a"), names_replica_timeout_s=0.0)
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "b", "2") as b:
+            async with run_node(tmp_path / "a", "1", config=config) as a, a.connect() as client:
+                names = [await client.upload(content) for content in (b"bad", LARGE, b"gone")]
+                appender = await client.upload(b"begin", appender=True)
+                disk.bad = {str(a.path(name)) for name in (*names, appender)}
+                good = await client.upload(b"good")
+                # What is changed in a file that is left out is left out with it.
+                await client.append(appender, b" and end")
+                a.meet(b)
+                b.meet(a)
+                await a.wait_until_has_all(b)
+                assert b.content(good) == b"good"
+                assert all(b.content(name) is None for name in (*names, appender))
+                assert await told(a) == 4
+                wait = encode(WaitForCopies(GROUP, names[0], 2, 0.01))
+                assert (await client.call(WAIT_FOR_COPIES, wait))[1][-1] == 1
+                assert await client.delete(names[2]) == 0
+                await a.wait_until_has_all(b)
+            errors = [record for record in caplog.records if record.levelname == "ERROR"]
+            assert len(errors) == 4
+            # It is remembered, and tried again at the start; one is still bad.
+            disk.bad = {str(a.path(names[0]))}
+            async with run_node(tmp_path / "a", "1", config=config) as a:
+                a.meet(b)
+                await until(lambda: b.content(names[1]) == LARGE)
+                await until(lambda: b.content(appender) == b"begin and end")
+                while await told(a) != 1:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                assert b.content(names[0]) is None
+                disk.bad.clear()
+                a.cut(b)
+                await until(lambda: b.content(names[0]) == b"bad")
+                while await told(a):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            assert not list((tmp_path / "a").rglob("*.unreadable"))
+
+
+async def test_what_somebody_may_wait_for_is_not_left_out(tmp_path: Path, disk: BadDisk) -> None:
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
+            async with a.connect() as client:
+                name = await client.upload(b"new")
+                disk.bad = {str(a.path(name))}
+                a.meet(b)
+                b.meet(a)
+                pusher = a.replication.pushers[b.id]
+                await until(lambda: "bad sector" in pusher.problem)
+                assert await told(a) == 0
+                disk.bad.clear()
+                await a.wait_until_has_all(b)
+            assert b.content(name) == b"new"
