@@ -6,8 +6,10 @@
 
 CPU time is what the kernel accounted to all threads of the server (/proc/PID/task/*/schedstat),
 so it holds on a busy machine too; operations per second do not. Even so it depends on the machine,
-and on what else fills its caches: the first line, *echo in C*, says what a server costs just now
-that only receives and sends (`echo.c`; needs a C compiler). Read the others as multiples of it.
+and on what else fills its caches: the first lines say what servers cost just now that wait, receive
+and send, and do nothing else, in C (`echo.c`; needs a C compiler) and in Python (`echo.py`). No
+server in Python can cost less than the second; the column *x echo* gives the others as multiples
+of it.
 
 File systems differ: ext4, for one, searches long for a free inode when many files were deleted
 just before.
@@ -25,8 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,27 +101,36 @@ class Client:
 
 @dataclass
 class Result:
-    """One line of the table."""
+    """One line of the table; *echo_us* is the cost of `echo.py`, 0 where that is no measure."""
 
     what: str
     connections: int
     cpu_us: float
     per_s: float
+    echo_us: float
 
     def show(self) -> None:
+        times = f"{self.cpu_us / self.echo_us:.1f}" if self.echo_us else ""
         print(
-            f"{self.what:<18} {self.connections:>11} {self.cpu_us:>12.1f} "
+            f"{self.what:<18} {self.connections:>11} {self.cpu_us:>12.1f} {times:>8} "
             f"{C_SERVER.get(self.what, ''):>12} {self.per_s:>12,.0f}",
             flush=True,
         )
 
 
 class Bench:
-    """Runs operations against a server and reads its CPU time."""
+    """Runs operations against a server and reads its CPU time.
 
-    def __init__(self, address: tuple[str, int], pid: int) -> None:
+    Args:
+        echo_us: for each number of connections, what `echo.py` costs per request.
+    """
+
+    def __init__(
+        self, address: tuple[str, int], pid: int, echo_us: Mapping[int, float] | None = None
+    ) -> None:
         self.address = address
         self.pid = pid
+        self._echo_us = echo_us or {}
 
     def cpu_s(self) -> float:
         """CPU seconds used so far by all threads of the server."""
@@ -135,9 +145,11 @@ class Bench:
         connections: int,
         count: int,
         work: Callable[[Client, int], None],
-        units: int = 1,
-    ) -> None:
-        """Do work(client, i) *count* times on each connection; *units* per operation."""
+        units: int | None = None,
+    ) -> float:
+        """Do work(client, i) *count* times on each connection; returns CPU us per request, or for
+        each of the *units* of large ones.
+        """
         clients = [Client(self.address) for _ in range(connections)]
         start_line = threading.Barrier(connections + 1)
 
@@ -157,10 +169,13 @@ class Bench:
         for thread in threads:
             thread.join()
         cpu, wall = self.cpu_s() - cpu, time.perf_counter() - wall
-        done = connections * count * units
-        Result(what, connections, cpu / done * 1e6, done / wall).show()
         for client in clients:
             client.sock.close()
+        done = connections * count * (units or 1)
+        cpu_us = cpu / done * 1e6
+        echo_us = self._echo_us.get(connections, 0.0) if units is None else 0.0
+        Result(what, connections, cpu_us, done / wall, echo_us).show()
+        return cpu_us
 
     def run(self, connections: int, count: int, large_mib: int) -> None:
         """All operations, one after the other."""
@@ -226,39 +241,37 @@ class Bench:
             client.call(StorageCommand.DELETE, FileRequest(GROUP, name).encode())
 
 
-@contextmanager
-def echo_server() -> Iterator[Bench | None]:
-    """A server in C that answers 50 bytes to whatever comes; None without a compiler."""
+def measure_echo(connections: tuple[int, ...], count: int) -> dict[int, float]:
+    """The lines to compare the others with; CPU us of `echo.py` for each number of connections."""
+    here = Path(__file__).parent
     compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="fdfs-bench-") as directory:
-        program = f"{directory}/echo"
-        source = Path(__file__).with_name("echo.c")
-        subprocess.run([compiler, "-O2", "-o", program, source], check=True)
-        with subprocess.Popen([program], stdout=subprocess.PIPE) as process:
-            try:
-                assert process.stdout is not None
-                port = int(process.stdout.readline())
-                yield Bench(("127.0.0.1", port), process.pid)
-            finally:
-                process.kill()
+    if compiler is not None:
+        with tempfile.TemporaryDirectory(prefix="fdfs-bench-") as directory:
+            program = f"{directory}/echo"
+            subprocess.run([compiler, "-O2", "-o", program, here / "echo.c"], check=True)
+            _measure_echo("echo in C", [program], connections, count)
+    return _measure_echo("echo in Python", [sys.executable, here / "echo.py"], connections, count)
 
 
-def measure_echo(connections: tuple[int, ...], count: int) -> None:
-    """The line to compare the others with."""
+def _measure_echo(
+    what: str, command: Sequence[str | Path], connections: tuple[int, ...], count: int
+) -> dict[int, float]:
     request = pack_header(40, StorageCommand.FILE_INFO) + bytes(40)
 
     def exchange(client: Client, _: int) -> None:
         client.sock.sendall(request)
         client.sock.recv(100)
 
-    with echo_server() as bench:
-        if bench is None:
-            return
-        for number in connections:
-            bench.measure("echo in C", number, count // number, exchange)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            bench = Bench(("127.0.0.1", int(process.stdout.readline())), process.pid)
+            return {
+                number: bench.measure(what, number, max(1, count // number), exchange)
+                for number in connections
+            }
+        finally:
+            process.kill()
 
 
 def serve_alone(directory: str) -> int:
@@ -307,12 +320,15 @@ def main(
     """Measure a storage's CPU time per request and its operations per second."""
     if serve:
         sys.exit(serve_alone(serve))
-    print(f"{'operation':<18} {'connections':>11} {'CPU us/op':>12} {'C server':>12} {'op/s':>12}")
-    measure_echo(connections, count)
+    print(
+        f"{'operation':<18} {'connections':>11} {'CPU us/op':>12} {'x echo':>8} "
+        f"{'C server':>12} {'op/s':>12}"
+    )
+    echo_us = measure_echo(connections, count)
     if address and pid:
         host, _, service = address.rpartition(":")
         for number in connections:
-            Bench((host, int(service)), pid).run(number, count, large)
+            Bench((host, int(service)), pid, echo_us).run(number, count, large)
         return
     base = directory or ("/dev/shm" if os.path.isdir("/dev/shm") else None)
     data = tempfile.mkdtemp(prefix="fdfs-bench-", dir=base)
@@ -322,7 +338,7 @@ def main(
         assert process.stdout is not None
         port = int(process.stdout.readline())
         for number in connections:
-            Bench(("127.0.0.1", port), process.pid).run(number, count, large)
+            Bench(("127.0.0.1", port), process.pid, echo_us).run(number, count, large)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(10)
