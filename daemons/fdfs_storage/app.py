@@ -9,6 +9,7 @@ is joined last, because joining brings clients. Stopping goes the other way roun
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import socket
 import time
@@ -28,7 +29,11 @@ from fdfs_storage.service import StorageService
 from fdfs_storage.store import Store
 from fdfsfuse.core.conf_file import ReservedSpace
 from fdfsfuse.core.config import StorageConfig
+from fdfsfuse.errors import ConnectionProblem, ProtocolError, StatusError
+from fdfsfuse.proto.cluster_status import FOUND_TREE, FOUND_TREE_MAX, FoundTree, decode
+from fdfsfuse.proto.header import Header, pack_response
 from fdfsfuse.proto.statistics import Statistics
+from fdfsfuse.server.connection import FramedConnection
 from fdfsfuse.server.daemon import Daemon
 from fdfsfuse.server.tcp import TcpServer, is_ip, open_listeners, resolve_allow_hosts
 
@@ -146,7 +151,11 @@ class StorageApp:
             source_ip=_source_ips(place),
             buff_size=config.buff_size,
             names=self._names,
-            sync={**self._replication.receiver.handlers, **answers.handlers},
+            sync={
+                **self._replication.receiver.handlers,
+                **answers.handlers,
+                FOUND_TREE: self._found_tree,
+            },
             sync_at_once=self._replication.receiver.at_once,
         )
         allow = await resolve_allow_hosts(config.allow_hosts)
@@ -177,6 +186,23 @@ class StorageApp:
                     await front.start(self._membership.run)
                 daemon.ready(f"storage of {config.group_name} serves on port {self.port}")
             services.cancel_scope.cancel()
+
+    async def _found_tree(self, connection: FramedConnection, header: Header) -> bytes:
+        """145."""
+        if header.length > FOUND_TREE_MAX:
+            raise ProtocolError(f"a request of {header.length} bytes")
+        request = decode(FoundTree, await connection.recv_exactly(header.length))
+        if request.group != self.config.group_name:
+            raise ProtocolError(f"group {request.group!r} is not ours")
+        if self._names.tree is not None:
+            raise StatusError(errno.EEXIST, "there is a tree")
+        if self._membership is None:
+            raise StatusError(errno.EOPNOTSUPP, "a storage that stands alone has its tree")
+        try:
+            await self._membership.found_tree(request.stock)
+        except (ConnectionProblem, ProtocolError) as exc:
+            raise StatusError(errno.EAGAIN, f"no tracker agrees: {exc}") from exc
+        return pack_response()
 
     async def _close(self) -> None:
         self._names.close()

@@ -415,24 +415,52 @@ class Membership:
         source = decode_optional_source(answer)
         if source is not None:
             logger.info("the initial copy comes from storage %s", source.source_id)
-        elif await self._is_founder(task):
+        elif await self._is_founder(task.server) is not False:
             await self._found()
         await trio.to_thread.run_sync(self.identity.decide_source, source)
         self._refused_source.clear()
         self._decided.set()
 
-    async def _is_founder(self, task: TrackerTask) -> bool:
+    async def found_tree(self, stock: Sequence[str]) -> None:
+        """Found the tree of a group that has none, because an administrator says so.
+
+        *stock* are C storages of the group, which keep no trees.
+
+        Raises:
+            StatusError: 16 another storage founded it, 11 the trackers cannot agree now.
+            ConnectionProblem, ProtocolError: no tracker answers.
+        """
+        problem: FdfsError | None = None
+        agreed = False
+        for server in self.config.tracker_servers:
+            try:
+                founder = await self._is_founder(server, stock)
+            except PROBLEMS as exc:
+                problem = exc
+                continue
+            if founder is False:
+                raise StatusError(errno.EBUSY, "another storage founded the tree of the group")
+            if founder:
+                agreed = True
+                break  # a majority of our trackers has agreed
+        if problem is not None and not agreed:
+            raise problem
+        await self._found()
+
+    async def _is_founder(self, server: ServerAddress, stock: Sequence[str] = ()) -> bool | None:
         """141: "nothing to copy" is not enough to found a tree, which there must be one of.
 
-        Stock trackers do not know the command (22): they have told all that they can. Raises
-        one of `PROBLEMS` when the trackers cannot agree now: 87 is to be asked again.
+        None from stock trackers, which do not know the command (22): they have told all that they
+        can. Raises one of `PROBLEMS` when the trackers cannot agree now: 87 is to be asked again.
         """
-        query = FounderQuery(self.config.group_name, self.own_id, self.identity.join_time)
+        query = FounderQuery(
+            self.config.group_name, self.own_id, self.identity.join_time, list(stock)
+        )
         try:
-            data = await ask_once(task.server, self.config, AM_I_FOUNDER, encode(query))
+            data = await ask_once(server, self.config, AM_I_FOUNDER, encode(query))
         except StatusError as exc:
             if exc.errno == errno.EINVAL:
-                return True
+                return None
             raise
         answer = decode(FounderAnswer, data)
         if not answer.founder:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -409,7 +409,7 @@ class Peers:
         if server.replaced_data:
             return encode(FounderAnswer(False, "it had data before, which it has lost"))
         wanted = Founder(query.storage_id, query.join_time)
-        chosen, problem = await self._choose_founder(query.group, wanted)
+        chosen, problem = await self._choose_founder(query.group, wanted, query.stock)
         if chosen == wanted:
             return encode(FounderAnswer(True))
         if chosen is None:
@@ -418,28 +418,34 @@ class Peers:
             return encode(FounderAnswer(False, "it founded the tree before and has lost it since"))
         return encode(FounderAnswer(False, f"storage {chosen.storage_id} founded the tree"))
 
-    async def _choose_founder(self, group: str, wanted: Founder) -> tuple[Founder | None, str]:
-        """(the founder of *group*, '') or (None, why the trackers cannot agree now)."""
+    async def _choose_founder(
+        self, group: str, wanted: Founder, stock: Sequence[str] = ()
+    ) -> tuple[Founder | None, str]:
+        """(the founder of *group*, '') or (None, why the trackers cannot agree now).
+
+        Those in *stock* have founded nothing.
+        """
+        gone = [*self._node.cluster.removed(group), *stock]
         async with self._founding:
             acceptor = self._node.cluster.founders.get(group)
             ballot = founding.next_ballot(
                 [acceptor.promised] if acceptor is not None else [], str(self._node.trackers.own)
             )
-            promises, problem = await self._collect(group, ballot, None)
+            promises, problem = await self._collect(group, ballot, None, gone)
             if problem:
                 return None, problem
             value = founding.value_to_propose(promises, wanted)
-            _, problem = await self._collect(group, ballot, value)
+            _, problem = await self._collect(group, ballot, value, gone)
             if problem:
                 return None, problem
             return value, ""
 
     async def _collect(
-        self, group: str, ballot: Ballot, value: Founder | None
+        self, group: str, ballot: Ballot, value: Founder | None, gone: list[str]
     ) -> tuple[list[FounderVote], str]:
         """Votes that grant *ballot*, this tracker's own included; and why they are too few."""
         cluster = self._node.cluster
-        request = FounderBallot(group, ballot, value, cluster.removed(group))
+        request = FounderBallot(group, ballot, value, gone)
         votes = [cluster.vote(request)]
         await self._save()
         answers, problems = await self._ask_all(

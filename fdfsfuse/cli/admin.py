@@ -1,4 +1,4 @@
-"""``fdfs admin``: take servers and groups out of a cluster."""
+"""``fdfs admin``: take servers and groups out of a cluster, give groups a tree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from fdfsfuse.cli.completing import complete_group, complete_server
 from fdfsfuse.cli.failure import EXIT_REFUSED, EXIT_UNREACHABLE
 from fdfsfuse.cli.options import ChosenCluster, json_option, on_cluster
 from fdfsfuse.cli.output import print_json
-from fdfsfuse.proto.cluster_status import FORGET_SERVER, ForgetServer, encode
+from fdfsfuse.proto.cluster_status import (
+    FORGET_SERVER,
+    FOUND_TREE,
+    ForgetServer,
+    FoundTree,
+    encode,
+)
 from fdfsfuse.proto.tracker import GroupRequest, ServerRequest, TrackerCommand
 
 if TYPE_CHECKING:
@@ -35,7 +41,7 @@ _group = click.argument("group", metavar="GROUP", shell_complete=complete_group)
 
 @click.group()
 def admin() -> None:
-    """Take servers and groups out of a cluster.
+    """Take servers and groups out of a cluster, and give groups a directory tree.
 
     Nothing here touches the files on a server's disks: it only makes the trackers, and by them all
     other servers and the mounts, do without that server. Every tracker is told; when one cannot be
@@ -47,6 +53,7 @@ def admin() -> None:
       fdfs admin remove group1 10.0.0.4
       fdfs admin forget group1
       fdfs admin remove-group group2 --force
+      fdfs admin names init group1 10.0.0.4
     """
 
 
@@ -208,6 +215,52 @@ def forget(
     )  # fmt: skip
 
 
+@admin.group()
+def names() -> None:
+    """The directory tree of a group."""
+
+
+@names.command()
+@_group
+@click.argument("server", metavar="SERVER", shell_complete=complete_server)
+@_dry_run
+@json_option
+@on_cluster
+def init(group: str, server: str, dry_run: bool, as_json: bool, cluster: ChosenCluster) -> int:
+    """Give a group that was moved from C servers a directory tree.
+
+    SERVER, one of our storages, founds it and keeps it from then on. The files of the group stay
+    where they are, and can be given names: mv them out of M00 on a mount. Groups whose first
+    storage was one of ours have a tree already, and so have all after this command.
+
+    \b
+    Example:
+      fdfs admin names init group1 10.0.0.4
+    """
+
+    def plan(found: ClusterState) -> Plan:
+        from fdfsfuse.cli.removal import find_storage, find_volume, plan_tree
+
+        volume = find_volume(found, group)
+        return plan_tree(found, volume, find_storage(volume, server))
+
+    async def act(found: ClusterState) -> Outcome:
+        from fdfsfuse.cli.removal import find_storage, find_volume, stock_storages
+        from fdfsfuse.client.address import Address
+        from fdfsfuse.client.cluster_view import tell_trackers
+
+        volume = find_volume(found, group)
+        storage = find_storage(volume, server)
+        address = Address(storage.ip, storage.storage_port)
+        body = encode(FoundTree(group, stock_storages(volume)))
+        return await tell_trackers([address], FOUND_TREE, body)
+
+    return _carry_out(
+        f"found the tree of {group} on {server}", plan, act, dry_run, False, as_json,
+        cluster,
+    )  # fmt: skip
+
+
 async def _tell(cluster: ClusterState, command: int, body: bytes, good: frozenset[int]) -> Outcome:
     from fdfsfuse.client.cluster_view import tell_trackers
 
@@ -266,9 +319,11 @@ def _print(data: dict[str, Any], dry_run: bool, force: bool, outcome: Outcome | 
         click.echo(f"then: {text}")
     if outcome is not None:
         for address, text in outcome.problems.items():
-            click.echo(f"not done at tracker {address}: {text}")
-        if outcome.problems:
-            click.echo("repeat the command when these trackers are back")
+            click.echo(f"not done at {address}: {text}")
+        if outcome.problems and not outcome.refused:
+            click.echo("repeat the command when these servers are back")
+        elif outcome.problems:
+            click.echo("nothing was changed there")
         else:
             click.echo(f"done: {data['action']}")
     elif dry_run:

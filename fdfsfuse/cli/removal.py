@@ -1,4 +1,4 @@
-"""What removing a server or a group would do and lose; ``fdfs admin`` shows and does it."""
+"""What the commands of ``fdfs admin`` would do and lose; it shows that, and does it."""
 
 from __future__ import annotations
 
@@ -103,6 +103,26 @@ def _changes_without_copy(
         f"changes that clients made on {storage.storage_id} {since}, as far as they have not "
         "reached another server"
     ]
+
+
+def plan_tree(cluster: ClusterState, volume: Volume, storage: StorageStat) -> Plan:
+    """What founding the tree of a group on *storage* means."""
+    plan = Plan()
+    name, group = storage.storage_id, volume.stat.group
+    founder = cluster.founder(group)
+    if volume.view is not None:
+        plan.obstacles.append(f"{group} has a tree, which {volume.view.primary} keeps")
+    elif founder not in ("", name, *stock_storages(volume)):
+        plan.obstacles.append(f"{founder} founded the tree of {group} and cannot be asked now")
+    if storage.status is not ServerStatus.ACTIVE:
+        plan.obstacles.append(f"{name} is {storage.status.name}: it has to be ACTIVE")
+    plan.effects.append(f"{group} has an empty tree, which {name} keeps; files keep their ids")
+    return plan
+
+
+def stock_storages(volume: Volume) -> list[str]:
+    """Ids of the C storages, as far as they answer."""
+    return [storage_id for storage_id, view in volume.replication.items() if view.stock]
 
 
 def plan_group(volume: Volume) -> Plan:

@@ -13,6 +13,7 @@ cmd name               asked of      request                       response
 143 ACCEPT_FOUNDER     tracker by    FounderBallot                 FounderVote
                        tracker
 144 FORGET_SERVER      a tracker     ForgetServer                  empty
+145 FOUND_TREE         a storage     FoundTree                     empty
 === ================== ============= ============================= ==============================
 """
 
@@ -30,6 +31,8 @@ AM_I_FOUNDER = 141
 REPLICATION_STATUS = 142
 ACCEPT_FOUNDER = 143
 FORGET_SERVER = 144
+FOUND_TREE = 145
+FOUND_TREE_MAX = 1024
 
 
 class _Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -95,11 +98,13 @@ class FounderQuery(_Message, frozen=True):
     """A storage whose 87 was answered empty asks whether it is to found the tree of its group.
 
     ``join_time`` is the one of its JOIN: a storage that lost its disk comes with another one.
+    ``stock`` are ids of C storages: they have founded no tree, whatever was agreed.
     """
 
     group: str
     storage_id: str
     join_time: int
+    stock: list[str] = []
 
 
 class FounderAnswer(_Message, frozen=True):
@@ -120,6 +125,17 @@ class ForgetServer(_Message, frozen=True):
 
     group: str
     storage_id: str
+
+
+class FoundTree(_Message, frozen=True):
+    """An administrator has the storage found the tree of its group, which was moved from C servers.
+
+    Status 17: it has a tree; 16: another storage founded the tree, or may have; 11: the trackers
+    cannot agree now. ``stock``: as in `FounderQuery`.
+    """
+
+    group: str
+    stock: list[str] = []
 
 
 class Ballot(_Message, frozen=True, order=True):

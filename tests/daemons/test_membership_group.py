@@ -215,3 +215,24 @@ async def test_it_says_that_it_cannot_be_the_trunk_server(
             assert "trunk server" not in caplog.text
             telling.changes = Changes(trunk_server=member(21))
             await wait_for(lambda: "chosen this storage as trunk server" in caplog.text)
+
+
+async def test_a_tree_is_not_founded_against_the_trackers(tmp_path: Path) -> None:
+    """Although an administrator wants it, another storage may have one."""
+    async with scripted() as (first, _), scripted() as (second, _):
+        config = storage_config(tmp_path, [first.port, second.port])
+        telling = Telling(second)
+        async with running(config) as node:
+            await joined(node)
+            founded = node.founded
+            for answer, status in (
+                (encode(FounderAnswer(False, "another one founded it")), errno.EBUSY),
+                (errno.EAGAIN, errno.EAGAIN),
+            ):
+                telling.answers[141] = answer
+                with pytest.raises(StatusError) as caught:
+                    await node.membership.found_tree(["127.0.0.9"])
+                assert caught.value.errno == status
+            query = [body for command, body in second.requests if command == 141][-1]
+            assert decode(FounderQuery, query).stock == ["127.0.0.9"]
+            assert node.founded == founded

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 import os
 import socket
 import struct
+import subprocess
 import time
 import zlib
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import pytest
 
 from tests.common.cluster import Cluster, Storage
 from tests.common.plain import exchange, recv_exactly
+from tests.common.processes import program
 from tests.common.stock_peer import StockStorage, brief, field, listed
 from tests.common.waiting import wait_until
 
@@ -176,6 +179,43 @@ def test_a_storage_takes_over_and_is_given_back(
     }
     storage.stop()
     _check_given_back(stock, new)
+
+
+def test_a_group_that_was_moved_gets_a_tree(
+    fuse: None, taken_over: tuple[Cluster, StockFiles, StockStorage], tmp_path: Path
+) -> None:
+    """Its trackers may have agreed on the C storage, when that was the first of its group."""
+    cluster, stock, peer = taken_over
+    storage, tracker = cluster.storages[0], cluster.trackers[0]
+    at = (tracker.address, tracker.port)
+    reports = peer.join(at, new=False)
+    exchange(reports, 88, bytes(24))
+    exchange(reports, 84, struct.pack(">qq", 1000, 500))
+
+    def admin(server: str) -> str:
+        command = [program("fdfs"), "admin", "names", "init", "group1", server]
+        environment = os.environ | {"FDFS_TRACKERS": tracker.endpoint}
+        return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+
+    assert "not done at" in admin(peer.address[0])
+    tracker.stop()
+    agreed = {"promised": [1, ""], "accepted": [1, ""], "value": [peer.address[0], T]}
+    text = json.dumps({"group1": agreed})
+    (tracker.base_path / "data/founders.json").write_text(text)
+    tracker.start()
+    reports = peer.join(at, new=False)
+    exchange(reports, 84, struct.pack(">qq", 1000, 500))
+    wait_until(lambda: "done: found" in admin(storage.address), "the tree to be founded")
+    assert "has a tree" in admin(storage.address)
+    with cluster.mount(tmp_path / "mnt") as mount:
+        volume = mount.path / "group1"
+        assert os.listdir(volume / "M00/07/07") == [stock.last[10:]]
+        (volume / stock.last).rename(volume / "named")
+        assert (volume / "named").read_bytes() == stock.files[stock.last]
+        assert os.getxattr(volume / "named", "user.width") == b"1024"
+        (volume / "new").write_text("new")
+        assert sorted(os.listdir(volume)) == ["M00", "named", "new"]
+        assert storage.path_of(stock.last).read_bytes() == stock.files[stock.last]
 
 
 def _check_given_back(stock: StockFiles, new: str) -> None:
