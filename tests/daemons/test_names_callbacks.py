@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from fdfs_storage.names.state import StateDamaged
 from fdfsfuse.client.names import NamesSession
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names
@@ -18,6 +19,7 @@ from tests.common.names_calls import (
     DIRECTORY,
     NOW,
     ROOT,
+    exchange,
     make,
     plain_upload,
     status_of,
@@ -232,6 +234,28 @@ async def test_a_silent_session_is_waited_for_no_longer_than_its_lease(tmp_path:
         held.recalls.clear()
         await make(other, b"b")
         assert held.recalls == []
+
+
+async def test_a_lease_is_waited_for_as_long_as_it_was_granted(tmp_path: Path) -> None:
+    """Although the configuration says less since the restart, or since the one before."""
+    async with names_server(tmp_path, names_session_lease_s=60.0) as server:
+        body = names.encode(names.OpenSession(names.VERSION, 0, b"t" * 16, "test:/mnt:1"))
+        assert await exchange(server, names.OPEN_SESSION, body) == 0
+    for _ in range(2):
+        async with names_server(tmp_path, names_session_lease_s=0.5) as server:
+            (old,) = server.tree.sessions
+            assert old.lease_s == 60.0
+            async with server.session() as new:
+                assert new.lease_s == 0.5
+    async with names_server(tmp_path, names_session_lease_s=0.5) as server:
+        (old,) = server.tree.sessions
+        await server.tree.engine.change(old.end())
+    async with names_server(tmp_path, names_session_lease_s=0.5):
+        assert (tmp_path / "data/names/lease").read_text() == "0.5\n"
+    (tmp_path / "data/names/lease").write_text("soon")
+    with pytest.raises(StateDamaged, match="no number"):
+        async with names_server(tmp_path):
+            pass
 
 
 async def test_a_session_may_ask_for_a_shorter_lease(server: NamesServer) -> None:

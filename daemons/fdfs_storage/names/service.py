@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from fdfs_storage import boot
-from fdfs_storage.names import founding, granted, housekeeping, power_loss, schema, view_file
+from fdfs_storage.names import (
+    founding,
+    granted,
+    housekeeping,
+    lease_file,
+    power_loss,
+    schema,
+    view_file,
+)
 from fdfs_storage.names.by_id import ByIdChanges
 from fdfs_storage.names.callbacks import Callbacks
 from fdfs_storage.names.connection import SessionConnection
@@ -130,7 +138,7 @@ class Tree:
         self.engine.on_apply = self._has_to_wait
         self.engine.is_live = self.sessions.is_live
         self.former = FormerSessions(self.engine, self.sessions, self.reads)
-        self._load_sessions()
+        longest_lease_s = self._load_sessions(directory)
         self.preparer = Preparer(state, self.objects)
         self.operations = Operations(self.engine, self.preparer, self.objects, self.reads)
         listing_reads = Reads(self._connect(path), self.objects)
@@ -146,7 +154,7 @@ class Tree:
             self.log,
             self.sessions,
             self.objects,
-            limits.grace_s,
+            max(limits.grace_s, longest_lease_s),
         )
         self.by_id = ByIdChanges(self.engine, self.reads, self.objects)
         self.unflushed: set[SessionConnection] = set()
@@ -183,19 +191,24 @@ class Tree:
             power_loss.restore(self.state.db, self.objects, self.log.retained(applied))
         power_loss.note(directory, boot_id)
 
-    def _load_sessions(self) -> None:
+    def _load_sessions(self, directory: Path) -> float:
+        """Take over the sessions of the state; return the longest lease that one may have."""
         rows = self.state.db.execute(
             "SELECT session, token, client, ended,"
             " (SELECT ifnull(max(id), 0) FROM result WHERE result.session = session.session),"
             " EXISTS (SELECT 1 FROM inode_block WHERE inode_block.session = session.session)"
             " FROM session"
         ).fetchall()
+        live = any(not ended for _, _, _, ended, _, _ in rows)
+        lease_s = lease_file.longest(directory, self.sessions.lease_s, live=live)
         for number, token, client, ended, high, has_inodes in rows:
             if ended:
                 self.sessions.note_ended(number)
             else:
                 session = self.sessions.add(number, token, client, high)
+                session.lease_s = lease_s
                 self.callbacks.found(session, has_inodes=bool(has_inodes))
+        return lease_s
 
     # --- running ----------------------------------------------------------------------------
 
