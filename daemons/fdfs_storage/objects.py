@@ -127,7 +127,7 @@ class Objects:
             return None
         counters = self._store.counters
         counters.total_truncate_count += 1
-        self._store.truncate(location, request.size)
+        self._store.appenders.truncate(location, request.size)
         counters.success_truncate_count += 1
         return _OK
 
@@ -136,7 +136,7 @@ class Objects:
         request = Truncate.decode(body)
         location = self._store.locate(request.name)
         async with self._store.locks.hold(location):
-            self._store.truncate(location, request.size)
+            self._store.appenders.truncate(location, request.size)
         return _OK
 
 

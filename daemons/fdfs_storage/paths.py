@@ -5,13 +5,15 @@ Layout: protocol/disk.md section 1.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 
 from fdfs_storage import directories
+from fdfs_storage.files import status_of
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.trunk import SlotPlace
-from fdfsfuse.errors import ProtocolError
+from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location, parse_location
 from fdfsfuse.proto.trunk import find_slot
 
@@ -58,6 +60,15 @@ class Paths:
         if found is None:
             return None
         return SlotPlace(os.path.dirname(self.of(location)), found, self.trunk_file_size)
+
+    def open_to_change(self, location: Location) -> int:
+        """A descriptor of the object, to be closed by the caller. Raises StatusError 2, 22, 5."""
+        try:
+            return os.open(self.of(location), os.O_RDWR | os.O_CLOEXEC)
+        except IsADirectoryError as exc:
+            raise StatusError(errno.EINVAL) from exc
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
 
     def temporary(self, index: int) -> str:
         """A free path for a temporary file on store path *index*."""

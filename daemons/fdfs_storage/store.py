@@ -24,7 +24,7 @@ rename          binlog line (R), then rename; carried out at start as well
 
 All methods are called on the loop thread, unless they say otherwise; those that are not async
 never wait except for the disk, and do little. File contents of more than a few KiB should be
-written in a thread, through the descriptor (`NewFile.fd`, `open_object`).
+written in a thread, through the descriptor (`NewFile.fd`, `Paths.open_to_change`).
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from fdfs_storage import directories
+from fdfs_storage.appenders import Appenders
 from fdfs_storage.binlog import Binlog
 from fdfs_storage.changes import Changes
 from fdfs_storage.counters import Counters
 from fdfs_storage.deletions import Deletions
 from fdfs_storage.files import (
     copy_into,
-    pwrite_all,
     sync_directory,
 )
 from fdfs_storage.files import (
@@ -81,6 +81,7 @@ class Store:
         counters: statistics; counted up by the request handlers.
         changes: the way into the binlog, and who is told of every change.
         paths: where files are on the disk.
+        appenders: changes the content of objects.
         locks: one lock per object for changes that last over an await; see `PathLocks`.
     """
 
@@ -103,6 +104,7 @@ class Store:
         self.subdir_count = subdir_count
         mounts = [path.path for path in store_paths]
         self.paths = Paths(mounts)
+        self.appenders = Appenders(self.paths, self.changes)
         self._metadata = MetadataFiles(self.paths, self.changes)
         self._space = Space(mounts)
         self._naming = Naming(
@@ -449,69 +451,6 @@ class Store:
             StatusError: 28, 5.
         """
         self._metadata.write(location, text)
-
-    # --- changing appenders -----------------------------------------------------------------
-
-    def open_object(self, location: Location, *, write: bool = False) -> int:
-        """A descriptor of the object, to be closed by the caller. Raises StatusError 2, 22, 5."""
-        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC
-        try:
-            return os.open(self.path(location), flags)
-        except IsADirectoryError as exc:
-            raise StatusError(errno.EINVAL) from exc
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-
-    def pwrite(self, location: Location, offset: int, data: bytes | memoryview) -> None:
-        """Write a small piece at *offset*, in one go, with its binlog record.
-
-        Raises:
-            StatusError: 2 it does not exist, 28, 5.
-        """
-        fd = self.open_object(location, write=True)
-        try:
-            old_size = os.fstat(fd).st_size
-            pwrite_all(fd, data, offset)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-        finally:
-            os.close(fd)
-        self.record_write(location, offset, len(data), old_size)
-
-    def record_write(self, location: Location, offset: int, length: int, old_size: int) -> None:
-        """Log *length* bytes that were written at *offset* when the object had *old_size*.
-
-        An append when they were put at the end and are the end now, else a modification: replicas
-        drop appended bytes that they seem to have, and of two writes at the same time the one
-        that is behind may be done first.
-        """
-        try:
-            appended = offset == old_size and self.stat(location).st_size == offset + length
-            op = ops.APPEND if appended else ops.MODIFY
-            self.changes.log(op, location, None, f" {offset} {length}")
-        except StatusError:
-            raise
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-        self.changes.notify(op, location)
-
-    def truncate(self, location: Location, size: int) -> None:
-        """Set the object's size, with zero bytes where it grows; nothing if it has that size.
-
-        Raises:
-            StatusError: 2 it does not exist, 28, 5.
-        """
-        fd = self.open_object(location, write=True)
-        try:
-            old_size = os.fstat(fd).st_size
-            if old_size != size:
-                self.changes.log(ops.TRUNCATE, location, None, f" {old_size} {size}")
-                os.ftruncate(fd, size)
-                self.changes.notify(ops.TRUNCATE, location)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-        finally:
-            os.close(fd)
 
     # --- durability -------------------------------------------------------------------------
 

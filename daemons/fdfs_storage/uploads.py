@@ -209,13 +209,13 @@ class Uploads:
         size = self._store.stat(location).st_size
         if offset is not None and offset > size:
             raise StatusError(errno.EINVAL, "the file has become shorter")
-        self._store.pwrite(location, size if offset is None else offset, data)
+        self._store.appenders.pwrite(location, size if offset is None else offset, data)
 
     async def _change_streamed(
         self, connection: FramedConnection, location: Location, offset: int | None, length: int
     ) -> None:
         store = self._store
-        fd = store.open_object(location, write=True)
+        fd = store.paths.open_to_change(location)
         received = Received()
         try:
             old_size = os.fstat(fd).st_size
@@ -228,9 +228,9 @@ class Uploads:
                 if offset is None:
                     os.ftruncate(fd, old_size)
                 elif received.length:
-                    store.record_write(location, start, received.length, old_size)
+                    store.appenders.record_write(location, start, received.length, old_size)
                 raise
-            store.record_write(location, start, length, old_size)
+            store.appenders.record_write(location, start, length, old_size)
         finally:
             os.close(fd)
 

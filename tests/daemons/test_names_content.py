@@ -451,7 +451,7 @@ async def test_plain_clients_change_named_objects(
     await session.call(names.Link(small.ino, ROOT, b"second", NOW))
     await store(session, await make(session, b"kept"), b"kept")
     location = server.tree.objects.locate(big.file_id)
-    server.store.pwrite(location, BIG, b"appended")
+    server.store.appenders.pwrite(location, BIG, b"appended")
     server.store.delete(server.tree.objects.locate(small.file_id))
     with trio.fail_after(60):
         while (await session.call(names.GetAttr(big.ino))).size != BIG + 8:  # noqa: ASYNC110

@@ -97,9 +97,9 @@ async def test_changes_of_one_file_in_a_row(tmp_path: Path) -> None:
             a.store.delete(gone)
             appender = a.store.make_name(0, 0, 1, "", appender=True)
             a.store.create_empty(appender)
-            a.store.pwrite(appender, 0, b"0123456789")
-            a.store.truncate(appender, 4)
-            a.store.pwrite(appender, 4, b"abc")
+            a.store.appenders.pwrite(appender, 0, b"0123456789")
+            a.store.appenders.truncate(appender, 4)
+            a.store.appenders.pwrite(appender, 4, b"abc")
         await a.wait_until_has_all(b)
         assert a.files() == b.files()
         assert b.content(kept.name + "-m") == b"b\x02last"

@@ -247,10 +247,10 @@ async def test_observers_hear_of_every_change(tmp_path: Path) -> None:
     store.changes.observers.append(lambda op, location, _other: heard.append((op, location.name)))
     location = put(store, b"begin", appender=True)
     name = location.name
-    store.pwrite(location, 5, b"-more")
-    store.pwrite(location, 0, b"B")
-    store.truncate(location, 3)
-    store.truncate(location, 3)
+    store.appenders.pwrite(location, 5, b"-more")
+    store.appenders.pwrite(location, 0, b"B")
+    store.appenders.truncate(location, 3)
+    store.appenders.truncate(location, 3)
     store.write_metadata(location, b"a\x021")
     store.write_metadata(location, b"a\x022")
     store.delete(location)
@@ -273,7 +273,7 @@ async def test_copy_makes_an_independent_object(tmp_path: Path) -> None:
     source = put(store, content)
     target = store.make_name(0, 0, int(time.time()), "txt", appender=True, path_index=1)
     assert await store.copy(source, target) == len(content)
-    store.pwrite(target, 0, b"changed")
+    store.appenders.pwrite(target, 0, b"changed")
     assert read(store, source) == content
     assert read(store, target) == b"changed" + content[7:]
     await store.sync_file(target)

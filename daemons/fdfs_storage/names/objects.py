@@ -161,12 +161,12 @@ class Objects:
     def record_write(self, file_id: str, offset: int, length: int, old_size: int) -> None:
         """Log *length* bytes that were written at *offset* when the object had *old_size*."""
         with self._as_own():
-            self.store.record_write(self.locate(file_id), offset, length, old_size)
+            self.store.appenders.record_write(self.locate(file_id), offset, length, old_size)
 
     def truncate(self, file_id: str, size: int) -> None:
         """Set the size of an appender."""
         with self._as_own():
-            self.store.truncate(self.locate(file_id), size)
+            self.store.appenders.truncate(self.locate(file_id), size)
 
     @contextlib.contextmanager
     def _as_own(self) -> Iterator[None]:

@@ -67,7 +67,7 @@ class ObjectWriter:
             if any(not 0 <= offset <= FILE_SIZE_MAX - size for offset, size in pieces):
                 raise fail(errno.EFBIG)
             self._check(head.file_id, head.view)
-            fd = self._objects.store.open_object(self._objects.locate(head.file_id), write=True)
+            fd = self._objects.store.paths.open_to_change(self._objects.locate(head.file_id))
         except StatusError as exc:
             await self._refuse(connection, rest, exc.errno or errno.EIO)
             return

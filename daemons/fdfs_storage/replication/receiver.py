@@ -429,7 +429,7 @@ class Receiver:
     async def _write_large(
         self, connection: FramedConnection, location: Location, head: RangeHead, op: str
     ) -> None:
-        fd = self._store.open_object(location, write=True)
+        fd = self._store.paths.open_to_change(location)
         try:
             try:
                 await receive_content(connection, fd, head.first, head.second, Received())

@@ -160,7 +160,7 @@ class Replicas:
         self, location: Location, offset: int, content: memoryview, timestamp: int, op: str
     ) -> None:
         """A part that is in memory. Raises StatusError 2, 28, 5."""
-        fd = self._store.open_object(location, write=True)
+        fd = self._store.paths.open_to_change(location)
         try:
             pwrite_all(fd, content, offset)
             self.wrote(location, fd, (offset, len(content)), timestamp, op)
@@ -180,7 +180,7 @@ class Replicas:
 
     def truncate(self, location: Location, old: int, new: int, timestamp: int) -> None:
         """Set the file's size. Raises StatusError 2, 28, 5."""
-        fd = self._store.open_object(location, write=True)
+        fd = self._store.paths.open_to_change(location)
         try:
             os.ftruncate(fd, new)
             self.wrote(location, fd, (old, new), timestamp, "t")

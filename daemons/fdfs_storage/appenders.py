@@ -1,0 +1,73 @@
+"""Changing the content of objects: append, modify, truncate; in which order, and why:
+`fdfs_storage.store`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fdfs_storage.changes import Changes
+from fdfs_storage.files import pwrite_all, status_of
+from fdfs_storage.paths import Paths
+from fdfsfuse.errors import StatusError
+from fdfsfuse.proto import binlog as ops
+from fdfsfuse.proto.fileid import Location
+
+
+class Appenders:
+    """Changes objects and logs it. Whether an object may be changed is the caller's to know."""
+
+    def __init__(self, paths: Paths, changes: Changes) -> None:
+        self._paths = paths
+        self._changes = changes
+
+    def pwrite(self, location: Location, offset: int, data: bytes | memoryview) -> None:
+        """Write a small piece at *offset*, in one go, with its binlog record.
+
+        Raises:
+            StatusError: 2 it does not exist, 28, 5.
+        """
+        fd = self._paths.open_to_change(location)
+        try:
+            old_size = os.fstat(fd).st_size
+            pwrite_all(fd, data, offset)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        finally:
+            os.close(fd)
+        self.record_write(location, offset, len(data), old_size)
+
+    def record_write(self, location: Location, offset: int, length: int, old_size: int) -> None:
+        """Log *length* bytes that were written at *offset* when the object had *old_size*.
+
+        An append when they were put at the end and are the end now, else a modification: replicas
+        drop appended bytes that they seem to have, and of two writes at the same time the one
+        that is behind may be done first.
+        """
+        try:
+            appended = (
+                offset == old_size and os.stat(self._paths.of(location)).st_size == offset + length
+            )
+            op = ops.APPEND if appended else ops.MODIFY
+            self._changes.log(op, location, None, f" {offset} {length}")
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        self._changes.notify(op, location)
+
+    def truncate(self, location: Location, size: int) -> None:
+        """Set the object's size, with zero bytes where it grows; nothing if it has that size.
+
+        Raises:
+            StatusError: 2 it does not exist, 28, 5.
+        """
+        fd = self._paths.open_to_change(location)
+        try:
+            old_size = os.fstat(fd).st_size
+            if old_size != size:
+                self._changes.log(ops.TRUNCATE, location, None, f" {old_size} {size}")
+                os.ftruncate(fd, size)
+                self._changes.notify(ops.TRUNCATE, location)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        finally:
+            os.close(fd)
