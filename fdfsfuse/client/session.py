@@ -192,6 +192,11 @@ class NamesSession(NamesCalls):
             self._calls.discard(call)
             raise
 
+    @property
+    def no_names(self) -> bool:
+        """Whether all storages of the group are stock servers, as far as is known."""
+        return bool(self._no_names)
+
     def recalled(self, number: int, kept: Sequence[int]) -> None:
         """Confirm a recall. Without a connection nothing happens: the storage repeats it then."""
         if self._socket is not None:

@@ -27,12 +27,14 @@ from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionProblem,
     DeadlineExceeded,
+    NoNamesError,
     ProtocolError,
     StatusError,
 )
 from fdfsfuse.proto import fileid, names
 from fdfsfuse.proto.storage import Download, FileInfo, FileRequest, StorageCommand
 from fdfsfuse.vfs.backend import Listener, ObjectInfo
+from fdfsfuse.vfs.stock import StockVolume
 
 _T = TypeVar("_T")
 
@@ -76,6 +78,8 @@ class RemoteBackend:
         self._closing = trio.Event()
         self._storages: list[Candidate] = []
         self._traffic: dict[str, list[int]] = {}
+        self._stock = StockVolume(group, trackers, pool)
+        """Answers instead of a session where all storages are stock servers."""
 
     @property
     def view(self) -> int:
@@ -166,6 +170,10 @@ class RemoteBackend:
         start = time.perf_counter_ns()
         try:
             return await self._session.call(request, deadline)
+        except NoNamesError:
+            with trio.move_on_at(deadline):
+                return await self._stock.call(request)
+            raise DeadlineExceeded(f"the storages of {self.group} did not answer in time") from None
         finally:
             self._count(type(request).__name__, start)
 
@@ -183,6 +191,10 @@ class RemoteBackend:
 
     async def _read(self, file_id: str, exchange: Callable[[Connection], Awaitable[_T]]) -> _T:
         """From the names primary, or when that does not answer, from another storage."""
+        if self._is_stock:
+            with self._deadline():
+                return await self._stock.read(file_id, exchange)
+            raise DeadlineExceeded(f"no storage of {self.group} answered in time")
         problem = ""
         # One scope per try: they are a good part of what a small read costs.
         deadline = trio.current_time() + self._timeout_s
@@ -204,6 +216,10 @@ class RemoteBackend:
                 now = trio.current_time()
             await trio.sleep(min(_RETRY_S, max(0.0, deadline - now)))
         raise DeadlineExceeded(f"no storage of {self.group} answered in time: {problem}")
+
+    @property
+    def _is_stock(self) -> bool:
+        return self._session is not None and self._session.no_names
 
     @property
     def _at(self) -> Address | None:
@@ -241,7 +257,8 @@ class RemoteBackend:
         body = FileRequest(self.group, file_id).encode()
         # Not repeated: the second try would find nothing.
         with self._deadline():
-            async with self._pool.connection(self._address()) as connection:
+            address = await self._stock.changer(file_id) if self._is_stock else self._address()
+            async with self._pool.connection(address) as connection:
                 await connection.command(StorageCommand.DELETE, body)
             return
         raise DeadlineExceeded(f"the storage of {self.group} did not answer in time")
@@ -252,7 +269,10 @@ class RemoteBackend:
         async def exchange(connection: Connection) -> bytes:
             return await connection.request(StorageCommand.FILE_INFO, body, max_answer=_INFO_MAX)
 
-        info = FileInfo.decode(await self._exchange(exchange))
+        answer = await (
+            self._read(file_id, exchange) if self._is_stock else self._exchange(exchange)
+        )
+        info = FileInfo.decode(answer)
         return ObjectInfo(info.size, info.mtime, info.crc32, info.source_ip)
 
     async def _find(self) -> list[Candidate]:

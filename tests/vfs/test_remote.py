@@ -62,7 +62,7 @@ async def test_a_volume_without_names_may_get_them(monkeypatch: pytest.MonkeyPat
         nursery.start_soon(backend.run, listener)
         for _ in range(3):
             with pytest.raises(NoNamesError):
-                await backend.call(names.GetAttr(5))
+                await backend.call(names.Open(5, 0))
         peer.stock = False
         await wait_until(lambda: listener.resumptions == 1)
         assert await backend.call(names.GetAttr(5)) == ATTR
