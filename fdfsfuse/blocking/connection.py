@@ -4,8 +4,7 @@ The counterpart of `fdfsfuse.client.connection`. Timeouts are left to the kernel
 SO_SNDTIMEO), which costs nothing per call: a small request is one send and one receive. As these
 are set once, a wait ends every `_SLICE_S` to look at the time.
 
-A connection is used by one thread at a time. When an exchange ends in anything but a complete
-answer, the connection is closed; `usable` tells.
+A connection is used by one thread at a time; how exchanges end: `fdfsfuse.client.base`.
 """
 
 from __future__ import annotations
@@ -19,16 +18,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias, cast
 
 from fdfsfuse.client.address import Address
-from fdfsfuse.client.answers import answer_length, check_length, sent_too_much
+from fdfsfuse.client.answers import check_length
+from fdfsfuse.client.base import BaseConnection
 from fdfsfuse.client.plans.steps import SKIP, Ask, Open, Send
-from fdfsfuse.client.sockets import FIRST_READ, first_read, readable, set_options
+from fdfsfuse.client.sockets import FIRST_READ, first_read, set_options
 from fdfsfuse.client.sources import CHUNK_SIZE, FileRange, Source
 from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionBroken,
-    ConnectionProblem,
-    ProtocolError,
-    StatusError,
     UsageError,
 )
 from fdfsfuse.proto.header import HEADER_SIZE, pack_header
@@ -67,54 +64,19 @@ def connect(address: Address, timeout_s: float) -> Connection:
         raise ConnectFailed(f"cannot connect to {address}: {exc.strerror}") from exc
 
 
-class Connection:
-    """See the module.
+class Connection(BaseConnection):
+    """See the module."""
 
-    Attributes:
-        answered: whether any byte of the last answer has arrived.
-        sent: whether the whole last request was handed to the network.
-        reused: it was kept idle before.
-        usable: False once it was closed, by `close` or because an exchange broke off.
-    """
-
-    __slots__ = (
-        "_due",
-        "_readable",
-        "_rest",
-        "_slice_s",
-        "_sock",
-        "address",
-        "answered",
-        "idle_since",
-        "reused",
-        "sent",
-        "usable",
-    )
+    __slots__ = ("_due", "_rest", "_slice_s")
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
         sock.settimeout(None)
-        self._sock = sock
-        self._readable = readable(sock)
+        super().__init__(sock, address)
         self._slice_s = 0.0
-        self.address = address
         self._due = 0.0
         """The time.monotonic() at which an exchange ends with `TimedOut`."""
         self._rest = b""
         """What was received behind the header of an answer that `receive` receives."""
-        self.answered = False
-        self.sent = False
-        self.reused = False
-        self.usable = True
-        self.idle_since = 0.0
-
-    def close(self) -> None:
-        """Close the connection; may be called again."""
-        self.usable = False
-        self._sock.close()
-
-    def alive(self) -> bool:
-        """True when the peer has neither closed nor sent anything unasked; no round trip."""
-        return not self._readable.poll(0)
 
     # --- exchanges -------------------------------------------------------------------------------
 
@@ -126,18 +88,20 @@ class Connection:
             ConnectionBroken, ProtocolError, TimedOut: the connection is closed.
         """
         try:
-            self._start(due)
+            self._start()
+            self._set_due(due)
             self._send(pack_header(len(step.head), step.command, step.flags) + step.head)
             self.sent = True
             return self._answer(step.max_answer)
         except BaseException as exc:
-            self._end(exc)
+            self._broke_off(exc)
             raise
 
     def send(self, step: Send, due: float, touch: Touch) -> bytes:
         """`ask` with a long body; *touch* is called when bytes were sent."""
         try:
-            self._start(due)
+            self._start()
+            self._set_due(due)
             front = pack_header(len(step.head) + step.size, step.command) + step.head
             self._send_body(front, step.source, step.size, touch)
             self.sent = True
@@ -145,20 +109,21 @@ class Connection:
         except BaseException as exc:
             # After a status too: a storage that had not read the whole body takes the rest of it
             # for requests, whose answers would come on this connection (wire.md trap 3).
-            self._end(exc)
+            self._broke_off(exc)
             self.close()
             raise
 
     def open(self, step: Open, due: float) -> int:
         """Send a request; the length of its answer's body, which `receive` receives."""
         try:
-            self._start(due)
+            self._start()
+            self._set_due(due)
             self._send(pack_header(len(step.head), step.command) + step.head)
             self.sent = True
             length, self._rest = self._split(self._recv(FIRST_READ, HEADER_SIZE))
             return length
         except BaseException as exc:
-            self._end(exc)
+            self._broke_off(exc)
             raise
 
     def receive(self, limit: int, due: float) -> bytes:
@@ -174,20 +139,6 @@ class Connection:
             raise
 
     # --- parts of exchanges ----------------------------------------------------------------------
-
-    def _start(self, due: float) -> None:
-        if not self.usable:
-            raise ConnectionBroken(f"the connection to {self.address} is closed")
-        self.answered = self.sent = False
-        self._set_due(due)
-
-    def _end(self, exc: BaseException) -> None:
-        """What breaks off leaves the connection closed; so does 22, after which storages close."""
-        if not isinstance(exc, StatusError) or exc.errno == errno.EINVAL:
-            self.close()
-        if isinstance(exc, ConnectionBroken):
-            exc.stale = self.reused and not self.answered
-            exc.unsent = not self.sent
 
     def _set_due(self, due: float) -> None:
         self._due = due
@@ -265,13 +216,6 @@ class Connection:
             missing -= len(parts[-1])
         return b"".join(parts)
 
-    def _split(self, data: bytes) -> tuple[int, bytes]:
-        """The length of an answer's body, and as much of it as came with its header."""
-        length = answer_length(self.address, data)
-        if len(data) > HEADER_SIZE + length:
-            raise sent_too_much(self.address)
-        return length, data[HEADER_SIZE:]
-
     def _send_body(self, front: bytes, source: Source, size: int, touch: Touch) -> None:
         """Send *front* and the body; an answer that comes before all is sent ends it."""
         try:
@@ -340,24 +284,3 @@ class Connection:
             self._due = touch(sent)
             if position < end and not self.alive():
                 self._raise_early_answer()
-
-    def _raise_early_answer(self) -> None:
-        """Raise the status that the peer sent before it had the whole request, if it did."""
-        try:
-            data = self._sock.recv(HEADER_SIZE, socket.MSG_DONTWAIT)
-        except OSError:
-            return
-        if len(data) < HEADER_SIZE:
-            raise ConnectionBroken(f"{self.address} closed the connection during a request")
-        self.answered = True
-        try:
-            answer_length(self.address, data)
-        except StatusError:
-            # What is left of the request would be taken for new requests.
-            self.close()
-            raise
-        raise ProtocolError(f"{self.address} answered before it had the whole request")
-
-    def _broken(self, exc: OSError | None) -> ConnectionProblem:
-        why = exc.strerror or str(exc) if exc else "the peer closed it"
-        return ConnectionBroken(f"the connection to {self.address} broke: {why}")

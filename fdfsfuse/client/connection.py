@@ -6,15 +6,11 @@ requests written back to back (wire.md section 5, trap 2).
 Each send and receive is tried on the socket first and waits for the kernel only when it would
 block; a small request costs one send and its answer one or two receives.
 
-A `Connection` is used by one task at a time. When an exchange ends in anything but a complete
-answer (an error, a cancellation, an unread body), the stream's position is unknown and the
-connection is closed; `usable` tells. A status other than 0 is a complete answer, except 22, after
-which storages close.
+A `Connection` is used by one task at a time; how exchanges end: `fdfsfuse.client.base`.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from collections.abc import Callable
@@ -25,17 +21,17 @@ from trio.lowlevel import wait_readable, wait_writable
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.answers import answer_length, check_length, sent_too_much
+from fdfsfuse.client.base import BaseConnection
 from fdfsfuse.client.bodies import send_body
 from fdfsfuse.client.plans.steps import ANSWER_MAX, SKIP
 from fdfsfuse.client.sockets import (
     CONNECT_TIMEOUT_S,
     FIRST_READ,
     first_read,
-    readable,
     set_options,
 )
 from fdfsfuse.client.sources import CHUNK_SIZE, Progress, Source
-from fdfsfuse.errors import ConnectFailed, ConnectionBroken, ProtocolError, StatusError
+from fdfsfuse.errors import ConnectFailed
 from fdfsfuse.proto.header import HEADER_SIZE, pack_header
 
 _YIELD_EVERY = 4 << 20
@@ -93,48 +89,10 @@ async def _connect_socket(family: int, target: _Target) -> socket.socket:
     return sock
 
 
-class Connection:
-    """See the module.
+class Connection(BaseConnection):
+    """See the module."""
 
-    Attributes:
-        answered: whether any byte of the last answer has arrived.
-        sent: whether the whole last request was handed to the network.
-        reused: it was kept idle before.
-        usable: False once it was closed, by `close` or because an exchange broke off.
-    """
-
-    __slots__ = (
-        "_readable",
-        "_sock",
-        "address",
-        "answered",
-        "idle_since",
-        "reused",
-        "sent",
-        "usable",
-    )
-
-    def __init__(self, sock: socket.socket, address: Address) -> None:
-        self._sock = sock
-        self._readable = readable(sock)
-        self.address = address
-        self.answered = False
-        self.sent = False
-        self.reused = False
-        self.usable = True
-        self.idle_since = 0.0
-
-    def __repr__(self) -> str:
-        return f"<Connection to {self.address}{'' if self.usable else ', closed'}>"
-
-    def close(self) -> None:
-        """Close the connection; may be called again."""
-        self.usable = False
-        self._sock.close()
-
-    def alive(self) -> bool:
-        """True when the peer has neither closed nor sent anything unasked; no round trip."""
-        return not self._readable.poll(0)
+    __slots__ = ()
 
     # --- whole exchanges -------------------------------------------------------------------------
 
@@ -254,19 +212,6 @@ class Connection:
 
     # --- parts of exchanges ----------------------------------------------------------------------
 
-    def _start(self) -> None:
-        if not self.usable:
-            raise ConnectionBroken(f"the connection to {self.address} is closed")
-        self.answered = self.sent = False
-
-    def _broke_off(self, exc: BaseException) -> None:
-        """What breaks off leaves the connection closed; so does 22, after which storages close."""
-        if not isinstance(exc, StatusError) or exc.errno == errno.EINVAL:
-            self.close()
-        if isinstance(exc, ConnectionBroken):
-            exc.stale = self.reused and not self.answered
-            exc.unsent = not self.sent
-
     def detach(self) -> socket.socket:
         """Hand the non-blocking socket over to the caller; this object is unusable afterwards."""
         self.usable = False
@@ -293,23 +238,6 @@ class Connection:
         if sent != len(data):
             await self._send_rest(memoryview(data)[sent:])
 
-    def _raise_early_answer(self) -> None:
-        """Raise the status that the peer sent before it had the whole request, if it did."""
-        try:
-            data = self._sock.recv(HEADER_SIZE)
-        except OSError:
-            return
-        if len(data) < HEADER_SIZE:
-            raise ConnectionBroken(f"{self.address} closed the connection during a request")
-        self.answered = True
-        try:
-            answer_length(self.address, data)
-        except StatusError:
-            # What is left of the request would be taken for new requests.
-            self.close()
-            raise
-        raise ProtocolError(f"{self.address} answered before it had the whole request")
-
     async def _answer(self, limit: int) -> bytes:
         """Receive a whole answer of at most *limit* bytes."""
         length, rest = self._split(await self._recv(first_read(limit), HEADER_SIZE))
@@ -321,13 +249,6 @@ class Connection:
             await self._fill(memoryview(buffer)[len(rest) :])
             rest = bytes(buffer)
         return b"" if limit == SKIP else rest
-
-    def _split(self, data: bytes) -> tuple[int, bytes]:
-        """The length of an answer's body, and as much of it as came with its header."""
-        length = answer_length(self.address, data)
-        if len(data) > HEADER_SIZE + length:
-            raise sent_too_much(self.address)
-        return length, data[HEADER_SIZE:]
 
     async def _fill(self, view: memoryview) -> None:
         unyielded = 0
@@ -381,10 +302,6 @@ class Connection:
                 if not got:
                     raise self._broken(None)
                 return got
-
-    def _broken(self, exc: OSError | None) -> ConnectionBroken:
-        why = exc.strerror or str(exc) if exc else "the peer closed it"
-        return ConnectionBroken(f"the connection to {self.address} broke: {why}")
 
 
 class AnswerStream:
