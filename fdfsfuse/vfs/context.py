@@ -115,15 +115,24 @@ class Context:
         self.read_ahead_used = 0
         self.nursery: trio.Nursery | None = None
 
-    def entry(self, volume: Volume, attr: Attr, parent: int = 0, name: bytes = b"") -> Entry:
+    def entry(
+        self,
+        volume: Volume,
+        attr: Attr,
+        parent: int = 0,
+        name: bytes = b"",
+        left_s: float | None = None,
+    ) -> Entry:
         """The entry of an inode that *volume* has described.
 
         Args:
             parent, name: where the kernel is told that it is, as an inode number of the volume.
+            left_s: what is left of the lease, if that is known.
         """
         number = self.numbers.of_inode(volume.number, attr.ino)
         memory = volume.memory
-        left_s = memory.left()
+        if left_s is None:
+            left_s = memory.left()
         known = memory.knows(attr)
         attr_s = left_s if known else 0.0
         entry_s = attr_s

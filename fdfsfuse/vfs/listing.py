@@ -179,10 +179,12 @@ class DirHandle:
         self._index = 0
         self._end = False
         self._fetched_at = 0.0
+        self._left_s = 0.0
         self.removed: set[bytes] = set()
 
     def seek(self, position: int) -> None:
-        """Go on behind *position*: 0, or the ``next_id`` of an entry."""
+        """Go on behind *position*: 0, or the ``next_id`` of an entry. A request begins."""
+        self._look_at_lease()
         if position != self._position:
             self._position = position
             self._rows, self._index, self._end = [], 0, False
@@ -220,7 +222,12 @@ class DirHandle:
         fetched_at = time.monotonic()
         self._rows, self._end = await self._source.fetch(cookie)
         self._index, self._fetched_at = 0, fetched_at
+        self._look_at_lease()
         return bool(self._rows)
+
+    def _look_at_lease(self) -> None:
+        """Once for all entries up to the next await; for each it would be a third of the cost."""
+        self._left_s = self._volume.memory.left() if self._volume is not None else 0.0
 
     def _dot(self) -> Listed:
         name = b"." if self._position == 0 else b".."
@@ -236,9 +243,9 @@ class DirHandle:
             number = context.numbers.of_object(self._volume.number, row.attr.file_id)
         volume, attr = self._volume, row.attr
         if attr.ino and volume is not None:
-            attr = volume.memory.attr(attr.ino) or attr
+            attr = volume.memory.last_attr(attr.ino) or attr
             parent, _ = context.numbers.inode_and_object(self.number)
-            entry = context.entry(volume, attr, parent, row.name)
+            entry = context.entry(volume, attr, parent, row.name, self._left_s)
             return Listed(row.name, entry, row.cookie + 2, True)
         timeout_s = context.options.attr_timeout_s
         left_s = max(0.0, timeout_s - (time.monotonic() - self._fetched_at))

@@ -78,6 +78,10 @@ class Memory:
         attr = self._attrs.get(ino)
         return attr if attr is not None and self._now() < self._lease_until() else None
 
+    def last_attr(self, ino: int) -> Attr | None:
+        """The attributes of an inode as they were told last, perhaps before the lease ended."""
+        return self._attrs.get(ino)
+
     def knows(self, attr: Attr) -> bool:
         """Whether *attr*, an answer, is what is remembered of the inode, however long."""
         return self._attrs.get(attr.ino) is attr
