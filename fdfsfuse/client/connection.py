@@ -19,10 +19,12 @@ from typing import TypeAlias
 import trio
 from trio.lowlevel import wait_readable, wait_writable
 
+from fdfsfuse.client import directwait
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.answers import answer_length, check_length, sent_too_much
 from fdfsfuse.client.base import BaseConnection
 from fdfsfuse.client.bodies import send_body
+from fdfsfuse.client.directwait import DIRECT_S, Watch
 from fdfsfuse.client.plans.steps import ANSWER_MAX, SKIP
 from fdfsfuse.client.sockets import (
     CONNECT_TIMEOUT_S,
@@ -47,7 +49,8 @@ async def connect(address: Address, timeout_s: float = CONNECT_TIMEOUT_S) -> Con
     with trio.move_on_after(timeout_s):
         for family, target in await _resolve(address):
             try:
-                return Connection(await _connect_socket(family, target), address)
+                sock = await _connect_socket(family, target)
+                return Connection(sock, address, directwait.watch(sock.fileno()))
             except OSError as exc:
                 problem = exc.strerror or str(exc)
     raise ConnectFailed(f"cannot connect to {address}: {problem}")
@@ -92,7 +95,16 @@ async def _connect_socket(family: int, target: _Target) -> socket.socket:
 class Connection(BaseConnection):
     """See the module."""
 
-    __slots__ = ()
+    __slots__ = ("_watch",)
+
+    def __init__(self, sock: socket.socket, address: Address, watch: Watch | None = None) -> None:
+        super().__init__(sock, address)
+        self._watch = watch
+
+    def close(self) -> None:
+        """Close the connection; may be called again."""
+        self._close_watch()
+        super().close()
 
     # --- whole exchanges -------------------------------------------------------------------------
 
@@ -215,6 +227,7 @@ class Connection(BaseConnection):
     def detach(self) -> socket.socket:
         """Hand the non-blocking socket over to the caller; this object is unusable afterwards."""
         self.usable = False
+        self._close_watch()
         sock = socket.socket(fileno=self._sock.detach())
         sock.setblocking(False)
         return sock
@@ -250,6 +263,15 @@ class Connection(BaseConnection):
             rest = bytes(buffer)
         return b"" if limit == SKIP else rest
 
+    def _close_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    async def _wait_readable(self) -> None:
+        if self._watch is None or not self._watch.wait(DIRECT_S):
+            await wait_readable(self._sock)
+
     async def _fill(self, view: memoryview) -> None:
         unyielded = 0
         while view:
@@ -267,7 +289,7 @@ class Connection(BaseConnection):
             try:
                 more = self._sock.recv(limit)
             except BlockingIOError:
-                await wait_readable(self._sock)
+                await self._wait_readable()
             except OSError as exc:
                 raise self._broken(exc) from exc
             else:
@@ -282,7 +304,7 @@ class Connection(BaseConnection):
             try:
                 got = self._sock.recv_into(view)
             except BlockingIOError:
-                await wait_readable(self._sock)
+                await self._wait_readable()
             except OSError as exc:
                 raise self._broken(exc) from exc
             else:
@@ -295,7 +317,7 @@ class Connection(BaseConnection):
             try:
                 got = self._sock.recvmsg_into(buffers)[0]
             except BlockingIOError:
-                await wait_readable(self._sock)
+                await self._wait_readable()
             except OSError as exc:
                 raise self._broken(exc) from exc
             else:

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 _LONGEST_S = 0.02
 """Trio gets a pass at least this often, unless a wait needs `_OVERTIME_S` to come to an end."""
 _OVERTIME_S = 0.002
+DIRECT_S = 0.002
+"""Longest to wait for an answer: what other machines ask meanwhile has to wait as long."""
+_IN_VAIN_MAX = 64
 
 
 class DirectWait(trio.abc.Instrument):
@@ -82,12 +85,20 @@ class DirectWait(trio.abc.Instrument):
 
 
 class Watch:
-    """Waits for one descriptor to be readable. ``yields``: only if trio has nothing to do then."""
+    """Waits for one descriptor to be readable.
+
+    When waits fail one after the other, more and more of the next ones are not tried: there is
+    other work, or answers take long.
+
+    ``yields``: success only if trio has nothing to do then, and every wait is tried.
+    """
 
     def __init__(self, direct: DirectWait, fd: int) -> None:
         self.yields = False
         self._direct = direct
         self._fd = fd
+        self._in_vain = 0
+        self._skip = 0
         self._poll = select.poll()
         # The first: poll() reports in this order.
         self._poll.register(fd, select.POLLIN)
@@ -99,6 +110,9 @@ class Watch:
 
     def wait(self, longest_s: float) -> bool:
         """Whether the descriptor is readable; False, too, when the caller has to wait elsewhere."""
+        if self._skip:
+            self._skip -= 1
+            return False
         direct = self._direct
         left_s = direct.until - direct.now()
         if not self.yields:
@@ -106,7 +120,15 @@ class Watch:
         if left_s <= 0 or direct.queue:
             return False
         ready = self._poll.poll(min(left_s, longest_s) * 1000)
-        return bool(ready) and ready[0][0] == self._fd and not (self.yields and len(ready) > 1)
+        arrived = bool(ready) and ready[0][0] == self._fd
+        if self.yields:
+            return arrived and len(ready) == 1
+        if arrived:
+            self._in_vain = 0
+        else:
+            self._in_vain = min(2 * self._in_vain + 1, _IN_VAIN_MAX)
+            self._skip = self._in_vain - 1
+        return arrived
 
     def close(self) -> None:
         """The watch is not used any more."""
@@ -130,6 +152,12 @@ def install() -> None:
 def installed() -> DirectWait | None:
     """What `install` has made in this trio run."""
     return _installed.get()
+
+
+def watch(fd: int) -> Watch | None:
+    """`DirectWait.watch`, if it is installed."""
+    direct = _installed.get()
+    return direct.watch(fd) if direct is not None else None
 
 
 def _inside_trio() -> tuple[int, Sized, Callable[[], float], Callable[[], float]]:

@@ -16,11 +16,8 @@ from typing import NoReturn, Protocol
 import trio
 from trio.lowlevel import notify_closing, wait_readable
 
-from fdfsfuse.client.directwait import Watch
+from fdfsfuse.client.directwait import DIRECT_S, Watch
 
-DIRECT_S = 0.002
-"""Longest that a call waits for its answer directly: other machines' recalls wait as long."""
-_IN_VAIN_MAX = 64
 _READS_BEFORE_YIELD = 16
 
 
@@ -44,30 +41,19 @@ class Reading:
         self._sock = sock
         self._receive_nowait = receive_nowait
         self._watch = watch
-        self._in_vain = 0
-        self._skip = 0
         self._failure: Exception | None = None
 
     def read_directly(self, call: Waiting) -> None:
         """Read the answer to *call*, if nobody else has anything to do before it comes.
 
-        Otherwise *call* has not ended then, and the background task gives it to it. When that
-        happens again and again, direct waiting is not tried for a while.
+        Otherwise *call* has not ended then, and the background task gives it to it.
         """
         watch = self._watch
         if watch is None or self._failure is not None:
             return
-        if self._skip:
-            self._skip -= 1
-            return
         try:
-            while not call.ended:
-                if not watch.wait(DIRECT_S):
-                    self._in_vain = min(2 * self._in_vain + 1, _IN_VAIN_MAX)
-                    self._skip = self._in_vain - 1
-                    return
+            while not call.ended and watch.wait(DIRECT_S):
                 self._receive_nowait()
-            self._in_vain = 0
         except BlockingIOError:
             pass  # nothing was there in spite of poll()
         except Exception as exc:

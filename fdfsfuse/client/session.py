@@ -409,8 +409,7 @@ class NamesSession(NamesCalls):
 
     async def _serve(self, sock: socket.socket) -> None:
         """Use a connection whose session is open until it breaks."""
-        direct = directwait.installed()
-        watch = direct.watch(sock.fileno()) if direct is not None else None
+        watch = directwait.watch(sock.fileno())
         reading = Reading(sock, FrameReader(sock, self._dispatch).receive_nowait, watch)
         try:
             self._last_received = boottime()

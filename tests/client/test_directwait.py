@@ -15,7 +15,9 @@ import trio
 import trio.lowlevel
 import trio.testing
 
+from fdfsfuse.client import connection as connection_module
 from fdfsfuse.client import directwait, reading
+from fdfsfuse.client.connection import connect
 from fdfsfuse.client.directwait import DirectWait
 from fdfsfuse.client.names import NamesSession, open_session
 from fdfsfuse.errors import DeadlineExceeded
@@ -45,6 +47,7 @@ def long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits are not ended by time, so that tests show what does end them."""
     monkeypatch.setattr(directwait, "_LONGEST_S", LONG_S)
     monkeypatch.setattr(directwait, "_OVERTIME_S", 0.0)
+    monkeypatch.setattr(directwait, "_IN_VAIN_MAX", 1)
 
 
 def direct_wait() -> DirectWait:
@@ -185,7 +188,26 @@ async def test_another_trio_waits_in_its_own_way(monkeypatch: pytest.MonkeyPatch
     assert directwait.installed() is None
 
 
-# --- a names session that waits so ----------------------------------------------------------------
+async def test_waits_in_vain_are_given_up_for_a_while(pair: Pair) -> None:
+    watch = direct_wait().watch(pair[0].fileno())
+    pair[1].send(b"x")
+    await alone()
+    assert watch.wait(LONG_S)
+    pair[0].recv(1)
+    for _ in range(5):
+        await alone()
+        assert not watch.wait(0.0001)
+    pair[1].send(b"x")
+    tried = 0
+    while not watch.wait(LONG_S):
+        tried += 1
+        await alone()
+    assert tried > 0
+    await alone()
+    assert watch.wait(LONG_S)
+
+
+# --- sessions and connections that wait so --------------------------------------------------------
 
 
 @asynccontextmanager
@@ -226,6 +248,7 @@ async def direct_session(peer: NamesPeer, **options: Any) -> AsyncIterator[Names
 @pytest.fixture
 def patient_calls(monkeypatch: pytest.MonkeyPatch, long_waits: None) -> None:
     monkeypatch.setattr(reading, "DIRECT_S", LONG_S)
+    monkeypatch.setattr(connection_module, "DIRECT_S", LONG_S)
 
 
 async def call_directly(session: NamesSession, request: names.Request) -> Any:
@@ -271,6 +294,23 @@ async def test_a_connection_that_breaks_in_a_direct_wait_is_made_again() -> None
         assert await session.call(LOOKUP) == ATTR
         assert len(peer.opened) == 2
         assert await call_directly(session, LOOKUP) == ATTR
+
+
+@pytest.mark.usefixtures("patient_calls")
+async def test_the_answer_to_a_request_needs_no_turn_of_the_loop() -> None:
+    async def answer(connection: Any) -> None:
+        while True:
+            request = await connection.receive()
+            await connection.answer(request.body * 100_000)
+
+    direct_wait()
+    async with peer_in_a_thread(answer) as peer:
+        connection = await connect(peer.address)
+        for body in (b"", b"a"):
+            await alone()
+            with trio.testing.assert_no_checkpoints():
+                assert await connection.request(11, body) == body * 100_000
+        connection.close()
 
 
 async def test_a_silent_server_holds_nobody_up() -> None:
