@@ -81,14 +81,21 @@ class Pool:
                 finally:
                     self._waiting -= 1
                 now = time.monotonic()
+            timeout_s = shelf.connect_timeout(now, self._connect_timeout_s)
+            if not timeout_s:
+                self._room.notify()
+                raise ConnectFailed(f"nobody answered at {address} just now")
             shelf.total += 1
         try:
-            return connect(address, min(self._connect_timeout_s, due - now))
+            connection = connect(address, min(timeout_s, due - now))
         except BaseException:
             with self._lock:
+                shelf.not_connected(now, time.monotonic())
                 shelf.total -= 1
                 self._room.notify()
             raise
+        shelf.connected()
+        return connection
 
     def give_back(self, connection: Connection) -> None:
         """End a loan. A connection that is no longer usable is dropped."""

@@ -16,7 +16,7 @@ from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import Connection, connect
 from fdfsfuse.client.shelf import CONNECTIONS_MAX, IDLE_MAX, IDLE_MAX_S, Shelf
 from fdfsfuse.client.sockets import CONNECT_TIMEOUT_S
-from fdfsfuse.errors import ConnectionBroken, UsageError
+from fdfsfuse.errors import ConnectFailed, ConnectionBroken, UsageError
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ class Pool:
             probe: False for a request that may be repeated; the connection may be stale then.
 
         Raises:
-            ConnectFailed: see `connect`.
+            ConnectFailed: see `connect`; or nobody answered there just now.
         """
         if self._closed:
             raise UsageError("the connection pool is closed")
@@ -115,13 +115,21 @@ class Pool:
                 await host.waiters.park()
             finally:
                 host.waiting -= 1
+        began = trio.current_time()
+        timeout_s = shelf.connect_timeout(began, self._connect_timeout_s)
+        if not timeout_s:
+            host.waiters.unpark()
+            raise ConnectFailed(f"nobody answered at {address} just now")
         shelf.total += 1
         try:
-            return await connect(address, self._connect_timeout_s)
+            connection = await connect(address, timeout_s)
         except BaseException:
+            shelf.not_connected(began, trio.current_time())
             shelf.total -= 1
             host.waiters.unpark()
             raise
+        shelf.connected()
+        return connection
 
     def give_back(self, connection: Connection) -> None:
         """End a loan. A connection that is no longer usable is dropped."""

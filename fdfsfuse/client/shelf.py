@@ -1,4 +1,8 @@
-"""The connections to one address that are kept for the next request; both pools use it."""
+"""The connections to one address that are kept for the next request; both pools use it.
+
+An address at which nobody answered is remembered, too: trackers go on naming a storage for a while
+that has died, and each request would wait for it as long as the first.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,15 @@ from typing import Generic, Protocol, TypeVar
 CONNECTIONS_MAX = 64
 IDLE_MAX = 16
 IDLE_MAX_S = 60.0
+
+SLOW_S = 1.0
+"""Connecting that failed later than this failed because nobody answered."""
+DEAD_FOR_S = 30.0
+"""For how long it is remembered that nobody answered."""
+DEAD_TIMEOUT_S = 0.5
+"""How long it is tried meanwhile; one that is back answers within a round trip."""
+DEAD_RETRY_S = 2.0
+"""How often it is tried meanwhile: other requests fail at once."""
 
 
 class Kept(Protocol):
@@ -34,13 +47,37 @@ class Shelf(Generic[C]):
     connections follows the load; what nobody takes for *max_idle_s* is closed.
     """
 
-    __slots__ = ("_idle", "_max_idle", "_max_idle_s", "total")
+    __slots__ = ("_dead_until", "_idle", "_max_idle", "_max_idle_s", "_next_try", "total")
 
     def __init__(self, max_idle: int, max_idle_s: float) -> None:
         self._idle: deque[C] = deque()
         self._max_idle = max_idle
         self._max_idle_s = max_idle_s
+        self._dead_until = self._next_try = float("-inf")
         self.total = 0
+
+    def connect_timeout(self, now: float, usual_s: float) -> float:
+        """For how long to try to connect; 0: nobody has answered just now, so fail at once.
+
+        Tell `connected` or `not_connected` afterwards.
+        """
+        if now >= self._dead_until:
+            return usual_s
+        if now < self._next_try:
+            return 0.0
+        # One at a time finds out.
+        self._next_try = now + DEAD_RETRY_S
+        return min(usual_s, DEAD_TIMEOUT_S)
+
+    def connected(self) -> None:
+        """Somebody answers."""
+        self._dead_until = float("-inf")
+
+    def not_connected(self, began: float, now: float) -> None:
+        """Connecting failed, or was given up."""
+        if now - began >= SLOW_S or began < self._dead_until:
+            self._dead_until = now + DEAD_FOR_S
+            self._next_try = now + DEAD_RETRY_S
 
     def take(self, now: float, probe: bool = True) -> C | None:
         """A connection, or None; a live one with *probe*.
