@@ -403,6 +403,8 @@ async def test_a_storage_that_has_no_tree_yet_is_asked_again() -> None:
     peer = NamesPeer()
     peer.treeless = True
     async with session_with(peer) as session:
+        while "directory tree" not in session.problem:
+            await session.wait_change()
         with pytest.raises(DeadlineExceeded, match="directory tree"):
             await session.call(LOOKUP, trio.current_time() + 0.2)
         peer.treeless = False
