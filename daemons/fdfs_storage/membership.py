@@ -78,6 +78,8 @@ class Membership:
         port: where this storage listens.
         sync_timestamps: set by replication: peer id -> timestamp (Unix seconds) of the newest
             record received from it. Called about once a second; reported by 89.
+        copied_until: set by replication: peer id -> ``until`` of the initial copy that this storage
+            made or makes for it, None if it made none.
         on_changelog: set by replication: a peer was deleted, or goes on with another id. May be
             called again with the same news, of another tracker or after a restart.
     """
@@ -98,6 +100,7 @@ class Membership:
         self.status: ServerStatus | None = None
         self.leader: ServerAddress | None = None
         self.sync_timestamps: Callable[[], Mapping[str, int]] = dict
+        self.copied_until: Callable[[str], int | None] = _none
         self.on_changelog: Callable[[ChangelogLine], None] = _ignore
         self.config = config
         self.identity = identity
@@ -297,9 +300,33 @@ class Membership:
                 self.took_status(brief.status)
         merged = group_list.merge(self._known, listed, self.own_id)
         self._learn(merged.members)
-        if merged.gone and self._nursery is not None:
-            self._nursery.start_soon(self._forget, merged.gone)
+        if self._nursery is not None:
+            if merged.gone:
+                self._nursery.start_soon(self._forget, merged.gone)
+            for brief in listed:
+                entry = merged.members.get(brief.storage_id)
+                if brief.status is ServerStatus.WAIT_SYNC and entry in merged.differences:
+                    self._nursery.start_soon(self._look_whether_new, brief)
         return merged
+
+    async def _look_whether_new(self, listed: Brief) -> None:
+        """A member is to be filled that was further when we heard of it last. Either the tracker
+        remembers that from long ago, or it has come back without its data: then we are named as its
+        source (86) for a copy that we have not made.
+        """
+        peer_id = listed.storage_id
+        while listed in self._listed and peer_id != self.own_id:
+            try:
+                source = await self.sync_source(peer_id)
+            except PROBLEMS as exc:
+                logger.debug("%s: %s", peer_id, exc)
+                await trio.sleep(self.config.heart_beat_interval_s)
+                continue
+            new = source is not None and source.source_id == self.own_id
+            if source is not None and new and source.until != self.copied_until(peer_id):
+                logger.info("storage %s has come back without its data", peer_id)
+                self._learn({**self._known, peer_id: listed})
+            return
 
     def _learn(self, known: Mapping[str, Brief]) -> None:
         if known == self._known:
@@ -488,6 +515,10 @@ class Membership:
         else:
             await trio.to_thread.run_sync(self.identity.decide_source, source)
         self._refused_source.clear()
+
+
+def _none(_peer_id: str) -> None:
+    """Nobody makes copies yet."""
 
 
 def _ignore(_line: ChangelogLine) -> None:

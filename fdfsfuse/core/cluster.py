@@ -329,13 +329,31 @@ class Cluster:
         members = None
         if server.seen_group_change != group.changes:
             server.seen_group_change = group.changes
-            members = tuple(s.brief() for s in group.sorted_servers())
+            members = self._list_for(group, server)
         trunk_server = None
         if server.seen_trunk_change != group.trunk_changes:
             server.seen_trunk_change = group.trunk_changes
             trunk = group.servers.get(group.trunk_server)
             trunk_server = NO_SERVER if trunk is None else trunk.brief()
         return Changes(leader=leader, trunk_server=trunk_server, group=members)
+
+    def _list_for(self, group: Group, server: Server) -> tuple[Brief, ...]:
+        """The members as *server* is told of them.
+
+        Storages do not believe that one is to be filled which was further when they heard of it
+        last (section 3.3): it may have come back without its data between two heartbeats. They are
+        told that it is new first, and the rest with the next answer.
+        """
+        briefs = []
+        for member in group.sorted_servers():
+            brief = member.brief()
+            known = server.told.get(member.storage_id)
+            if member is not server and states.begins_anew(known, brief.status):
+                brief = replace(brief, status=ServerStatus.INIT)
+                server.seen_group_change = -1
+            server.told[member.storage_id] = brief.status
+            briefs.append(brief)
+        return tuple(briefs)
 
     def disconnected(self, group: Group, server: Server, connection: object, why: str) -> None:
         """A connection that had joined ended; nothing happens if the storage has a newer one."""

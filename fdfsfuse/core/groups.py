@@ -86,6 +86,8 @@ class Server:
     """It was a full member and came back as a new server: it lost what it had."""
     seen_group_change: int = -1
     """Value of the group's change counter when the server was last told the members."""
+    told: dict[str, ServerStatus] = field(default_factory=dict)
+    """By member: the status that the server was told last."""
     seen_trunk_change: int = 0
     """The same for the group's trunk server."""
 

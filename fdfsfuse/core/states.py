@@ -115,6 +115,13 @@ def after(status: ServerStatus, event: Event) -> ServerStatus:
     return TRANSITIONS[event].get(status, status)
 
 
+def begins_anew(known: ServerStatus | None, status: ServerStatus) -> bool:
+    """Whether a storage that was *known* to be further is (again) to be filled."""
+    if status is SYNCING:
+        return known in (ONLINE, ACTIVE, RECOVERY)
+    return status is WAIT_SYNC and known in (SYNCING, ONLINE, ACTIVE, RECOVERY)
+
+
 def merge_report(status: ServerStatus, reported: ServerStatus) -> ServerStatus:
     """The status after somebody reported *reported* about the storage (76; section 3.5)."""
     if status == reported or status in (INIT, ONLINE, ACTIVE, RECOVERY):

@@ -27,6 +27,8 @@ from fdfsfuse.proto.tracker import ServerStatus
 
 PUSHED = frozenset({ServerStatus.WAIT_SYNC, ServerStatus.SYNCING, ServerStatus.ACTIVE})
 """A peer in one of these is sent our changes."""
+NEW = frozenset({ServerStatus.INIT, ServerStatus.WAIT_SYNC})
+"""A peer in one of these has nothing of the group yet, whatever it had before."""
 ENDED = frozenset({ServerStatus.DELETED, ServerStatus.IP_CHANGED, ServerStatus.NONE})
 
 

@@ -340,6 +340,36 @@ def test_changes_are_told_once_per_storage_and_again_after_a_join(shell: Shell) 
     assert members(second) == [A, B]
 
 
+def test_a_member_that_came_back_empty_is_told_as_new_first(shell: Shell) -> None:
+    """Storages do not believe that an ACTIVE one is to be filled (protocol/cluster.md 3.3)."""
+    group, first = shell.active(A)
+    shell.active(B)
+
+    def told() -> list[S | None]:
+        changes = shell.cluster.changes_for(group, first, None)
+        return [brief.status for brief in changes.group or ()]
+
+    assert told() == [S.ACTIVE, S.ACTIVE]
+    group.servers[B].connection = None
+    _, again = shell.join(B, join_time=9)
+    shell.cluster.choose_source(group, again)
+    assert again.status is S.WAIT_SYNC
+    assert told() == [S.ACTIVE, S.INIT]
+    assert told() == [S.ACTIVE, S.WAIT_SYNC]
+    assert told() == []
+    shell.cluster.report_status("group1", Brief(S.SYNCING, 0, B, B))
+    assert told() == [S.ACTIVE, S.SYNCING]
+    _, again = shell.join(B, join_time=10)
+    shell.cluster.choose_source(group, again)
+    assert told() == [S.ACTIVE, S.INIT]
+    assert told() == [S.ACTIVE, S.WAIT_SYNC]
+    # It hears of itself as it is, and so does who has not heard of it before.
+    assert [b.status for b in shell.cluster.changes_for(group, again, None).group or ()] == [
+        S.ACTIVE,
+        S.WAIT_SYNC,
+    ]
+
+
 def test_reports_about_members(shell: Shell) -> None:
     group, server = shell.active(A)
     report = shell.cluster.report_status

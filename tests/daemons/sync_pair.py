@@ -44,6 +44,7 @@ class FakeMembers:
         self.own_id = own_id
         self.members: tuple[Brief, ...] = ()
         self.sync_timestamps: Callable[[], Mapping[str, int]] = dict
+        self.copied_until: Callable[[str], int | None] = lambda peer_id: None
         self.on_changelog: Callable[[ChangelogLine], None] = lambda line: None
         self.sources: dict[str, SyncSource | None] = {}
         self.reports: list[Brief] = []

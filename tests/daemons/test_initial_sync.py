@@ -133,6 +133,21 @@ async def test_a_member_that_comes_back_empty_gets_everything_again(tmp_path: Pa
                 assert b.content(name) == b"content"
 
 
+async def test_a_member_that_begins_anew_while_it_is_pushed_to(tmp_path: Path) -> None:
+    """It came back at once, and is known to be empty only when changes go to it again."""
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
+            async with a.connect() as client:
+                name = await client.upload(b"content")
+            a.meet(b)
+            await a.wait_until_has_all(b)
+            b.path(name).unlink()
+            a.meet(b, S.INIT)
+            a.meet(b, S.WAIT_SYNC, SyncSource("1", int(time.time())))
+            await until(lambda: S.OFFLINE in reported(a))
+            assert b.content(name) == b"content"
+
+
 async def test_a_mark_follows_its_peer_to_another_id(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with run_node(tmp_path / "a", "1") as a:

@@ -236,3 +236,35 @@ async def test_a_tree_is_not_founded_against_the_trackers(tmp_path: Path) -> Non
             query = [body for command, body in second.requests if command == 141][-1]
             assert decode(FounderQuery, query).stock == ["127.0.0.9"]
             assert node.founded == founded
+
+
+@pytest.mark.parametrize(
+    ("source", "status"),
+    [
+        (SyncSource(STORAGE_IP, 99), ServerStatus.WAIT_SYNC),
+        (SyncSource(STORAGE_IP, 50), ServerStatus.ACTIVE),  # that copy was made: an old opinion
+        (SyncSource("127.0.0.23", 99), ServerStatus.ACTIVE),
+    ],
+)
+async def test_a_member_that_came_back_empty_between_two_heartbeats(
+    tmp_path: Path, source: SyncSource, status: ServerStatus
+) -> None:
+    """Lists of a C tracker go from ACTIVE to WAIT_SYNC then, which is not believed (3.3)."""
+    async with scripted() as (tracker, _):
+        telling = Telling(tracker)
+        config = storage_config(tmp_path, [tracker.port], heart_beat_interval_s=0.02)
+        telling.changes = Changes(group=(member(21), member(22)))
+        async with running(config) as node:
+            node.membership.copied_until = lambda peer_id: 50 if peer_id == "127.0.0.22" else None
+            await wait_for(lambda: len(node.membership.members) == 2)
+            telling.answers[86] = errno.ENOENT
+            telling.changes = Changes(group=(member(21), member(22, ServerStatus.WAIT_SYNC)))
+            await wait_for(lambda: tracker.commands().count(86) > 1)
+            assert node.membership.members[1].status is ServerStatus.ACTIVE
+            telling.answers[86] = source.encode()
+            if status is ServerStatus.WAIT_SYNC:
+                await wait_for(lambda: node.membership.members[1].status is status)
+            asked = tracker.commands().count(86)
+            await wait_for(lambda: tracker.commands()[-3:].count(83) > 1)
+            assert node.membership.members[1].status is status
+            assert tracker.commands().count(86) <= asked + 1

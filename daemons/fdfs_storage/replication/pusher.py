@@ -24,6 +24,7 @@ from fdfs_storage.tracker_link import Retry
 from fdfsfuse.core.config import ServerAddress
 from fdfsfuse.core.sync_plan import (
     ENDED,
+    NEW,
     PUSHED,
     begin,
     concerns,
@@ -301,7 +302,7 @@ class Pusher:
             logger.info("pushing to %s from %s:%s on", self._name, *self.acked)
             self._progress()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._end_when_removed, nursery.cancel_scope)
+                nursery.start_soon(self._end_when_gone_or_new, nursery.cancel_scope)
                 failure: Exception | None = None
                 try:
                     await stream.run()
@@ -332,8 +333,9 @@ class Pusher:
                     sent=self.mark.sent + stream.sent,
                 )
 
-    async def _end_when_removed(self, scope: trio.CancelScope) -> None:
-        while self.peer.status not in ENDED:
+    async def _end_when_gone_or_new(self, scope: trio.CancelScope) -> None:
+        """End the stream when the peer was removed, or has come back without its data."""
+        while self.peer.status not in ENDED | NEW:
             self._changed = trio.Event()
             await self._changed.wait()
         scope.cancel()

@@ -37,6 +37,7 @@ class Members(Group, Protocol):
     """What replication wants of `fdfs_storage.membership.Membership`."""
 
     sync_timestamps: Callable[[], Mapping[str, int]]
+    copied_until: Callable[[str], int | None]
     on_changelog: Callable[[ChangelogLine], None]
 
     @property
@@ -99,6 +100,7 @@ class Replication:
         """Push to the other members of the group, as soon as `run` runs."""
         self._members = members
         members.sync_timestamps = lambda: self.receiver.timestamps
+        members.copied_until = self._copied_until
         members.on_changelog = self._took_changelog
         members.add_observer(self._members_changed)
 
@@ -181,6 +183,11 @@ class Replication:
     def _position_of(self, peer_id: str) -> BinlogPosition | None:
         pusher = self.pushers.get(peer_id)
         return None if pusher is None or pusher.mark is None else pusher.acked
+
+    def _copied_until(self, peer_id: str) -> int | None:
+        pusher = self.pushers.get(peer_id)
+        mark = None if pusher is None else pusher.mark
+        return mark.until if mark is not None and mark.need_sync_old else None
 
     def _took_changelog(self, line: ChangelogLine) -> None:
         """A peer was removed, or goes on under another id."""
