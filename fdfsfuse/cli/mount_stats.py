@@ -231,7 +231,9 @@ def _caches(report: dict[str, Any]) -> list[str]:
         f"{size_text(options['dirty_bytes'])} write buffer",
         f"content of small files: {size_text(caches['content_bytes'])} of "
         f"{size_text(options['clean_bytes'])}; read-ahead: "
-        f"{size_text(caches['read_ahead_bytes'])} of {size_text(options['read_ahead_bytes'])}",
+        f"{size_text(caches['read_ahead_bytes'])} of {size_text(options['read_ahead_bytes'])}; "
+        f"files not opened yet: {size_text(caches['files_ahead_bytes'])} of "
+        f"{size_text(options['ahead_bytes'])}",
     ]
 
 

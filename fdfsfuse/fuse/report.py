@@ -92,6 +92,7 @@ class Report:
             "write_buffer_bytes": context.dirty.used,
             "content_bytes": context.clean_used,
             "read_ahead_bytes": context.read_ahead_used,
+            "files_ahead_bytes": context.contents.used,
         }
 
     def _names_usage(self) -> dict[str, int]:

@@ -109,7 +109,7 @@ class Context:
         self.states: dict[int, FileState] = {}
         self.objects = ObjectAttrs(options.attr_timeout_s)
         self.pages = Pages()
-        self.contents = Contents(options.ahead_bytes)
+        self.contents = Contents(min(options.ahead_bytes, options.read_ahead_bytes))
         self.dirty = Budget(options.dirty_bytes, self._relieve, options.patience_s)
         self.clean_used = 0
         self.read_ahead_used = 0

@@ -39,7 +39,7 @@ class VfsOptions:
         open_data_bytes: content up to this size comes along with open().
         ahead_files, ahead_names: most files whose content, and most entries whose attributes are
             asked for ahead of need, along with another one.
-        ahead_bytes: memory for content that came ahead of need.
+        ahead_bytes: memory for content that came ahead of need; no more than read_ahead_bytes.
         dirty_bytes: memory for content that is not on a storage yet; writers wait beyond it.
         clean_bytes: memory for content of open files kept after it was stored.
         write_back_s: content that nobody flushes is stored after this time.

@@ -55,7 +55,7 @@ class Volume:
         self.times_down = 0
         self.held_open: set[int] = set()
         self.memory = Memory(lease_clock, lambda: backend.lease_until, options.cached_entries)
-        self.files_ahead = Ahead(options.ahead_files)
+        self.files_ahead = Ahead(options.ahead_files if options.read_ahead_bytes else 0)
         self.names_ahead = Ahead(options.ahead_names)
         self.ended = trio.Event()
         self.root_attr: names.Attr | None = None

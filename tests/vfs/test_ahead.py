@@ -258,3 +258,14 @@ async def test_what_changed_while_it_came_is_read_anew(
         expected = m.volume.content("f005") if b"f005" in here else None
         assert await seen(m, 5) == expected
         assert await seen(m, 4) == b"content 4"
+
+
+async def test_without_read_ahead_no_file_is_read_ahead() -> None:
+    async with mounted(read_ahead_bytes=0) as m:
+        await prepare(m)
+        listed = [entry.entry.number for entry in await m.listing("vol") if entry.counts]
+        before = m.volume.requests.copy()
+        for number in listed[:COUNT]:
+            await m.close((await m.vfs.files.open(number, os.O_RDONLY)).handle)
+        assert (m.volume.requests - before)["Open"] == COUNT
+        assert m.vfs.context.contents.used == 0
