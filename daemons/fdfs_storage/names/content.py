@@ -6,6 +6,8 @@ import errno
 import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from msgspec.structs import replace
+
 from fdfs_storage.names import tree
 from fdfs_storage.names.checks import fail
 from fdfsfuse.core import acl
@@ -98,7 +100,15 @@ def put_content(state: State, index: int, change: Change, op: names_record.PutCo
     )
     if attr.file_id:
         state.add_garbage(op.ino, attr.file_id)
-    return tree.get_attr(db, op.ino)
+    return replace(
+        attr,
+        size=op.size,
+        mtime_ns=op.mtime_ns,
+        ctime_ns=ctime_ns,
+        version=version,
+        file_id=op.file_id,
+        in_place=op.in_place,
+    )
 
 
 def _drop_fitting(db: sqlite3.Connection, ino: int) -> None:

@@ -61,10 +61,13 @@ class Objects:
             raise fail(errno.EINVAL, str(exc)) from None
         if not is_object_base(location.base) or location.name != file_id:
             raise fail(errno.EINVAL, "file name")
+        self._remember(location)
+        return location
+
+    def _remember(self, location: Location) -> None:
         if len(self._located) >= _LOCATED_MAX:
             self._located.clear()
-        self._located[file_id] = location
-        return location
+        self._located[location.name] = location
 
     def path(self, file_id: str) -> str:
         """The path of the object's file."""
@@ -88,6 +91,7 @@ class Objects:
         location = self.store.make_name(
             len(data), isal_zlib.crc32(data), _file_time(mtime_ns), extension
         )
+        self._remember(location)
         self.in_flight.add(location.name)
         return location.name
 

@@ -16,6 +16,7 @@ from fdfs_storage.names import content, tree
 from fdfs_storage.names.checks import fail
 from fdfs_storage.names.content import USER, metadata_name
 from fdfs_storage.names.objects import Objects, extension_of
+from fdfs_storage.names.schema import ATTR_COLUMNS
 from fdfs_storage.names.state import State
 from fdfsfuse.proto import metadata, names, names_record
 from fdfsfuse.proto.names import Attr
@@ -25,6 +26,12 @@ CREATE = 1
 REPLACE = 2
 METADATA_MAX = 64 << 10
 """Longest metadata text that setting xattrs may lead to."""
+_OLDEST_NAME = (
+    f"SELECT {ATTR_COLUMNS}, name, min(cookie)"
+    " FROM inode LEFT JOIN dirent ON dirent.ino = inode.ino"
+    " WHERE inode.ino = ?"
+)
+"""In SQLite the other columns are those of the row that has the minimum."""
 
 
 class Preparer:
@@ -35,12 +42,17 @@ class Preparer:
         self._db = state.db
         self._objects = objects
 
-    def extension(self, ino: int) -> str:
-        """The extension for a new object of the inode: that of its oldest name, '' for none."""
-        row = self._db.execute(
-            "SELECT name FROM dirent WHERE ino = ? ORDER BY cookie LIMIT 1", (ino,)
-        ).fetchone()
-        return "" if row is None else extension_of(row[0])
+    def file_and_extension(self, ino: int) -> tuple[Attr, str]:
+        """A regular file, and the extension for a new object: that of its oldest name, or ''.
+
+        Raises ESTALE, EISDIR, EINVAL.
+        """
+        row = self._db.execute(_OLDEST_NAME, (ino,)).fetchone()
+        if row[0] is None:
+            raise fail(errno.ESTALE)
+        attr = tree.to_attr(row)
+        content.check_file(attr)
+        return attr, "" if row[14] is None else extension_of(row[14])
 
     def file(self, ino: int) -> Attr:
         """Attributes of a regular file. ESTALE, EISDIR, EINVAL."""
@@ -73,9 +85,9 @@ class Preparer:
         based_on: int = names.ANY_VERSION,
     ) -> Op:
         """*data* as a new object, or no object for no data. Keywords: see `name_pending`."""
-        attr = self.file(ino)
+        attr, extension = self.file_and_extension(ino)
         _check_base(attr, replaces, based_on)
-        file_id = self._objects.draw(data, mtime_ns, self.extension(ino)) if data else ""
+        file_id = self._objects.draw(data, mtime_ns, extension) if data else ""
         return names_record.PutContent(
             ino, file_id, len(data), mtime_ns, False, data or None, self.metadata_of(attr)
         )
@@ -103,10 +115,8 @@ class Preparer:
 
     def new_pending(self, ino: int) -> names_record.MakePending:
         """An empty appender for the file."""
-        attr = self.file(ino)
-        return names_record.MakePending(
-            self._objects.draw_appender(time.time_ns(), self.extension(attr.ino))
-        )
+        _, extension = self.file_and_extension(ino)
+        return names_record.MakePending(self._objects.draw_appender(time.time_ns(), extension))
 
     def name_pending(
         self,
