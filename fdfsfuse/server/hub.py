@@ -82,6 +82,8 @@ class Hub(trio.abc.Instrument):
         self._ended = ended
         self._parked: dict[int, FramedConnection] = {}
         self._watched: dict[int, Callable[[], None]] = {}
+        self._in_turn = False
+        self._at_turn_end: dict[Callable[[], None], None] = {}
         self._epoll = select.epoll()
         self._buffer = memoryview(bytearray(BUFFER_SIZE))
         self._busy = False
@@ -120,6 +122,16 @@ class Hub(trio.abc.Instrument):
         fd = connection.sock.fileno()
         if self._watched.pop(fd, None) is not None and not self._epoll.closed:
             self._epoll.unregister(fd)
+
+    def at_turn_end(self, act: Callable[[], None]) -> None:
+        """Call *act* once all that has arrived by now was looked at: once for all who ask for it.
+
+        At once when no turn is under way. The same holds for it as for what `watch` is given.
+        """
+        if self._in_turn:
+            self._at_turn_end[act] = None
+        else:
+            act()
 
     async def run(self) -> None:
         """Serve until cancelled; then all parked connections are closed."""
@@ -188,6 +200,7 @@ class Hub(trio.abc.Instrument):
         parked = self._parked
         self._trio_is_ready = False
         ready = self._epoll.poll(wait_s, _TURN)
+        self._in_turn = True
         for fd, _ in ready:
             connection = parked.get(fd)
             if connection is not None:
@@ -196,6 +209,11 @@ class Hub(trio.abc.Instrument):
                 readable()
             elif fd == self._trio_fd:
                 self._trio_is_ready = True
+        self._in_turn = False
+        if self._at_turn_end:
+            acts, self._at_turn_end = self._at_turn_end, {}
+            for act in acts:
+                act()
         return len(ready)
 
     def _serve(self, connection: FramedConnection) -> None:

@@ -1,4 +1,4 @@
-"""Changes of a mount that works alone: logged at once, shown to other connections a bit later.
+"""Changes while the disk is quick: logged at once, shown to other connections a bit later.
 
 Killed at any moment in between, the storage has them all after a restart.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import shutil
 import sqlite3
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from fdfs_storage.names import engine
 from fdfs_storage.names.log import segment_name
 from fdfsfuse.errors import DeadlineExceeded, StatusError
 from fdfsfuse.proto import names
+from fdfsfuse.proto.names_record import Record
 from tests.common.names_calls import FILE, NOW, ROOT, make, store
 from tests.common.names_server import names_server, open_tree
 from tests.daemons.test_names_crash import check, entries
@@ -80,6 +83,30 @@ async def test_metadata_of_a_plain_client_outlives_a_kill(tmp_path: Path) -> Non
         shutil.copytree(base, crashed)
     async with open_tree(crashed, run=False) as tree:
         assert tree.objects.stored_metadata(attr.file_id) == b"k\x02theirs"
+
+
+async def test_what_several_sessions_have_sent_is_synced_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(names_server(tmp_path))
+        sessions = [await stack.enter_async_context(server.session()) for _ in range(4)]
+        log, batches = server.tree.log, 0
+        append = log.append
+
+        def counted(records: Sequence[Record]) -> None:
+            nonlocal batches
+            batches += 1
+            append(records)
+
+        monkeypatch.setattr(log, "append", counted)
+        for turn in range(10):
+            async with trio.open_nursery() as nursery:
+                for number, session in enumerate(sessions):
+                    nursery.start_soon(make, session, b"%d-%d" % (turn, number))
+        assert len(entries(server.tree)) == 40
+        assert batches < 40
+        assert server.tree.state.unsettled
 
 
 async def test_a_change_that_cannot_be_kept_takes_none_before_it_along(

@@ -153,8 +153,8 @@ class SessionConnection:
                 self._connection.hub.unwatch(self._connection)
                 self._nursery.start_soon(self._wait_for_room)
                 break
-        self._tree.engine.kick()
-        self.flush()
+        self._tree.unflushed.add(self)
+        self._connection.hub.at_turn_end(self._tree.end_turn)
 
     def _is_full(self) -> bool:
         return (

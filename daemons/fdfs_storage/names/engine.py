@@ -48,7 +48,6 @@ BATCH_MAX: Final = 512
 BATCH_BYTES_MAX: Final = 8 << 20
 _INLINE_MAX: Final = 64
 _INLINE_BYTES_MAX: Final = 256 << 10
-_ALONE_S: Final = 0.02
 _SLOW_SYNC_S: Final = 0.003
 _IN_THREAD_FACTOR: Final = 50
 """After a slow sync the next ones are left to a thread for so many times its duration: a slow disk
@@ -104,8 +103,6 @@ class Engine:
         self._idle = False
         self._eager = 0
         self._failure: EngineBroken | None = None
-        self._last_session = 0
-        self._last_inline = 0.0
         self._in_thread_until = 0.0
 
     # --- start ------------------------------------------------------------------------------
@@ -152,20 +149,15 @@ class Engine:
     def kick(self) -> None:
         """Carry out what was submitted lazily: here and now if that is the quicker way.
 
-        Going through the engine's task and the log's thread costs four turns of the loop. When
-        one mount works alone with a disk that syncs quickly, doing it all at once halves its time
-        and nobody else has to wait longer than a sync takes.
+        Going through the engine's task and the log's thread costs four turns of the loop, and the
+        database a transaction. With a disk that syncs quickly, doing it all at once halves the
+        time, and nobody else has to wait longer than a sync takes.
         """
         if not self._queue or not self._idle:
             return
-        now = time.monotonic()
         queue = self._queue
-        session = queue[0].session
-        alone = session == self._last_session or now - self._last_inline > _ALONE_S
-        self._last_session, self._last_inline = session, now
         if (
-            not alone
-            or now < self._in_thread_until
+            time.monotonic() < self._in_thread_until
             or self._pause.locked()
             or len(queue) > _INLINE_MAX
             or (len(queue) > 1 and sum([work.size for work in queue]) > _INLINE_BYTES_MAX)

@@ -1,8 +1,8 @@
 """What requests that changed something were answered, for clients that ask again.
 
-An answer is recorded in the transaction of its change, but only when that transaction ends: the
-client of a mount that works alone has said by then (``done_below``) that it has got most of them,
-and these are never written.
+An answer is recorded in the transaction of its change, but only when that transaction ends: by
+then most clients have said (``done_below``) that they have got most of theirs, and these are never
+written.
 """
 
 from __future__ import annotations

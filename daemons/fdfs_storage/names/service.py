@@ -296,6 +296,14 @@ class Tree:
         if not self.callbacks.grant(session, request.ino):
             raise StatusError(errno.EAGAIN)
 
+    def end_turn(self) -> None:
+        """All that has arrived was looked at: answer it, the changes together. Never raises."""
+        try:
+            self._flush()
+            self.engine.kick()
+        except Exception:
+            logger.exception("carrying out changes failed")
+
     def _flush(self) -> None:
         """Send what the engine's answers have left in the connections."""
         while self.unflushed:
