@@ -233,7 +233,7 @@ async def test_an_older_database_is_brought_up_from_the_log(tmp_path: Path) -> N
         ino = tree.state.db.execute("SELECT ino FROM dirent WHERE name = x'61'").fetchone()[0]
         request = names.SetXattr(ino, b"user.k", b"v", 0, NOW)
         await together(tree, [lambda: tree.preparer.set_xattr(request)])
-        await wait_for(lambda: not garbage(tree))
+        await wait_for(lambda: not garbage(tree) and not tree.engine.is_busy)
         expected, objects = dump(tree), objects_on_disk(base)
         assert len(objects) == 4  # a, its metadata, b, the pending one
     for missing in (False, True):
