@@ -97,7 +97,8 @@ class Ahead:
             found.brought.discard(ino)
             found.paid = True
             found.credit = min(found.credit + _USED, self._max)
-            self._trust, self._by_name = self._max, found.by_name
+            self._trust = min(self._trust + _USED, self._max)
+            self._by_name = found.by_name
 
     def superseded(self, directory: int) -> None:
         """Something else brings the entries of the directory."""

@@ -71,6 +71,27 @@ def test_directories_of_which_one_file_is_read_are_not_read_ahead_for_long() -> 
     assert sum(map(bool, asked)) <= 4
 
 
+def test_where_few_of_many_files_are_read_they_are_not_read_ahead_for_long() -> None:
+    ahead, vain = Ahead(MOST), 0
+    for directory in range(1, 50):
+        files = list(range(directory * 100, directory * 100 + 100))
+        vain += take(ahead, directory, files[:2], files)[1]
+    assert vain == 0
+    take(ahead, 50, range(10_000, 10_100), list(range(10_000, 10_100)))
+    for directory in range(51, 100):
+        files = list(range(directory * 1000, directory * 1000 + 100))
+        vain += take(ahead, directory, files[:2], files)[1]
+    assert vain < 100
+
+
+def test_small_directories_take_a_call_each() -> None:
+    ahead = Ahead(MOST)
+    take(ahead, 1, range(100, 200), list(range(100, 200)))
+    for directory in range(2, 50):
+        files = list(range(directory * 1000, directory * 1000 + 5))
+        assert take(ahead, directory, files, files) == (1, 0)
+
+
 def test_one_call_at_a_time_asks_for_more() -> None:
     ahead = Ahead(MOST)
     counts = [ahead.missed(1, ino).entries for ino in range(60)]
