@@ -19,7 +19,7 @@ R  renamed              the old name
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fdfsfuse.errors import ProtocolError
 
@@ -38,13 +38,13 @@ FILE_SIZE_MAX = 1 << 30
 """A binlog file that has reached this many bytes is followed by the next one."""
 
 _PLAIN = frozenset("CDU")
+_USUAL = frozenset("CDUcdu")
 _RANGES = frozenset("AMT")
 _TWO_NAMES = frozenset("LR")
 
 
-@dataclass(frozen=True, slots=True)
-class BinlogRecord:
-    """One change.
+class BinlogRecord(NamedTuple):
+    """One change. A tuple, as replication decodes one for each file that it pushes.
 
     ``name`` is the logical name with ``Mxx/`` (metadata: with ``-m`` behind it). ``numbers`` holds
     (offset, length) of A and M, (old size, new size) of T, else (0, 0). ``other_name`` is the
@@ -84,6 +84,10 @@ def decode_line(line: bytes) -> BinlogRecord:
         fields = line.rstrip(b"\n").decode("ascii").split(" ")
     except UnicodeDecodeError as exc:
         raise ProtocolError(f"binlog line {line!r} is not ASCII") from exc
+    if len(fields) == 3 and len(line) <= LINE_MAX:  # what nearly all lines look like
+        stamp, op, name = fields
+        if op in _USUAL and name and stamp.isdigit():
+            return BinlogRecord(int(stamp), op, name)
     if len(fields) < 3 or not all(fields) or len(fields[1]) != 1 or len(line) > LINE_MAX:
         raise ProtocolError(f"malformed binlog line {line!r}")
     stamp, op, name = fields[:3]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import trio
@@ -13,7 +15,7 @@ from fdfs_storage.tracker_link import connect
 from fdfsfuse.core.config import ServerAddress
 from fdfsfuse.errors import ConnectionBroken, DeadlineExceeded, ProtocolError, StatusError
 from fdfsfuse.proto import sync
-from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, unpack_header_from
+from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_response, unpack_header_from
 from fdfsfuse.proto.sync import Hello, HelloAnswer, SyncCommand
 from fdfsfuse.server.connection import in_page_cache
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 _BODY_MAX = 1 << 16
 _RECEIVE = 64 << 10
 _SENDFILE = 1 << 20
+_LARGE = 2 << 20
+_TURN_S = 0.05
+_OK = pack_response()
+_DONE = (0, b"")
 _KERNEL_TAKES = 8 << 20
 """More than the kernel buffers for one connection."""
 
@@ -99,13 +105,25 @@ class PeerLink:
                 raise self._broken(exc) from exc
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
-        """Send bytes of a file; what has to come from the disk is sent in a thread.
+        """Send bytes of a file; what is much, or has to come from the disk, is sent in a thread.
 
         Raises:
             ConnectionBroken: also when the file ends early, as what was announced cannot follow.
             OSError: EIO, the file cannot be read; the connection cannot be used on.
         """
         start, end = offset, offset + count
+        while end - offset > _LARGE:
+            try:
+                sent = await trio.to_thread.run_sync(self._send_for_a_while, fd, offset, end)
+            except OSError as exc:
+                if exc.errno == errno.EIO:
+                    raise
+                raise self._broken(exc) from exc
+            if not sent:
+                await self._wait_writable()
+            offset += sent
+            if offset - start > _KERNEL_TAKES:
+                self.progress_at = trio.current_time()
         probe = [bytearray(1)]
         out = self._sock.fileno()
         while offset < end:
@@ -129,6 +147,27 @@ class PeerLink:
                 self.progress_at = trio.current_time()
             # It took as long as some requests of clients do.
             await trio.lowlevel.checkpoint()
+
+    def _send_for_a_while(self, fd: int, offset: int, end: int) -> int:
+        """Send bytes of a file, for a moment if the peer takes them; how many. In a thread.
+
+        A turn of the loop each time that the kernel takes more would cost as much as the sending.
+        """
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        start, now = offset, time.monotonic()
+        until = now + _TURN_S
+        while offset < end and now < until:
+            try:
+                sent = os.sendfile(self._sock.fileno(), fd, offset, end - offset)
+            except BlockingIOError:
+                poll.poll((until - now) * 1000)
+            else:
+                if not sent:
+                    raise ConnectionBroken("a file became shorter while it was sent")
+                offset += sent
+            now = time.monotonic()
+        return offset - start
 
     async def _wait_writable(self) -> None:
         with trio.move_on_after(self._timeout_s):
@@ -170,6 +209,10 @@ class PeerLink:
         data, pos = self._data, 0
         answers: list[tuple[int, bytes]] = []
         while len(data) - pos >= HEADER_SIZE:
+            if data.startswith(_OK, pos):  # what nearly all are
+                answers.append(_DONE)
+                pos += HEADER_SIZE
+                continue
             header = unpack_header_from(data, pos)
             if header.command != RESPONSE or header.length > _BODY_MAX:
                 raise ProtocolError(f"not an answer: {header}")

@@ -15,30 +15,43 @@ from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.binlog import BinlogRecord
 from fdfsfuse.proto.header import GROUP_NAME_SIZE, pack_header, pack_text
 from fdfsfuse.proto.sync import DeleteFile, RangeHead, SyncCommand, TwoNames, pack_file_request
+from fdfsfuse.proto.trunk import is_trunk_name
 
 if TYPE_CHECKING:
+    from fdfs_storage.recent import Content
     from fdfs_storage.store import Store
     from fdfsfuse.proto.fileid import Location
 
 # Without O_NONBLOCK opening a fifo that somebody put there would wait for a writer.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
+_MISSING = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
+_READ_FIRST = 16 << 10
+"""Files that are smaller are read without asking for their size."""
 _WHOLE = {ops.CREATE: Send.CREATE, ops.UPDATE: Send.UPDATE}
 
 
 class Request:
-    """A request: ``data`` and, if ``fd`` is not -1, ``count`` bytes of it from ``offset``.
+    """A request: ``data``, ``content`` and, if ``fd`` is not -1, ``count`` bytes of it from
+    ``offset``.
 
     Close it in any case. ``entry`` is the sender's note of what it is for.
     """
 
-    __slots__ = ("count", "data", "entry", "fd", "offset", "send")
+    __slots__ = ("content", "count", "data", "entry", "fd", "offset", "send")
 
     def __init__(
-        self, send: Send, data: bytes, fd: int = -1, offset: int = 0, count: int = 0
+        self,
+        send: Send,
+        data: bytes,
+        content: Content = b"",
+        fd: int = -1,
+        offset: int = 0,
+        count: int = 0,
     ) -> None:
         self.send = send
         self.data = data
+        self.content = content
         self.fd = fd
         self.offset = offset
         self.count = count
@@ -80,11 +93,8 @@ class Requests:
         except ProtocolError:
             return None
         kind = record.op.upper()
-        if kind in _WHOLE and (recent := self._store.changes.recent) is not None:
-            content = recent.get(record.name)
-            if content is not None:
-                send = _WHOLE[kind]
-                return Request(send, self._head(send, record, len(content)) + content)
+        if kind in _WHOLE and not is_trunk_name(location):
+            return self._new_file(_WHOLE[kind], record, location)
         if kind in (ops.LINK, ops.DELETE, ops.RENAME):
             return self._without_content(record, location)
         file = self._open(location)
@@ -92,6 +102,33 @@ class Requests:
             return None
         send = plan(record, Own(file.size), again=again)
         return self._with_content(send, record, file)
+
+    def _new_file(self, send: Send, record: BinlogRecord, location: Location) -> Request | None:
+        """What nearly all records are: in few steps if the file is small."""
+        recent = self._store.changes.recent
+        content = None if recent is None else recent.get(record.name)
+        if content is None:
+            try:
+                fd = os.open(self._store.path(location), _FLAGS)
+            except OSError as exc:
+                if exc.errno in _MISSING:
+                    return None
+                raise
+            keep = False
+            try:
+                content = os.read(fd, _READ_FIRST)
+                # Nothing is also what a fifo has.
+                if not content or len(content) == _READ_FIRST:
+                    info = os.fstat(fd)
+                    keep = stat.S_ISREG(info.st_mode)
+                    file = _File(fd, info.st_size)
+                    return self._with_content(send, record, file) if keep else None
+            except IsADirectoryError:
+                return None
+            finally:
+                if not keep:
+                    os.close(fd)
+        return Request(send, self._head(send, record, len(content)), content)
 
     def whole(self, record: BinlogRecord, send: Send) -> Request | None:
         """The file of *record* as CREATE or UPDATE; None when it does not exist (any more)."""
@@ -118,7 +155,7 @@ class Requests:
         try:
             fd = os.open(self._store.path(location), _FLAGS)
         except OSError as exc:
-            if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if exc.errno in _MISSING:
                 return None
             raise
         info = os.fstat(fd)
@@ -166,11 +203,11 @@ class Requests:
             if count > INLINE_MAX:
                 keep = True
                 data = self._head(send, record, count)
-                return Request(send, data, file.fd, file.start + offset, count)
+                return Request(send, data, b"", file.fd, file.start + offset, count)
             content = os.pread(file.fd, count, file.start + offset) if count else b""
             if part and len(content) != count:
                 return None  # it has become shorter just now
-            return Request(send, self._head(send, record, len(content)) + content)
+            return Request(send, self._head(send, record, len(content)), content)
         finally:
             if not keep:
                 os.close(file.fd)

@@ -37,6 +37,7 @@ from fdfsfuse.proto.header import pack_header
 from fdfsfuse.proto.storage import NO_CRC, FileInfo, FileRequest, StorageCommand
 
 if TYPE_CHECKING:
+    from fdfs_storage.recent import Content
     from fdfs_storage.replication.peer_link import PeerLink
     from fdfs_storage.store import Store
     from fdfsfuse.core.config import StorageConfig
@@ -46,7 +47,7 @@ _T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
-BATCH: Final = 16
+BATCH: Final = 32
 """Records that are sent in one go: the loop serves others about once a millisecond."""
 WINDOW: Final = 512
 WINDOW_BYTES: Final = 8 << 20
@@ -167,7 +168,8 @@ class Stream:
         self._followups: deque[tuple[_Entry, Next]] = deque()
         self._covered: dict[str, BinlogPosition] = {}
         """Files that went over whole, with all that was logged of them before the position."""
-        self._pieces: deque[bytes | bytearray | memoryview | Request] = deque()
+        self._pieces: deque[bytes | memoryview | Request] = deque()
+        self._full = False
         self._wake = trio.Event()
         self._waiting = False
         self._restless = True
@@ -281,7 +283,9 @@ class Stream:
             if self._pieces:
                 await self._send_pieces()
             elif len(self._asked) >= window or self._asked_bytes >= WINDOW_BYTES:
+                self._full = own_kind
                 await self._wait_for_news()
+                self._full = False
             elif self._followups:
                 entry, what = self._followups.popleft()
                 try:
@@ -352,8 +356,9 @@ class Stream:
             if record is None or left_out:
                 self._skip_to(behind)
             else:
-                entries.append(_Entry(record, behind, behind <= self._again_until))
-                self._unfinished.append(entries[-1])
+                entry = _Entry(record, behind, behind <= self._again_until)
+                entries.append(entry)
+                self._unfinished.append(entry)
         return entries
 
     def _make_all(self, entries: list[_Entry]) -> list[Request | OSError | None]:
@@ -413,7 +418,8 @@ class Stream:
         covers: BinlogPosition,
     ) -> None:
         """Put requests into the row of what is to be sent."""
-        out = bytearray()
+        out: list[Content] = []
+        total = 0
         for number, (entry, request) in enumerate(zip(entries, requests, strict=True)):
             if request is None:
                 self._finish(entry)
@@ -429,16 +435,18 @@ class Stream:
                 continue
             request.entry = entry
             self.sent += 1
-            self._ask(entry, request.send, len(request.data) + request.count, covers)
-            out += request.data
-            if request.fd >= 0:
-                self._pieces += (out, request)
-                out = bytearray()
-            elif len(out) >= _SEND_BYTES:
-                self._pieces.append(out)
-                out = bytearray()
+            data, content = request.data, request.content
+            size = len(data) + len(content)
+            self._ask(entry, request.send, size + request.count, covers)
+            out += (data, content)
+            total += size
+            if request.fd >= 0 or total >= _SEND_BYTES:
+                self._pieces.append(b"".join(out))
+                out, total = [], 0
+                if request.fd >= 0:
+                    self._pieces.append(request)
         if out:
-            self._pieces.append(out)
+            self._pieces.append(b"".join(out))
         self._advance()
 
     async def _send_pieces(self) -> None:
@@ -540,6 +548,9 @@ class Stream:
                 if asked.entry is not None:
                     self._take(asked, asked.entry, status, body)
             self._advance()
+            half = len(self._asked) > WINDOW // 2 or self._asked_bytes > WINDOW_BYTES // 2
+            if self._full and half:
+                continue  # so that the sender has much to do when it is woken
             more = self._followups or self._reader.position < self._store.binlog.position
             if more or (self._restless and not self._unfinished):
                 self.wake()
@@ -556,7 +567,9 @@ class Stream:
             else:
                 entry.finished = True
             return
-        what = after_answer(asked.send, status)
+        what = (
+            Next.DONE if not status and asked.send in _WHOLE else after_answer(asked.send, status)
+        )
         if what is Next.DONE:
             self._finish(entry)
             self._store.counters.success_sync_out_bytes += asked.size
