@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import errno
 
-from fdfs_tracker.node import Handler, Node, Session
+from fdfs_tracker.node import Follower, Handler, Node, Session
 from fdfs_tracker.storage_handlers import StorageHandlers
 from fdfs_tracker.tracker_handlers import TrackerHandlers
-from fdfsfuse import __version__
 from fdfsfuse.core import cluster_stats
 from fdfsfuse.core.groups import Group, Server, storage_stat
 from fdfsfuse.core.placement import Store
 from fdfsfuse.errors import ProtocolError, StatusError
-from fdfsfuse.proto.cluster import encode_address
+from fdfsfuse.proto.cluster import VERSION, encode_address
 from fdfsfuse.proto.cluster_stats import (
     StorageFilter,
     TrackerFilter,
@@ -39,6 +38,10 @@ from fdfsfuse.proto.tracker import (
 
 NEEDS_JOIN = frozenset({59, 72, 73, 74, 79, 83, 84, 85, 87, 88, 89})
 """Commands that are answered with 13 on a connection without JOIN."""
+
+
+_FOLLOWER_SILENT_S = 3
+"""A follower that pings counts as active for so long (wire.md section 3.3)."""
 
 
 class Handlers:
@@ -191,22 +194,22 @@ class Handlers:
                 is_leader=True,
                 is_active=True,
                 connections=node.connections(),
-                version=__version__,
+                version=VERSION,
                 up_time=node.started_s,
                 last_heart_beat_time=0,
             )
         ]
         for server in node.trackers.others:
-            contact = node.contacts.get(server)
+            follower = node.followers.get(server) or Follower(0, "")
             found.append(
                 TrackerStat(
                     str(server),
                     is_leader=False,
-                    is_active=contact is not None and bool(contact.reachable),
-                    connections=node.pings.get(server, (0, 0, 0)),
-                    version="",
-                    up_time=0,
-                    last_heart_beat_time=0,
+                    is_active=node.now_s() - follower.heard_at <= _FOLLOWER_SILENT_S,
+                    connections=follower.connections,
+                    version=follower.version,
+                    up_time=follower.up_time,
+                    last_heart_beat_time=follower.heard_at,
                 )
             )
         return found

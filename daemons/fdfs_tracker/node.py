@@ -40,6 +40,18 @@ class Session:
         return not (self.joined is None and self.follower is None and self.files is None)
 
 
+@dataclass(slots=True)
+class Follower:
+    """A tracker that follows this one. Times are Unix seconds; ``connections`` are how many are
+    allocated, in use, and were at most.
+    """
+
+    up_time: int
+    version: str
+    connections: tuple[int, int, int] = (0, 0, 0)
+    heard_at: int = 0
+
+
 Handler = Callable[[Session, bytes], bytes]
 
 
@@ -53,7 +65,7 @@ class Node:
 
     Attributes:
         contacts: the other trackers as they were found last.
-        pings: connections (allocated, current, most) of the followers, as 65 told them.
+        followers: the trackers that follow this one, as they told by 58 and 65.
         connections: those of this tracker, set by the shell.
         started: when it started, on its monotonic clock; ``started_s``: in Unix seconds.
     """
@@ -74,7 +86,7 @@ class Node:
         self.leadership = Leadership(self.trackers)
         self.last_check_time = last_check_time
         self.contacts: dict[ServerAddress, TrackerPeer] = {}
-        self.pings: dict[ServerAddress, tuple[int, int, int]] = {}
+        self.followers: dict[ServerAddress, Follower] = {}
         self.connections: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
         self.now_s = now_s
         self.monotonic = monotonic

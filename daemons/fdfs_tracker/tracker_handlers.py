@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 
-from fdfs_tracker.node import Handler, Node, Session
+from fdfs_tracker.node import Follower, Handler, Node, Session
 from fdfs_tracker.state_files import system_files
 from fdfsfuse.core import states
 from fdfsfuse.core.groups import Group, Server
@@ -116,6 +116,8 @@ class TrackerHandlers:
         if follower is None:
             raise StatusError(errno.ENOENT, f"no tracker {session.peer_ip}:{request.port}")
         session.follower = follower
+        version = "".join(c for c in request.version if c.isascii() and c.isprintable())
+        self._node.followers[follower] = Follower(request.up_time, version)
         groups = self._node.cluster.groups.values()
         if not any(group.trunk_server for group in groups):
             # Else it is told with its first ping: it may have missed the change.
@@ -127,7 +129,9 @@ class TrackerHandlers:
         self._node.leadership.require()
         if session.follower is None:
             raise ProtocolError("a ping without 58")
-        self._node.pings[session.follower] = (ping.allocated, ping.current, ping.most)
+        follower = self._node.followers[session.follower]
+        follower.connections = ping.allocated, ping.current, ping.most
+        follower.heard_at = int(self._node.now_s())
         groups = self._node.cluster.groups.values()
         changes = sum(group.trunk_changes for group in groups)
         if changes == session.seen_trunk:

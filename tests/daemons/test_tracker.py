@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from fdfsfuse.proto.cluster import (
     SyncSource,
     TrackerStatus,
 )
+from fdfsfuse.proto.cluster_stats import TrackerStat, decode_tracker_stats
 from fdfsfuse.proto.header import pack_header, pack_response
 from fdfsfuse.proto.parameters import Parameters
 from fdfsfuse.proto.statistics import Statistics
@@ -455,6 +457,29 @@ async def test_a_fresh_file_is_fetched_from_its_source(tmp_path: Path) -> None:
         clock.now_s += 86401
         old = {await client.ok(102, request) for _ in range(2)}
         assert len(old) == 2
+
+
+async def test_what_followers_tell_is_in_the_statistics(tmp_path: Path) -> None:
+    clock = Clock()
+    async with running_tracker(tmp_path, clock=clock) as tracker:
+        lines = tuple(f"127.0.0.{host}:{tracker.port}" for host in (2, 4))
+        await tracker.join("127.0.0.21", trackers=lines[:1])
+        tracker.tracker.node.trackers.learn(lines, "127.0.0.2")
+        client = await tracker.connect()
+
+        async def stat() -> TrackerStat:
+            _, follower = decode_tracker_stats(await client.ok(96, bytes(3)))
+            return follower
+
+        assert not (await stat()).is_active
+        follower = await tracker.connect("127.0.0.4")
+        await follower.ok(58, struct.pack(">q8sq", 77, b"\xff6.16.1", tracker.port))
+        await follower.ok(65, struct.pack(">iii", 3, 2, 1))
+        now = int(clock.now_s)
+        known = TrackerStat(lines[1], False, True, (3, 2, 1), "6.16.1", 77, now)
+        assert await stat() == known
+        clock.now_s += 4
+        assert await stat() == replace(known, is_active=False)
 
 
 async def test_many_storage_ids_come_in_parts(tmp_path: Path) -> None:

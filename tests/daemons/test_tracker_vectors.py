@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fdfsfuse import __version__
 from fdfsfuse.core.config import IdType, ReservedSpace, StorageIds, TrunkConfig
 from fdfsfuse.proto.cluster_stats import (
     StorageState,
@@ -213,7 +212,6 @@ def compare_messages(vector: Vector, response: bytes, tracker: TestTracker) -> N
             their,
             host=own_address,
             connections=our.connections,
-            version=__version__,
             up_time=UP_TIME,
         )
     elif vector.command == TrackerCommand.STORAGE_STATS:
