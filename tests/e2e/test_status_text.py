@@ -129,6 +129,15 @@ def test_only_what_is_not_well_between_servers_is_shown() -> None:
     assert state_of(found)[0] == "ok"
 
 
+def test_a_group_that_was_moved_from_c_servers() -> None:
+    found = volume(storage(A), storage(B))
+    found.view, found.view_problem, found.stock = None, "stock FastDFS servers", True
+    found.replication = {A: ReplicationView(stock=True), B: ReplicationView(stock=True)}
+    assert "stock FastDFS servers" in text_of(cluster_of(found))
+    sends(found, A, PeerReplication(B, "idle", False))
+    assert "fdfs admin names init group1 SERVER" in text_of(cluster_of(found))
+
+
 def test_trackers_that_are_not_well() -> None:
     found = volume(storage(A))
     lost = TrackerView(Address("10.0.0.2", 22122), problem="no answer")
