@@ -29,7 +29,8 @@ from fdfsfuse.proto.storage import FileRequest, StorageCommand
 from fdfsfuse.proto.tracker import TrackerCommand
 from tests.common.cluster import Cluster
 
-AIMS_US = {"blocking": 60, "trio": 120}
+AIMS_US = {"blocking": 2 * 60, "trio": 2 * 120}
+"""For the two requests of an operation."""
 _WARM_UP = 50
 
 

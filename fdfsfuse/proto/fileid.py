@@ -39,6 +39,7 @@ _APPENDER_BIT = 1 << 58
 _RANDOM_SHIFT = 32
 _RANDOM_MASK = (1 << 23) - 1
 _LOW_32 = 0xFFFFFFFF
+_POWERS = tuple(10**digits for digits in range(7))
 
 _BASE64_LENGTH = 27
 _TO_STANDARD_BASE64 = bytes.maketrans(b"-_+/=", b"+/!!!")
@@ -256,8 +257,8 @@ def make_suffix(extension: str, random_number: int) -> str:
     """
     if not extension:
         return f"{random_number % 10**7:07d}"
-    digits = 6 - len(extension)
-    pad = f"{random_number % 10**digits:0{digits}d}" if digits else ""
+    power = _POWERS[6 - len(extension)]
+    pad = str(power + random_number % power)[1:]
     return f"{pad}.{extension}"
 
 

@@ -6,12 +6,16 @@ protocol says nothing of their encoding.
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Iterable
 
 NAME_MAX = 64
 VALUE_MAX = 256
 _FIELD = b"\x02"
 _RECORD = b"\x01"
+_SEPARATORS = re.compile(rb"[\0\1\2]")
+_name_of = operator.itemgetter(0)
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -21,7 +25,8 @@ def fits(name: bytes, value: bytes) -> bool:
     return (
         0 < len(name) <= NAME_MAX
         and len(value) <= VALUE_MAX
-        and not any(c in name or c in value for c in (b"\0", _RECORD, _FIELD))
+        and not _SEPARATORS.search(name)
+        and not _SEPARATORS.search(value)
     )
 
 
@@ -40,7 +45,7 @@ def decode(text: bytes) -> Pairs:
 
 def encode(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The metadata text of *pairs*, sorted by name (byte order); equal names keep their order."""
-    return _RECORD.join(n + _FIELD + v for n, v in sorted(pairs, key=lambda pair: pair[0]))
+    return _RECORD.join(n + _FIELD + v for n, v in sorted(pairs, key=_name_of))
 
 
 def merge(old: Iterable[tuple[bytes, bytes]], new: Iterable[tuple[bytes, bytes]]) -> Pairs:

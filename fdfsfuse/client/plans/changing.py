@@ -255,13 +255,15 @@ def _send(address: Address, command: int, head: bytes, opened: Opened) -> Send:
 
 def metadata_text(metadata: Mapping[str, str]) -> bytes:
     """The text that stores *metadata*. Raises UsageError when a pair does not fit."""
-    pairs = [(_bytes(key), _bytes(value)) for key, value in metadata.items()]
-    for (key, _), (raw_key, raw_value) in zip(metadata.items(), pairs, strict=True):
-        if not fits(raw_key, raw_value):
+    pairs = []
+    for key, value in metadata.items():
+        pair = _bytes(key), _bytes(value)
+        if not fits(*pair):
             raise UsageError(
                 f"metadata {key!r} does not fit: names have 1 to {NAME_MAX} bytes, values "
                 f"at most {VALUE_MAX}, without the bytes 0, 1 and 2"
             )
+        pairs.append(pair)
     return encode(pairs)
 
 
