@@ -10,6 +10,11 @@ in the order of the requests. An answer may ask for more (the whole file, a look
 goes to ``_followups``, which the sender sees to first, and the record stays unfinished until then.
 All of it is sent in one row on one connection, so no two requests about one file are ever carried
 out at the same time.
+
+What has just been logged does not take that way if the peer has nothing else to do: lines and
+contents are still in memory then (`BinlogReader.feed`, `recent`), and who logged them sends them
+itself (`Stream.push_nowait`). That is what mounts wait for. ``_waiting`` tells that the sending
+task sleeps, so that nobody sends into the middle of its request. The task takes what is left.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ import trio
 
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.binlog_reader import BinlogReader
+from fdfs_storage.replication.outgoing import Asked, Entry, Row
 from fdfs_storage.replication.requests import Request, Requests
 from fdfs_storage.replication.unreadable import AGAIN_S, Unreadable
 from fdfs_storage.transfer import file_crc32
@@ -37,7 +43,6 @@ from fdfsfuse.proto.header import pack_header
 from fdfsfuse.proto.storage import NO_CRC, FileInfo, FileRequest, StorageCommand
 
 if TYPE_CHECKING:
-    from fdfs_storage.recent import Content
     from fdfs_storage.replication.peer_link import PeerLink
     from fdfs_storage.store import Store
     from fdfsfuse.core.config import StorageConfig
@@ -56,7 +61,6 @@ OLD_S: Final = 60
 LEFT_OUT_S: Final = 120.0
 """Nobody waits any more for the copies of what was logged this long ago, and twice
 ``names_replica_timeout``: a peer that did not get it is not in sync by then."""
-_SEND_BYTES: Final = 128 << 10
 _AT_ONCE: Final = 64
 """Records that are sent from where they were logged, without a turn of the loop."""
 _COVER_BYTES: Final = 64 << 10
@@ -78,43 +82,6 @@ class PeerRefused(FdfsError):
 
 FAILURES = (*PROBLEMS, PeerRefused, OSError)
 """What may end a stream."""
-
-
-class _Entry:
-    """A record that is not known to be dealt with.
-
-    ``theirs``: size and CRC-32 of the peer's file, to be compared with ours. ``late``: its file
-    could not be read before; it has no place in the order.
-    """
-
-    __slots__ = ("again", "behind", "finished", "late", "record", "theirs")
-
-    def __init__(
-        self, record: BinlogRecord, behind: BinlogPosition, again: bool, *, late: bool = False
-    ) -> None:
-        self.record = record
-        self.behind = behind
-        self.again = again
-        self.late = late
-        self.finished = False
-        self.theirs: tuple[int, int] | None = None
-
-
-class _Asked:
-    """A request under way. ``entry`` is None for a keep-alive, ``send`` for a question (22).
-
-    ``covers``: its content has what was logged before this position.
-    """
-
-    __slots__ = ("covers", "entry", "send", "size")
-
-    def __init__(
-        self, entry: _Entry | None, send: Send | None, size: int, covers: BinlogPosition
-    ) -> None:
-        self.entry = entry
-        self.send = send
-        self.size = size
-        self.covers = covers
 
 
 class Stream:
@@ -162,13 +129,13 @@ class Stream:
         self._at_rest = at_rest
         self._requests = Requests(store, config.group_name)
         self._reader = BinlogReader(store.binlog, start)
-        self._unfinished: deque[_Entry] = deque()
-        self._asked: deque[_Asked] = deque()
+        self._unfinished: deque[Entry] = deque()
+        self._asked: deque[Asked] = deque()
         self._asked_bytes = 0
-        self._followups: deque[tuple[_Entry, Next]] = deque()
+        self._followups: deque[tuple[Entry, Next]] = deque()
         self._covered: dict[str, BinlogPosition] = {}
         """Files that went over whole, with all that was logged of them before the position."""
-        self._pieces: deque[bytes | memoryview | Request] = deque()
+        self._row = Row(link)
         self._full = False
         self._wake = trio.Event()
         self._waiting = False
@@ -211,7 +178,7 @@ class Stream:
     def push_nowait(self) -> None:
         """Send what was logged, as far as that needs no waiting; the rest goes the usual way."""
         full = len(self._asked) >= WINDOW or self._asked_bytes >= WINDOW_BYTES
-        busy = full or self._followups or self._pieces or not self._waiting
+        busy = full or self._followups or self._row or not self._waiting
         if busy or self._link.hello is None:
             self.wake()
             return
@@ -220,25 +187,13 @@ class Stream:
             entries = self._take_over(records)
             if entries:
                 self._queue(entries, self._make_all(entries), self._store.binlog.position)
-                self._send_nowait()
+                self._row.send_nowait()
         except Exception as exc:
             self._failure = exc  # for the task to end with
             self.wake()
             return
-        if self._pieces or len(records) == _AT_ONCE:
+        if self._row or len(records) == _AT_ONCE:
             self.wake()
-
-    def _send_nowait(self) -> None:
-        pieces = self._pieces
-        while pieces:
-            piece = pieces[0]
-            if isinstance(piece, Request):
-                return
-            sent = self._link.send_nowait(piece)
-            if sent < len(piece):
-                pieces[0] = memoryview(piece)[sent:]
-                return
-            pieces.popleft()
 
     async def run(self) -> None:
         """Push until the connection fails, with one of `FAILURES`, or until cancelled."""
@@ -258,9 +213,7 @@ class Stream:
                     nursery.start_soon(end_with, task)
         finally:
             self._reader.close()
-            for piece in self._pieces:
-                if isinstance(piece, Request):
-                    piece.close()
+            self._row.close()
         if failure is not None:
             raise failure
 
@@ -280,8 +233,8 @@ class Stream:
         while True:
             if self._failure is not None:
                 raise self._failure
-            if self._pieces:
-                await self._send_pieces()
+            if self._row:
+                await self._send_row()
             elif len(self._asked) >= window or self._asked_bytes >= WINDOW_BYTES:
                 self._full = own_kind
                 await self._wait_for_news()
@@ -312,7 +265,7 @@ class Stream:
             if self._unreadable.records and time.monotonic() >= self._late_at:
                 self._late_at = time.monotonic() + AGAIN_S
                 for record in self._unreadable.records:
-                    entry = _Entry(record, end, False, late=True)
+                    entry = Entry(record, end, False, late=True)
                     self._followups.append((entry, Next.SEND_UPDATE))
                 return
         with trio.move_on_after(self._config.heart_beat_interval_s):
@@ -340,11 +293,11 @@ class Stream:
         else:
             requests = self._make_all(entries)
         self._queue(entries, requests, covers)
-        await self._send_pieces()
+        await self._send_row()
 
-    def _take_over(self, records: list[tuple[BinlogRecord | None, BinlogPosition]]) -> list[_Entry]:
+    def _take_over(self, records: list[tuple[BinlogRecord | None, BinlogPosition]]) -> list[Entry]:
         """The records that are for the peer; they are unfinished from now on."""
-        entries: list[_Entry] = []
+        entries: list[Entry] = []
         self.scanned += len(records)
         for record, behind in records:
             left_out = (
@@ -356,15 +309,15 @@ class Stream:
             if record is None or left_out:
                 self._skip_to(behind)
             else:
-                entry = _Entry(record, behind, behind <= self._again_until)
+                entry = Entry(record, behind, behind <= self._again_until)
                 entries.append(entry)
                 self._unfinished.append(entry)
         return entries
 
-    def _make_all(self, entries: list[_Entry]) -> list[Request | OSError | None]:
+    def _make_all(self, entries: list[Entry]) -> list[Request | OSError | None]:
         return [self._make(entry) for entry in entries]
 
-    def _make(self, entry: _Entry) -> Request | OSError | None:
+    def _make(self, entry: Entry) -> Request | OSError | None:
         try:
             return self._requests.make(entry.record, again=entry.again)
         except OSError as exc:
@@ -379,7 +332,7 @@ class Stream:
         except OSError as exc:
             raise _CannotRead from exc
 
-    def _leave_out(self, entry: _Entry, problem: BaseException | None) -> None:
+    def _leave_out(self, entry: Entry, problem: BaseException | None) -> None:
         """Go on without a file that cannot be read; it is tried again later.
 
         Raises:
@@ -393,7 +346,7 @@ class Stream:
         entry.finished = True
         self._advance()
 
-    def _finish(self, entry: _Entry) -> None:
+    def _finish(self, entry: Entry) -> None:
         entry.finished = True
         if entry.late:
             self._unreadable.remove(entry.record.name)
@@ -413,72 +366,50 @@ class Stream:
 
     def _queue(
         self,
-        entries: list[_Entry],
+        entries: list[Entry],
         requests: Sequence[Request | OSError | None],
         covers: BinlogPosition,
     ) -> None:
         """Put requests into the row of what is to be sent."""
-        out: list[Content] = []
-        total = 0
-        for number, (entry, request) in enumerate(zip(entries, requests, strict=True)):
+        made: list[Request] = []
+        for entry, request in zip(entries, requests, strict=True):
+            if isinstance(request, Request):
+                request.entry = entry
+                made.append(request)
+        self._row.add(made)
+        for entry, request in zip(entries, requests, strict=True):
             if request is None:
                 self._finish(entry)
-                continue
-            if isinstance(request, OSError):
-                try:
-                    self._leave_out(entry, request)
-                except OSError:
-                    for other in requests[number:]:
-                        if isinstance(other, Request):
-                            other.close()
-                    raise
-                continue
-            request.entry = entry
-            self.sent += 1
-            data, content = request.data, request.content
-            size = len(data) + len(content)
-            self._ask(entry, request.send, size + request.count, covers)
-            out += (data, content)
-            total += size
-            if request.fd >= 0 or total >= _SEND_BYTES:
-                self._pieces.append(b"".join(out))
-                out, total = [], 0
-                if request.fd >= 0:
-                    self._pieces.append(request)
-        if out:
-            self._pieces.append(b"".join(out))
+            elif isinstance(request, OSError):
+                self._leave_out(entry, request)
+            else:
+                self.sent += 1
+                size = len(request.data) + len(request.content) + request.count
+                self._ask(entry, request.send, size, covers)
         self._advance()
 
-    async def _send_pieces(self) -> None:
-        pieces, link = self._pieces, self._link
-        while pieces:
-            piece = pieces[0]
-            if isinstance(piece, Request):
-                try:
-                    await link.send_file(piece.fd, piece.offset, piece.count)
-                except OSError as exc:
-                    # The connection is lost in any case, as the rest of it was announced.
-                    if exc.errno == errno.EIO and isinstance(piece.entry, _Entry):
-                        self._leave_out(piece.entry, exc)
-                    raise
-                piece.close()
-                pieces.popleft()
-            else:
-                pieces.popleft()
-                await link.send(piece, more=bool(pieces))
+    async def _send_row(self) -> None:
+        try:
+            await self._row.send()
+        except OSError as exc:
+            # The connection is lost in any case, as the rest of the file was announced.
+            request = self._row.first
+            if exc.errno == errno.EIO and request is not None and isinstance(request.entry, Entry):
+                self._leave_out(request.entry, exc)
+            raise
 
     def _ask(
-        self, entry: _Entry | None, send: Send | None, size: int, covers: BinlogPosition
+        self, entry: Entry | None, send: Send | None, size: int, covers: BinlogPosition
     ) -> None:
         if not self._asked:
             self._link.progress_at = trio.current_time()  # until now nothing was due
-        self._asked.append(_Asked(entry, send, size, covers))
+        self._asked.append(Asked(entry, send, size, covers))
         self._asked_bytes += size
         self._store.counters.total_sync_out_bytes += size
 
     # --- what answers ask for -----------------------------------------------------------------
 
-    async def _follow_up(self, entry: _Entry, what: Next) -> None:
+    async def _follow_up(self, entry: Entry, what: Next) -> None:
         """Send what the answer to a record asked for."""
         record, covers = entry.record, self._store.binlog.position
         self._restless = True
@@ -501,9 +432,9 @@ class Stream:
             await self._read(file_crc32, self._store.path(self._store.locate(record.name)))
         request = await self._read(self._requests.whole, record, send)
         self._queue([entry], [request], covers)
-        await self._send_pieces()
+        await self._send_row()
 
-    async def _compare(self, entry: _Entry, size: int, crc: int) -> None:
+    async def _compare(self, entry: Entry, size: int, crc: int) -> None:
         """Send the file of *entry* whole, unless the peer's has our size and CRC-32."""
         entry.theirs = None
         path = self._store.path(self._store.locate(entry.record.name))
@@ -518,7 +449,7 @@ class Stream:
         else:
             self._followups.append((entry, Next.SEND_UPDATE))
 
-    async def _examine(self, entry: _Entry) -> None:
+    async def _examine(self, entry: Entry) -> None:
         """The peer says that a file does not fit its name. If that is so here too, it is lost.
 
         Raises:
@@ -555,7 +486,7 @@ class Stream:
             if more or (self._restless and not self._unfinished):
                 self.wake()
 
-    def _take(self, asked: _Asked, entry: _Entry, status: int, body: bytes) -> None:
+    def _take(self, asked: Asked, entry: Entry, status: int, body: bytes) -> None:
         if asked.send is None:
             own = self._requests.own_size(entry.record)
             theirs = FileInfo.decode(body) if not status else None

@@ -1,0 +1,121 @@
+"""What is on its way to a peer: records, the requests made of them, and the row of their bytes."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from fdfs_storage.replication.requests import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fdfs_storage.binlog import BinlogPosition
+    from fdfs_storage.recent import Content
+    from fdfs_storage.replication.peer_link import PeerLink
+    from fdfsfuse.core.sync_plan import Send
+    from fdfsfuse.proto.binlog import BinlogRecord
+
+_SEND_BYTES: Final = 128 << 10
+
+
+class Entry:
+    """A record that is not known to be dealt with.
+
+    ``theirs``: size and CRC-32 of the peer's file, to be compared with ours. ``late``: its file
+    could not be read before; it has no place in the order.
+    """
+
+    __slots__ = ("again", "behind", "finished", "late", "record", "theirs")
+
+    def __init__(
+        self, record: BinlogRecord, behind: BinlogPosition, again: bool, *, late: bool = False
+    ) -> None:
+        self.record = record
+        self.behind = behind
+        self.again = again
+        self.late = late
+        self.finished = False
+        self.theirs: tuple[int, int] | None = None
+
+
+class Asked:
+    """A request under way. ``entry`` is None for a keep-alive, ``send`` for a question (22).
+
+    ``covers``: its content has what was logged before this position.
+    """
+
+    __slots__ = ("covers", "entry", "send", "size")
+
+    def __init__(
+        self, entry: Entry | None, send: Send | None, size: int, covers: BinlogPosition
+    ) -> None:
+        self.entry = entry
+        self.send = send
+        self.size = size
+        self.covers = covers
+
+
+class Row:
+    """Requests that are to be sent over one link, in their order. Close it in any case."""
+
+    def __init__(self, link: PeerLink) -> None:
+        self._link = link
+        self._pieces: deque[bytes | memoryview | Request] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._pieces)
+
+    @property
+    def first(self) -> Request | None:
+        """The request whose file is being sent, None while it is something else."""
+        piece = self._pieces[0] if self._pieces else None
+        return piece if isinstance(piece, Request) else None
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Put *requests* at the end; the row closes them."""
+        out: list[Content] = []
+        size = 0
+        for request in requests:
+            out += (request.data, request.content)
+            size += len(request.data) + len(request.content)
+            if request.fd >= 0 or size >= _SEND_BYTES:
+                self._pieces.append(b"".join(out))
+                out, size = [], 0
+                if request.fd >= 0:
+                    self._pieces.append(request)
+        if out:
+            self._pieces.append(b"".join(out))
+
+    def send_nowait(self) -> None:
+        """Send up to where it would have to wait, or to a file. Raises ConnectionBroken."""
+        pieces = self._pieces
+        while pieces:
+            piece = pieces[0]
+            if isinstance(piece, Request):
+                return
+            sent = self._link.send_nowait(piece)
+            if sent < len(piece):
+                pieces[0] = memoryview(piece)[sent:]
+                return
+            pieces.popleft()
+
+    async def send(self) -> None:
+        """Send everything. Raises as `PeerLink.send_file`; ``first`` says which file it was."""
+        pieces, link = self._pieces, self._link
+        while pieces:
+            piece = pieces[0]
+            if isinstance(piece, Request):
+                await link.send_file(piece.fd, piece.offset, piece.count)
+                piece.close()
+                pieces.popleft()
+            else:
+                pieces.popleft()
+                await link.send(piece, more=bool(pieces))
+
+    def close(self) -> None:
+        """Close the files that were not sent."""
+        for piece in self._pieces:
+            if isinstance(piece, Request):
+                piece.close()
+        self._pieces.clear()
