@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -79,6 +79,7 @@ async def test_the_descriptor_becomes_readable(pair: Pair) -> None:
     assert not watch.wait(0.001)
 
 
+@pytest.mark.usefixtures("long_waits")
 async def test_nobody_waits_while_others_can_run(pair: Pair) -> None:
     watch = direct_wait().watch(pair[0].fileno())
     pair[1].send(b"x")
@@ -100,35 +101,63 @@ async def test_nobody_waits_while_others_can_run(pair: Pair) -> None:
     assert waited == [False, False]
 
 
+@contextmanager
+def again_and_again(function: Callable[[], object]) -> Iterator[None]:
+    """Call *function* in a thread, so that it is called during whatever wait there is."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.02):
+            function()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 @pytest.mark.usefixtures("long_waits")
 async def test_what_others_wait_for_ends_a_wait(pair: Pair) -> None:
     """A descriptor, a thread, a signal, a deadline."""
-    direct = direct_wait()
-    others = socket.socketpair()
-    watch = direct.watch(pair[0].fileno())
+    watch = direct_wait().watch(pair[0].fileno())
     token = trio.lowlevel.current_trio_token()
-    try:
-        with trio.open_signal_receiver(signal.SIGUSR1) as signals:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.lowlevel.wait_readable, others[0])
-                await send_later(others[1])
-                assert not watch.wait(LONG_S)
-            threading.Timer(0.05, token.run_sync_soon, (lambda: None,)).start()
-            await alone()
-            assert not watch.wait(LONG_S)
-            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-            await alone()
-            assert not watch.wait(LONG_S)
-            async for number in signals:
-                assert number == signal.SIGUSR1
-                break
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.sleep, 0.05)
+    ours, theirs = socket.socketpair()
+
+    async def receive() -> None:
+        while True:
+            await trio.lowlevel.wait_readable(ours)
+            ours.recv(1)
+
+    async def tick() -> None:
+        while True:  # noqa: ASYNC110 (that time passes is the point)
+            await trio.sleep(0.02)
+
+    with ours, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            with again_and_again(lambda: theirs.send(b"x")):
                 await alone()
                 assert not watch.wait(LONG_S)
-    finally:
-        for sock in others:
-            sock.close()
+            nursery.cancel_scope.cancel()
+    with again_and_again(lambda: token.run_sync_soon(lambda: None)):
+        await alone()
+        assert not watch.wait(LONG_S)
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        with again_and_again(lambda: os.kill(os.getpid(), signal.SIGUSR1)):
+            await alone()
+            assert not watch.wait(LONG_S)
+        await trio.testing.wait_all_tasks_blocked()  # what is left of them is counted as one
+        async for number in signals:
+            assert number == signal.SIGUSR1
+            break
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tick)
+        await alone()
+        assert not watch.wait(LONG_S)
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.usefixtures("long_waits")
@@ -172,11 +201,11 @@ async def test_the_loop_runs_now_and_then(pair: Pair) -> None:
     """Although there is always something to read."""
     watch = direct_wait().watch(pair[0].fileno())
     pair[1].send(b"x")
-    await alone()
     served = 0
-    while watch.wait(LONG_S):
-        served += 1
-    assert served > 0
+    while not served:
+        await alone()
+        while watch.wait(LONG_S):
+            served += 1
 
 
 async def test_another_trio_waits_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +217,10 @@ async def test_another_trio_waits_in_its_own_way(monkeypatch: pytest.MonkeyPatch
     assert directwait.installed() is None
 
 
-async def test_waits_in_vain_are_given_up_for_a_while(pair: Pair) -> None:
+async def test_waits_in_vain_are_given_up_for_a_while(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directwait, "_LONGEST_S", LONG_S)
     watch = direct_wait().watch(pair[0].fileno())
     pair[1].send(b"x")
     await alone()
@@ -235,6 +267,11 @@ async def peer_in_a_thread(handler: Callable[..., Awaitable[None]]) -> AsyncIter
             await trio.to_thread.run_sync(thread.join)
 
 
+def lasting_peer() -> NamesPeer:
+    """The session's timer has nothing to do as long as a test takes."""
+    return NamesPeer(lease_s=10 * LONG_S)
+
+
 @asynccontextmanager
 async def direct_session(peer: NamesPeer, **options: Any) -> AsyncIterator[NamesSession]:
     direct_wait()
@@ -260,14 +297,14 @@ async def call_directly(session: NamesSession, request: names.Request) -> Any:
 
 @pytest.mark.usefixtures("patient_calls")
 async def test_a_lone_call_needs_no_turn_of_the_loop() -> None:
-    async with direct_session(NamesPeer()) as session:
+    async with direct_session(lasting_peer()) as session:
         for _ in range(3):
             assert await call_directly(session, LOOKUP) == ATTR
 
 
 @pytest.mark.usefixtures("patient_calls")
 async def test_a_recall_before_the_answer_is_heard_before_it() -> None:
-    peer = NamesPeer()
+    peer = lasting_peer()
     recall = names.Recall(1, [5], [], [], [], False)
     heard: list[names.Push] = []
 
@@ -287,7 +324,7 @@ async def test_a_recall_before_the_answer_is_heard_before_it() -> None:
 
 @pytest.mark.usefixtures("patient_calls")
 async def test_a_connection_that_breaks_in_a_direct_wait_is_made_again() -> None:
-    peer = NamesPeer()
+    peer = lasting_peer()
     peer.break_on = [names.Lookup]
     async with direct_session(peer) as session:
         await alone()
@@ -314,7 +351,7 @@ async def test_the_answer_to_a_request_needs_no_turn_of_the_loop() -> None:
 
 
 async def test_a_silent_server_holds_nobody_up() -> None:
-    peer = NamesPeer()
+    peer = lasting_peer()
     peer.respond = lambda r: None if r.request == LOOKUP else answer_to(r.request)
     turns = 0
 
@@ -334,7 +371,7 @@ async def test_a_silent_server_holds_nobody_up() -> None:
 
 async def test_calls_side_by_side_and_alone() -> None:
     """Whoever reads: each gets its answer."""
-    peer = NamesPeer()
+    peer = lasting_peer()
     got: list[Any] = []
 
     async def caller(session: NamesSession) -> None:
@@ -351,7 +388,7 @@ async def test_calls_side_by_side_and_alone() -> None:
 
 
 async def test_a_push_between_direct_calls_is_read() -> None:
-    peer = NamesPeer()
+    peer = lasting_peer()
     pushed: list[names.Push] = []
     pushing = names.NotPrimaryAnyMore()
     plain_answer = peer.answer
