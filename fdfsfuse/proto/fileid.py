@@ -271,6 +271,13 @@ def slave_name(master: str, prefix: str, extension: str) -> str:
     return f"{stem}{prefix}{dotted}"
 
 
+def time_of_name(name: str) -> int:
+    """The time in a file name (``M00/00/0C/...``) that is known to be valid, in Unix seconds."""
+    text = name[14:22].encode("ascii").translate(_TO_STANDARD_BASE64)
+    # Eight characters are six bytes, these ones the bytes from 3 on.
+    return int.from_bytes(binascii.a2b_base64(text)[1:5], "big")
+
+
 def is_object_base(base: str) -> bool:
     """True when *base*, the last part of a file name, may be the name of an object.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import trio
 from fdfs_storage.names.reads import Reads, WouldBlock
 from fdfsfuse.client.names import NamesSession
 from fdfsfuse.proto import metadata, names
+from fdfsfuse.proto.fileid import decode_name
 from tests.common.names_calls import (
     BIG,
     DIRECTORY,
@@ -153,6 +155,23 @@ async def test_content_is_based_on_a_version(server: NamesServer, session: Names
     assert all_objects(server) == objects | {made.file_id}
     await session.call(names.NameObject(ino, made.file_id, 0, NOW, first.version))
     assert (await store(session, ino, b"anything")).version == 3
+
+
+@pytest.mark.parametrize("mtime_s", [0, 1_000_000_000, 4_000_000_000])
+async def test_an_object_has_the_time_at_which_it_was_made(
+    server: NamesServer, session: NamesSession, mtime_s: int
+) -> None:
+    """The time of the file may be any. By the others FastDFS judges who has which object."""
+    ino = await make(session, b"a")
+    before = int(time.time())
+    attr = await session.call(names.StoreContent(ino, b"x", mtime_s * 10**9))
+    assert attr.mtime_ns == mtime_s * 10**9
+    created = decode_name(attr.file_id).timestamp
+    assert before <= created <= time.time()
+    path = Path(server.tree.objects.path(attr.file_id))
+    assert path.stat().st_mtime == created
+    line = (Path(server.config.base_path) / "data/sync/binlog.000").read_text().splitlines()[-1]
+    assert line == f"{created} C {attr.file_id}"
 
 
 async def test_empty_content_has_no_object(server: NamesServer, session: NamesSession) -> None:

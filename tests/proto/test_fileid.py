@@ -18,6 +18,7 @@ from fdfsfuse.proto.fileid import (
     parse_location,
     slave_name,
     split_file_id,
+    time_of_name,
 )
 
 N = FileKind.NORMAL
@@ -247,3 +248,10 @@ def test_object_bases() -> None:
     assert is_object_base(base)
     for other in (base + "-m", "000001", ".fastdfs_vars", base[:20], base.replace("f", "!")):
         assert not is_object_base(other)
+
+
+@pytest.mark.parametrize("timestamp", [0, 1, 1_795_353_706, 0x7FFFFFFF])
+def test_the_time_alone(timestamp: int) -> None:
+    base = encode_base(encode_source("192.168.1.2"), timestamp, 5, 7, "_______", 3)
+    name = f"M00/00/0C/{base}"
+    assert time_of_name(name) == decode_name(name).timestamp == timestamp

@@ -24,14 +24,14 @@ def perform(objects: Objects, change: Change) -> str:
         made = ""
         if op.file_id:
             if op.data is not None:
-                objects.write(op.file_id, op.data, op.mtime_ns)
+                objects.write(op.file_id, op.data)
                 made = op.file_id
             if op.metadata:
                 objects.put_metadata(op.file_id, op.metadata)
         return made
     if isinstance(op, names_record.MakeFile):
         if op.file_id:
-            objects.write(op.file_id, op.data, op.mtime_ns)
+            objects.write(op.file_id, op.data)
         return op.file_id
     if isinstance(op, names_record.PutXattr):
         if op.metadata is not None:
@@ -49,12 +49,12 @@ def replay(objects: Objects, change: Change) -> None:
         if not op.file_id:
             return
         if op.data is not None:
-            make_whole(objects, op.file_id, op.data, op.mtime_ns)
+            make_whole(objects, op.file_id, op.data)
         if op.metadata:
             objects.put_metadata(op.file_id, op.metadata)
     elif isinstance(op, names_record.MakeFile):
         if op.file_id:
-            make_whole(objects, op.file_id, op.data, op.mtime_ns)
+            make_whole(objects, op.file_id, op.data)
     elif isinstance(op, names_record.PutXattr):
         if op.metadata is not None and objects.exists(op.file_id):
             objects.put_metadata(op.file_id, op.metadata)
@@ -68,10 +68,10 @@ def replay(objects: Objects, change: Change) -> None:
         objects.delete(op.file_id)
 
 
-def make_whole(objects: Objects, file_id: str, data: bytes, mtime_ns: int) -> bool:
+def make_whole(objects: Objects, file_id: str, data: bytes) -> bool:
     """Write the object unless it has exactly this content; True when it was written."""
     if objects.holds(file_id, data):
         return False
     objects.delete(file_id)
-    objects.write(file_id, data, mtime_ns)
+    objects.write(file_id, data)
     return True

@@ -20,7 +20,14 @@ from isal import isal_zlib
 from fdfs_storage.names.checks import fail
 from fdfs_storage.store import Store
 from fdfsfuse.errors import ProtocolError, StatusError
-from fdfsfuse.proto.fileid import FileKind, Location, decode_name, is_object_base, parse_location
+from fdfsfuse.proto.fileid import (
+    FileKind,
+    Location,
+    decode_name,
+    is_object_base,
+    parse_location,
+    time_of_name,
+)
 
 _EXTENSION: Final = re.compile(rb"[^/]+\.([A-Za-z0-9]{1,6})\Z")
 NS: Final = 10**9
@@ -86,25 +93,27 @@ class Objects:
 
     # --- making -----------------------------------------------------------------------------
 
-    def draw(self, data: bytes, mtime_ns: int, extension: str) -> str:
-        """A new name, in flight from now on, for an object of that content."""
-        location = self.store.make_name(
-            len(data), isal_zlib.crc32(data), _file_time(mtime_ns), extension
-        )
+    def draw(self, data: bytes, now_ns: int, extension: str) -> str:
+        """A new name, in flight from now on, for an object of that content.
+
+        It tells when the object was made, not what time its file was given: by that, and by the
+        time in the binlog, FastDFS judges which servers have an object already.
+        """
+        location = self.store.make_name(len(data), isal_zlib.crc32(data), now_ns // NS, extension)
         self._remember(location)
         self.in_flight.add(location.name)
         return location.name
 
-    def draw_appender(self, mtime_ns: int, extension: str) -> str:
+    def draw_appender(self, now_ns: int, extension: str) -> str:
         """A new name, in flight from now on, for an appender."""
-        location = self.store.make_name(0, 0, _file_time(mtime_ns), extension, appender=True)
+        location = self.store.make_name(0, 0, now_ns // NS, extension, appender=True)
         self.in_flight.add(location.name)
         return location.name
 
-    def write(self, file_id: str, data: bytes, mtime_ns: int) -> None:
+    def write(self, file_id: str, data: bytes) -> None:
         """Make the object; its record is durable."""
         with self._as_own():
-            self.store.write_at(self.locate(file_id), data, _file_time(mtime_ns))
+            self.store.write_at(self.locate(file_id), data, time_of_name(file_id))
 
     def holds(self, file_id: str, data: bytes) -> bool:
         """True when the object's file has exactly this content."""
@@ -184,8 +193,3 @@ class Objects:
         """The open batch is over: its names are in the state, or nowhere."""
         self._metadata.clear()
         self.in_flight.clear()
-
-
-def _file_time(mtime_ns: int) -> int:
-    """Unix seconds for a file name, which holds signed 32 bits."""
-    return max(0, min(mtime_ns // NS, 0x7FFFFFFF))

@@ -68,7 +68,7 @@ def restore(db: sqlite3.Connection, objects: Objects, records: Iterable[Record])
         if isinstance(op, names_record.PutContent | names_record.MakeFile):
             if op.data is None or not op.file_id or not _is_named(db, op.file_id):
                 continue
-            restored += effects.make_whole(objects, op.file_id, op.data, op.mtime_ns)
+            restored += effects.make_whole(objects, op.file_id, op.data)
     for file_id, text in metadata.items():
         named = text and _is_named(db, file_id) and objects.exists(file_id)
         if named and not objects.stored_metadata(file_id):

@@ -87,7 +87,7 @@ class Preparer:
         """*data* as a new object, or no object for no data. Keywords: see `name_pending`."""
         attr, extension = self.file_and_extension(ino)
         _check_base(attr, replaces, based_on)
-        file_id = self._objects.draw(data, mtime_ns, extension) if data else ""
+        file_id = self._objects.draw(data, time.time_ns(), extension) if data else ""
         return names_record.PutContent(
             ino, file_id, len(data), mtime_ns, False, data or None, self.metadata_of(attr)
         )
@@ -97,7 +97,7 @@ class Preparer:
         data = request.data
         file_id = ""
         if data:
-            file_id = self._objects.draw(data, request.mtime_ns, extension_of(request.name))
+            file_id = self._objects.draw(data, time.time_ns(), extension_of(request.name))
         return names_record.MakeFile(
             request.parent,
             request.name,
