@@ -111,10 +111,10 @@ class FileState(MergingFile):
         await self._catch_up()
         kernel_size = self._kernel_size
         if kernel_size is None:
-            if self.dirty or self._is_fresh:
+            if self.dirty or self.is_fresh:
                 return assumed
             kernel_size = self.size
-        if not self.dirty and not self._is_fresh:
+        if not self.dirty and not self.is_fresh:
             await self._refresh()
         if assumed != kernel_size or self.size == kernel_size:
             return assumed
@@ -131,7 +131,7 @@ class FileState(MergingFile):
 
         With *append* the data goes to the end also when that is no longer at *offset*.
         """
-        if not self.dirty and not self._is_fresh:
+        if not self.dirty and not self.is_fresh:
             await self._refresh()
         if max(offset + len(data), self.size) > SMALL_CONTENT_MAX:
             return None
@@ -193,7 +193,7 @@ class FileState(MergingFile):
             made: names.ObjectMade = await self.volume.call(names.NewObject(self.ino))
             file_id, view = made.file_id, made.view
         else:
-            if not self.attr.in_place or not self._is_fresh:
+            if not self.attr.in_place or not self.is_fresh:
                 self.fresh_attr(await self.volume.call(names.MakeWritable(self.ino)))
             file_id, view = self.attr.file_id, self.volume.backend.view
         size = self.size

@@ -82,10 +82,10 @@ class OpenFiles:
         """Give the kernel, which has no pages of the file, its content if that is at hand.
 
         This spares a READ, which almost always follows an open(). Only for the first handle: the
-        kernel would wait for READs in flight.
+        kernel would wait for READs in flight. Only what would still be recalled.
         """
         content = state.content
-        if not content or state.handles or not isinstance(content, bytes):
+        if not content or state.handles or not state.is_fresh or not isinstance(content, bytes):
             return 0
         return len(content) if self._context.kernel.store_pages(state.number, content) else 0
 

@@ -90,7 +90,7 @@ class ReadableFile(ABC):
         self._outdated = True
 
     @property
-    def _is_fresh(self) -> bool:
+    def is_fresh(self) -> bool:
         """Whether ``attr`` is what the storage would tell now."""
         return not self._outdated and (not self.ino or self.volume.memory.left() > 0)
 
@@ -116,7 +116,7 @@ class ReadableFile(ABC):
         for attempt in range(_READ_TRIES):
             last = attempt == _READ_TRIES - 1
             await self.catch_up()
-            if not (self.dirty or self._is_fresh) and self._can_refresh:
+            if not (self.dirty or self.is_fresh) and self._can_refresh:
                 await self._refresh()
                 if self._outdated and not last:
                     continue
@@ -196,7 +196,7 @@ class ReadableFile(ABC):
 
     async def _load(self) -> tuple[bytes | bytearray, int]:
         """The whole content, for a change in memory, and its version."""
-        if not self._is_fresh:
+        if not self.is_fresh:
             await self._refresh()
         if self.content is not None:
             return self.content, self.attr.version

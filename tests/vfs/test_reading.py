@@ -207,3 +207,25 @@ async def test_the_first_open_brings_the_pages_of_a_small_file() -> None:
         m.vfs.context.pages.drop(entry.number)
         assert not (await m.vfs.files.open(entry.number, os.O_RDONLY)).keep_cache
         assert kernel.pages == {entry.number: b"mine"}
+
+
+async def test_pages_that_were_recalled_on_their_way_are_not_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = StoringKernel()
+    async with mounted(kernel=kernel) as m:
+        entry = await m.write_file("vol/a", b"old")
+        m.vfs.forget([(entry.number, 1)])
+        call = m.volume.call
+
+        async def overtaken(request: names.Request, *, timeout_s: float | None = None) -> object:
+            answer = await call(request, timeout_s=timeout_s)
+            monkeypatch.undo()
+            await m.volume.change(names.StoreContent(m.volume.by_path("a").ino, b"new", 5))
+            return answer
+
+        monkeypatch.setattr(m.volume, "call", overtaken)
+        opened = await m.vfs.files.open(entry.number, os.O_RDONLY)
+        assert not opened.keep_cache
+        assert kernel.pages == {}
+        assert bytes(await m.vfs.files.read(opened.handle, 0, 10)) == b"new"
