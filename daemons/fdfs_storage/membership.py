@@ -51,6 +51,7 @@ from fdfsfuse.proto.cluster_status import (
     decode,
     encode,
 )
+from fdfsfuse.proto.names import QUERY_VIEW
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus
 
@@ -470,9 +471,27 @@ class Membership:
             if founder:
                 agreed = True
                 break  # a majority of our trackers has agreed
-        if problem is not None and not agreed:
-            raise problem
+        if not agreed:
+            if problem is not None:
+                raise problem
+            await self._check_no_tree()
         await self._found()
+
+    async def _check_no_tree(self) -> None:
+        """Stock trackers cannot tell who keeps a tree: ask the members. Raises StatusError 16."""
+        for brief in self.members:
+            if brief.storage_id == self.own_id or brief.status in states.GONE:
+                continue
+            server = ServerAddress(tuple(brief.ip.split(",")), brief.port)
+            try:
+                await ask_once(server, self.config, QUERY_VIEW)
+            except StatusError as exc:
+                if exc.errno in (errno.EINVAL, errno.ENOENT):
+                    continue  # a stock storage, or one without a tree
+                raise
+            except PROBLEMS as exc:
+                logger.warning("storage %s may keep a tree: %s", brief.storage_id, exc)
+            raise StatusError(errno.EBUSY, f"storage {brief.storage_id} keeps a tree, or may")
 
     async def _is_founder(self, server: ServerAddress, stock: Sequence[str] = ()) -> bool | None:
         """141: "nothing to copy" is not enough to found a tree, which there must be one of.

@@ -114,8 +114,13 @@ def plan_tree(cluster: ClusterState, volume: Volume, storage: StorageStat) -> Pl
         plan.obstacles.append(f"{group} has a tree, which {volume.view.primary} keeps")
     elif founder not in ("", name, *stock_storages(volume)):
         plan.obstacles.append(f"{founder} founded the tree of {group} and cannot be asked now")
-    if storage.status is not ServerStatus.ACTIVE:
-        plan.obstacles.append(f"{name} is {storage.status.name}: it has to be ACTIVE")
+    for other in volume.storages:
+        if other.status is not ServerStatus.ACTIVE and other.status not in GONE:
+            # C trackers do not know who founded a tree: it may be one that cannot be asked now.
+            what = f"{other.storage_id} is {other.status.name}"
+            plan.obstacles.append(f"{what}: all servers of {group} have to be ACTIVE")
+    if storage.status in GONE:
+        plan.obstacles.append(f"{name} is {storage.status.name}")
     plan.effects.append(f"{group} has an empty tree, which {name} keeps; files keep their ids")
     return plan
 

@@ -268,3 +268,29 @@ async def test_a_member_that_came_back_empty_between_two_heartbeats(
             await wait_for(lambda: tracker.commands()[-3:].count(83) > 1)
             assert node.membership.members[1].status is status
             assert tracker.commands().count(86) <= asked + 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [(errno.EINVAL, 0), (errno.ENOENT, 0), (b"a view", errno.EBUSY), (None, errno.EBUSY)],
+)
+async def test_under_stock_trackers_the_members_are_asked_for_a_tree(
+    tmp_path: Path, answer: bytes | int | None, status: int
+) -> None:
+    async with scripted() as (tracker, _), scripted() as (peer, _):
+        telling = Telling(tracker)
+        config = storage_config(tmp_path, [tracker.port], heart_beat_interval_s=0.02)
+        other = Brief(ServerStatus.ACTIVE, peer.port, "127.0.0.22", TRACKER_IP)
+        telling.changes = Changes(group=(member(21), other))
+        peer.answer = lambda command, body: answer
+        async with running(config) as node:
+            await wait_for(lambda: len(node.membership.members) == 2)
+            node.identity.sync_old_done = False  # as the node's own check wants it
+            founded = node.founded
+            try:
+                await node.membership.found_tree([])
+                found = 0
+            except StatusError as exc:
+                found = exc.errno or 0
+            assert found == status
+            assert node.founded == founded + (status == 0)

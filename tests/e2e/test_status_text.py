@@ -18,7 +18,13 @@ from fdfsfuse.cli.cluster_state import (
     why,
 )
 from fdfsfuse.cli.failure import NotFound
-from fdfsfuse.cli.removal import find_storage, find_volume, plan_group, plan_server
+from fdfsfuse.cli.removal import (
+    find_storage,
+    find_volume,
+    plan_group,
+    plan_server,
+    plan_tree,
+)
 from fdfsfuse.cli.status_text import cluster_data, render
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.cluster_view import ReplicationView, TrackerView
@@ -222,6 +228,29 @@ def test_changes_that_reached_nobody() -> None:
     assert len(losses()) == 1, "nobody tells: it may be"
     found.storages[1] = gone = replace(gone, statistics=Statistics())
     assert losses() == [], "clients never changed anything there"
+
+
+def test_a_tree_is_founded_only_where_there_can_be_no_other() -> None:
+    def obstacles(found: Volume, founder: str = "") -> list[str]:
+        cluster = cluster_of(found)
+        if founder:
+            status = cluster.trackers[0].status
+            assert status is not None
+            cluster.trackers[0].status = replace_groups(status, founder)
+        return plan_tree(cluster, found, found.storages[0]).obstacles
+
+    found = volume(storage(A), storage(B))
+    assert obstacles(found) == ["group1 has a tree, which 10.0.0.4 keeps"]
+    found.view = None
+    assert obstacles(found) == []
+    assert obstacles(found, A) == []
+    assert obstacles(found, B) == [f"{B} founded the tree of group1 and cannot be asked now"]
+    found.replication[B] = ReplicationView(stock=True)
+    assert obstacles(found, B) == []
+    found.storages[1] = storage(B, S.OFFLINE)
+    assert obstacles(found) == [f"{B} is OFFLINE: all servers of group1 have to be ACTIVE"]
+    found.storages[1] = storage(B, S.DELETED)
+    assert obstacles(found) == []
 
 
 def test_who_keeps_the_names() -> None:
