@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import random
@@ -530,3 +531,16 @@ def _read(path: Path) -> bytes | None:
         return path.read_bytes()
     except OSError:
         return None
+
+
+def test_what_is_not_there_says_so(volume: Path) -> None:
+    (volume / "file").write_bytes(b"x" * 10)
+    with pytest.raises(OSError, match="not supported") as caught:
+        os.open(volume, os.O_TMPFILE | os.O_RDWR, 0o600)
+    assert caught.value.errno == errno.EOPNOTSUPP
+    with (volume / "file").open("r+b", buffering=0) as file:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.fallocate(file.fileno(), 0, ctypes.c_long(0), ctypes.c_long(100)) == -1
+        assert ctypes.get_errno() == errno.EOPNOTSUPP
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == 10
+        assert os.lseek(file.fileno(), 3, os.SEEK_DATA) == 3

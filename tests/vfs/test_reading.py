@@ -229,3 +229,17 @@ async def test_pages_that_were_recalled_on_their_way_are_not_stored(
         assert not opened.keep_cache
         assert kernel.pages == {}
         assert bytes(await m.vfs.files.read(opened.handle, 0, 10)) == b"new"
+
+
+async def test_a_name_whose_content_is_gone_is_an_error_and_can_be_removed() -> None:
+    """As when the target of a link was deleted by its id."""
+    async with mounted() as m:
+        await m.write_file("vol/a", b"x" * 200_000)
+        handle = await m.open("vol/a")
+        del m.volume.objects[m.volume.by_path("a").file_id]
+        with pytest.raises(TreeError) as caught:
+            await m.vfs.files.read(handle, 0, 100)
+        assert caught.value.errno == errno.EIO
+        await m.close(handle)
+        await m.vfs.tree.remove((await m.lookup("vol")).number, b"a", directory=False)
+        assert b"a" not in await m.names("vol")
