@@ -1,6 +1,7 @@
 """Names operations per second, and what they cost the storage in CPU.
 
-A storage in a process of its own on loopback, one session, N requests in flight::
+A storage in a process of its own on loopback: one session with N requests in flight, then N
+sessions with one each::
 
     python -m benchmarks.names [--directory DIR] [--count N]
 
@@ -10,14 +11,14 @@ CPU is that of the storage's process (user and system), from /proc.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import trio
@@ -30,7 +31,7 @@ from tests.common.names_server import HOST, OWN_ID, names_server
 
 FILE = stat.S_IFREG | 0o644
 DIRECTORY = stat.S_IFDIR | 0o755
-_TICKS = os.sysconf("SC_CLK_TCK")
+SESSIONS = 8
 
 
 async def serve(directory: Path) -> None:
@@ -41,16 +42,17 @@ async def serve(directory: Path) -> None:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    """CPU seconds that the threads of a process have used."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 class Bench:
     """Runs operations on a session and prints what they cost."""
 
-    def __init__(self, session: NamesSession, pid: int, count: int) -> None:
-        self._session = session
+    def __init__(self, sessions: Sequence[NamesSession], pid: int, count: int) -> None:
+        self._sessions = sessions
+        self._session = sessions[0]
         self._pid = pid
         self._count = count
 
@@ -98,14 +100,40 @@ class Bench:
             async def open_one(number: int) -> None:
                 await call(names.Open(inos[number], 1 << 20))
 
+            async def rename_one(number: int, directory: int = directory) -> None:
+                old, new = b"f%d.dat" % number, b"g%d.dat" % number
+                await call(names.Rename(directory, old, directory, new, 0, now))
+
+            async def link_one(number: int, directory: int = directory) -> None:
+                await call(names.Link(inos[number], directory, b"l%d" % number, now))
+
+            async def unlink_one(number: int, directory: int = directory) -> None:
+                await call(names.Remove(directory, b"l%d" % number, False, now))
+
             await self.measure("create", in_flight, create_one)
             await self.measure("lookup", in_flight, lookup_one)
             await self.measure("store 4 KiB", in_flight, store_one)
             await self.measure("open 4 KiB", in_flight, open_one)
+            await self.measure("rename", in_flight, rename_one)
+            await self.measure("link", in_flight, link_one)
+            await self.measure("unlink", in_flight, unlink_one)
         large = b"x" * names.SMALL_CONTENT_MAX
         await self.measure(
             "store 1 MiB", 4, lambda n: call(names.StoreContent(inos[n], large, now)), share=20
         )
+        for sessions in (2, len(self._sessions)):
+            create = names.Create(names.ROOT_INO, b"s%d" % sessions, DIRECTORY, 0, 0, now)
+            directory = (await call(create)).ino
+
+            async def create_there(
+                number: int, sessions: int = sessions, directory: int = directory
+            ) -> None:
+                # Worker i of `measure` has the numbers i, i + sessions, ...
+                name = b"f%d.dat" % number
+                session = self._sessions[number % sessions]
+                await session.call(names.Create(directory, name, FILE, 0, 0, now))
+
+            await self.measure(f"create, {sessions} sessions", sessions, create_there)
 
 
 async def main(directory: Path, count: int) -> None:
@@ -120,9 +148,13 @@ async def main(directory: Path, count: int) -> None:
         async def find() -> list[Candidate]:
             return [Candidate(OWN_ID, address)]
 
-        async with open_session(find, client="benchmark") as session:
-            await session.wait_connected()
-            await Bench(session, process.pid, count).run()
+        async with AsyncExitStack() as stack:
+            sessions = []
+            for number in range(SESSIONS):
+                opened = open_session(find, client=f"benchmark {number}")
+                sessions.append(await stack.enter_async_context(opened))
+                await sessions[-1].wait_connected()
+            await Bench(sessions, process.pid, count).run()
     finally:
         process.kill()
         process.wait()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import shutil
 import sqlite3
+import threading
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -107,6 +108,26 @@ async def test_what_several_sessions_have_sent_is_synced_together(
         assert len(entries(server.tree)) == 40
         assert batches < 40
         assert server.tree.state.unsettled
+
+
+async def test_a_slow_disk_is_waited_for_by_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_SLOW_SYNC_S", -1.0)
+    monkeypatch.setattr(engine, "_IN_THREAD_FACTOR", 1e12)
+    async with names_server(tmp_path) as server, server.session() as session:
+        log, in_loop = server.tree.log, []
+        append = log.append
+
+        def watched(records: Sequence[Record]) -> None:
+            in_loop.append(threading.current_thread() is threading.main_thread())
+            append(records)
+
+        monkeypatch.setattr(log, "append", watched)
+        for number in range(4):
+            await make(session, b"%d" % number)
+        assert in_loop == [True, True, False, False]
+        assert not server.tree.state.unsettled
 
 
 async def test_a_change_that_cannot_be_kept_takes_none_before_it_along(

@@ -50,8 +50,8 @@ _INLINE_MAX: Final = 64
 _INLINE_BYTES_MAX: Final = 256 << 10
 _SLOW_SYNC_S: Final = 0.003
 _IN_THREAD_FACTOR: Final = 50
-"""After a slow sync the next ones are left to a thread for so many times its duration: a slow disk
-stops the loop for one part in so many, and a hiccup of a quick one is soon forgotten."""
+"""After two slow syncs the next ones are left to a thread for so many times their duration: a slow
+disk stops the loop for one part in so many. One alone may be a process that took the processor."""
 _METADATA: Final = (names_record.PutContent, names_record.PutXattr)
 _CONTENT: Final = (*_METADATA, names_record.MakeFile)
 """Operations that change object files."""
@@ -103,6 +103,7 @@ class Engine:
         self._idle = False
         self._eager = 0
         self._failure: EngineBroken | None = None
+        self._was_slow = False
         self._in_thread_until = 0.0
 
     # --- start ------------------------------------------------------------------------------
@@ -178,8 +179,12 @@ class Engine:
                     records = steps.throw(exc)
                 else:
                     took = time.monotonic() - start
-                    if took > _SLOW_SYNC_S:
+                    if took <= _SLOW_SYNC_S:
+                        self._was_slow = False
+                    elif self._was_slow:
                         self._in_thread_until = start + took * _IN_THREAD_FACTOR
+                    else:
+                        self._was_slow = True
                     records = next(steps)
         except StopIteration:
             pass
