@@ -256,10 +256,11 @@ async def test_repeated_requests_are_answered_once(server: NamesServer) -> None:
         request = names.Create(ROOT, b"a", FILE, 0, 0, NOW)
         with BlockingSession((HOST, server.port)) as session:
             made = session.call(request, names.Attr)
+            session.waiting[1] = request  # whose outcome the storage has to keep
             put = names.StoreContent(made.ino, b"x", NOW)
             stored = session.call(put, names.Attr)
             # The same ids again, as after a connection that broke before the answers came.
-            session.waiting = {1: request, 2: put}
+            session.waiting[2] = put
             session.take_up()
             answers = {
                 number: answer for number, _, answer in (session.receive(), session.receive())
