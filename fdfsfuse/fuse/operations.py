@@ -361,8 +361,8 @@ class Operations(pyfuse3.Operations):
         self._vfs.directories.release(fh)
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        # Changes of names are durable when they are answered.
-        return
+        # Changes of names are durable when they are answered, but for files made on our own.
+        await self._vfs.tell_of_directory(fh)
 
 
 def _owner(ctx: RequestContext) -> Owner:

@@ -6,7 +6,8 @@ a handle or unstored content. It is in one of three states:
 ========= ====================================================================================
 clean     the storage has everything. ``content`` may hold the whole content as a cache
 memory    ``dirty``, and ``content`` is the whole new content, up to SMALL_CONTENT_MAX;
-          stored by StoreContent
+          stored by StoreContent; of a file that the storage was not told of (``birth``), by
+          CreateFile
 object    ``dirty``, and ``writer`` changes an object: a new one (``new_object``), published
           by NameObject, or the inode's own one in place, published by CommitWrite
 ========= ====================================================================================
@@ -24,7 +25,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import stat
 import time
+
+from msgspec.structs import replace
 
 from fdfsfuse.errors import ConnectionProblem, FdfsError, StatusError, TreeError
 from fdfsfuse.proto import names
@@ -32,6 +36,7 @@ from fdfsfuse.proto.names import SMALL_CONTENT_MAX, Attr
 from fdfsfuse.vfs.context import Context
 from fdfsfuse.vfs.merging import MergingFile
 from fdfsfuse.vfs.objectwriter import ObjectWriter
+from fdfsfuse.vfs.ownfiles import Birth, taken
 from fdfsfuse.vfs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -48,6 +53,7 @@ class FileState(MergingFile):
         "_error",
         "_warned_at",
         "_writing_back",
+        "birth",
         "dirty_since",
         "handles",
         "opened_at",
@@ -58,9 +64,64 @@ class FileState(MergingFile):
         self.dirty_since = 0.0
         self._error: Exception | None = None
         self.handles = 0
+        self.birth: Birth | None = None
         self.opened_at = time.monotonic()
         self._writing_back = False
         self._warned_at = float("-inf")
+
+    # --- making ----------------------------------------------------------------------------------
+
+    def make(self, parent: int, name: bytes) -> None:
+        """The file is one that this mount has made on its own; the storage was not told of it."""
+        self.mtime_ns = self.attr.mtime_ns
+        self.birth = Birth(parent, name, self.mtime_ns)
+        self._begin(self.attr.version)
+        self._edits.resize(0, 0)
+        self.content, self._size, self.dirty = b"", 0, True
+        self.dirty_since = time.monotonic()
+        self.volume.memory.made(parent, name, self.attr, self.mtime_ns)
+        self.volume.own_files.add(parent, name, self)
+
+    async def be_born(self) -> None:
+        """Tell the storage of the file, unless it was. An error reaches the next write or flush."""
+        async with self.lock:
+            if self.birth is not None:
+                await self._try_to_store()
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether there was no answer when the storage was told of the file."""
+        return isinstance(self._error, ConnectionProblem)
+
+    async def _give_birth(self, birth: Birth, data: bytes) -> Attr | None:
+        """Tell the storage of the file. None: an attempt before, which had no answer, did that."""
+        ctime_ns = max(self.attr.ctime_ns, self.mtime_ns)
+        shown = replace(self.attr, mtime_ns=self.mtime_ns, ctime_ns=ctime_ns)
+        attr: Attr | None = None
+        try:
+            attr = await self.volume.call(birth.request(self.volume, shown, data))
+        except ConnectionProblem:
+            self._maybe_stored = True
+            raise
+        except StatusError as exc:
+            if not taken(exc):
+                raise
+            if not self._maybe_stored or not await self._is_there():
+                raise TreeError(errno.ESTALE) from exc
+        self._end_birth(birth)
+        return attr
+
+    async def _is_there(self) -> bool:
+        """Whether the storage has the inode. Not by `Volume.call`, which would tell of it first."""
+        try:
+            await self.volume.backend.call(names.GetAttr(self.ino))
+        except StatusError:
+            return False
+        return True
+
+    def _end_birth(self, birth: Birth) -> None:
+        self.birth = None
+        self.volume.own_files.remove(birth.parent, birth.name, self)
 
     # --- changing --------------------------------------------------------------------------------
 
@@ -190,6 +251,8 @@ class FileState(MergingFile):
         if not self.dirty:
             self._begin(self.attr.version)
         if self.new_object:
+            if self.birth is not None and (born := await self._give_birth(self.birth, b"")):
+                self.fresh_attr(born)
             made: names.ObjectMade = await self.volume.call(names.NewObject(self.ino))
             file_id, view = made.file_id, made.view
         else:
@@ -251,7 +314,11 @@ class FileState(MergingFile):
     async def set_attributes(self, request: names.SetAttr) -> Attr:
         """SetAttr, in order with the storing of content: a time that is set stays."""
         async with self.lock:
-            attr: Attr = await self.volume.call(request)
+            if self.birth is not None:
+                attr = _with_changes(self.attr, request)
+                self.volume.memory.changed_here(request, attr)
+            else:
+                attr = await self.volume.call(request)
             self.fresh_attr(attr)
             if self.dirty and request.mtime_ns is not None:
                 self.mtime_ns = request.mtime_ns
@@ -277,14 +344,17 @@ class FileState(MergingFile):
         self._writing_back = True
         try:
             async with self.lock:
-                try:
-                    await self._flush()
-                except (FdfsError, OSError) as exc:
-                    self._error = exc
-                    self.dirty_since = time.monotonic()
-                    self._warn(exc)
+                await self._try_to_store()
         finally:
             self._writing_back = False
+
+    async def _try_to_store(self) -> None:
+        try:
+            await self._flush()
+        except (FdfsError, OSError) as exc:
+            self._error = exc
+            self.dirty_since = time.monotonic()
+            self._warn(exc)
 
     def write_back_soon(self) -> None:
         """`write_back` in the background, unless one is under way."""
@@ -333,6 +403,8 @@ class FileState(MergingFile):
         else:
             assert self.content is not None
             data = bytes(self.content)
+            if self.birth is not None and (born := await self._give_birth(self.birth, data)):
+                return born
             request = names.StoreContent(self.ino, data, self.mtime_ns, self._based_on)
         try:
             attr: Attr = await self.volume.call(request)
@@ -372,6 +444,9 @@ class FileState(MergingFile):
                 self._context.dirty.give(len(self.content))
             self.dirty = False
             self.content = None
+            if self.birth is not None:
+                self.volume.recalls.never_made(self.birth.parent, self.birth.name, self.ino)
+                self._end_birth(self.birth)
         else:
             self._drop_content()
 
@@ -391,3 +466,19 @@ class FileState(MergingFile):
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+
+def _with_changes(attr: Attr, request: names.SetAttr) -> Attr:
+    """*attr* as `names.SetAttr` makes it."""
+    mode = attr.mode
+    if request.mode is not None:
+        mode = stat.S_IFMT(mode) | stat.S_IMODE(request.mode)
+    return replace(
+        attr,
+        mode=mode,
+        uid=attr.uid if request.uid is None else request.uid,
+        gid=attr.gid if request.gid is None else request.gid,
+        atime_ns=attr.atime_ns if request.atime_ns is None else request.atime_ns,
+        mtime_ns=attr.mtime_ns if request.mtime_ns is None else request.mtime_ns,
+        ctime_ns=request.now_ns,
+    )

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -41,6 +41,9 @@ class Memory:
         now: the clock that leases run on, in seconds.
         lease_until: until when, on that clock, the lease is certain to last; already with a margin.
         limit: most inodes, and most names, that are remembered.
+
+    Attributes:
+        granted: directories in which this mount may make files on its own.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Memory:
         self._parents: Recent[int, int] = Recent(limit)
         self._xattrs: Recent[int, dict[bytes, bytes]] = Recent(limit)
         self._directories: dict[int, Directory] = {}
+        self.granted: set[int] = set()
         self._names = 0
         self._forgotten_until = float("-inf")
         self._serial = 0
@@ -102,6 +106,14 @@ class Memory:
     def parent(self, ino: int) -> int:
         """A directory that the inode was seen in, perhaps not any more; 0 when not known."""
         return self._parents.get(ino, 0)
+
+    def may_make(self, parent: int, name: bytes) -> bool:
+        """Whether a file may be made under the name without asking; see `names.Grant`."""
+        return (
+            parent in self.granted
+            and self.lookup(parent, name) == MISSING
+            and self.attr(parent) is not None
+        )
 
     def listing(self, ino: int) -> names.Listing | None:
         """All entries of a directory, in the order of their cookies; see `Directory`."""
@@ -314,6 +326,27 @@ class Memory:
             self._directory(answer.ino).complete = True
         self._changed_in(request.parent, request.now_ns, int(is_directory), began)
 
+    def made(self, parent: int, name: bytes, attr: Attr, now_ns: int) -> None:
+        """This mount has made a file on its own."""
+        request = names.Create(parent, name, attr.mode, attr.uid, attr.gid, now_ns)
+        self.changed_here(request, attr)
+
+    def changed_here(self, request: names.Create | names.SetAttr, answer: Attr) -> None:
+        """A request concerned a file that the storage was not told of: it was answered here."""
+        began = self.begin(request)
+        self.learn(request, answer, began)
+        self.end(began)
+        self._xattrs[answer.ino] = {}
+
+    def _learn_file(self, request: names.CreateFile, answer: Attr, began: int) -> None:
+        # The directory has changed when the file was made.
+        self._attr(answer, began)
+        self._name(request.parent, request.name, answer.ino, began)
+
+    def _learn_grant(self, request: names.Grant, answer: names.Done, began: int) -> None:
+        if self._is_fresh(request.ino, began):
+            self.granted.add(request.ino)
+
     def _learn_link(self, request: names.Link, answer: Attr, began: int) -> None:
         self._attr(answer, began)
         self._name(request.parent, request.name, answer.ino, began)
@@ -384,6 +417,17 @@ class Memory:
         for parent, name in entries:
             self._drop_name(parent, name)
 
+    def revoke(self, directories: Collection[int] | None) -> None:
+        """No more files may be made in these directories without asking; None: in none."""
+        if directories is None:
+            self.granted.clear()
+            self._recalled_all = self._serial
+        else:
+            self.granted.difference_update(directories)
+            if self._flights:
+                for ino in directories:
+                    self._recalled[ino] = self._serial
+
     def kept(self, inos: Iterable[int]) -> list[int]:
         """The directories among *inos* that the kernel still relies on; others are let go of."""
         kept = []
@@ -400,6 +444,7 @@ class Memory:
         self._parents.clear()
         self._xattrs.clear()
         self._directories.clear()
+        self.granted.clear()
         self._names = 0
         self._recalled_all = self._serial
         self._recalled.clear()
@@ -435,6 +480,7 @@ _LOCKED: dict[type, Callable[[Any], tuple[int, ...]]] = {
     names.ListXattrs: _ino,
     names.Truncate: _ino,
     names.StoreContent: _ino,
+    names.CreateFile: _ino,
     names.NameObject: _ino,
     names.CommitWrite: _ino,
     names.MakeWritable: _ino,
@@ -448,6 +494,8 @@ _LEARN: dict[type, Callable[[Memory, Any, Any, int], None]] = {
     names.Open: Memory._learn_open,
     names.ListXattrs: Memory._learn_xattrs,
     names.Create: Memory._learn_create,
+    names.CreateFile: Memory._learn_file,
+    names.Grant: Memory._learn_grant,
     names.Remove: Memory._learn_remove,
     names.Rename: Memory._learn_rename,
     names.Link: Memory._learn_link,

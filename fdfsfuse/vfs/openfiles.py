@@ -173,6 +173,11 @@ class OpenFiles:
     async def _create(
         self, parent: int, name: bytes, mode: int, flags: int, owner: Owner, umask: int
     ) -> tuple[Opened, Entry]:
+        volume, parent_ino, _ = self._tree.inode(parent)
+        ino = await volume.own_files.number_for(parent_ino, name)
+        if ino:
+            entry = self._make(volume, parent_ino, name, ino, mode & ~umask, owner)
+            return Opened(self._handle(self._context.states[entry.number], flags), False), entry
         try:
             entry = await self._tree.create(parent, name, mode, owner, umask=umask)
         except StatusError as exc:
@@ -184,10 +189,23 @@ class OpenFiles:
                 raise
             opened = await self.open(entry.number, flags, privileged=owner.uid == 0)
             return opened, self._entry(entry)
-        volume, _, _ = self._tree.inode(entry.number)
         state = self._state(volume, entry.number, entry.attr)
         self._context.pages.are(entry.number, entry.attr.version)
         return Opened(self._handle(state, flags), False), entry
+
+    def _make(
+        self, volume: Volume, parent: int, name: bytes, ino: int, mode: int, owner: Owner
+    ) -> Entry:
+        """A file that the storage is told of later (`fdfsfuse.vfs.ownfiles`)."""
+        directory = volume.memory.attr(parent)
+        assert directory is not None
+        gid = directory.gid if directory.mode & stat.S_ISGID else owner.gid
+        now = time.time_ns()
+        attr = names.Attr(ino, mode, 1, owner.uid, gid, 0, 0, now, now, now, 0)
+        number = self._context.numbers.of_inode(volume.number, ino)
+        self._state(volume, number, attr).make(parent, name)
+        self._context.pages.are(number, attr.version)
+        return self._context.entry(volume, attr, parent, name)
 
     def _entry(self, entry: Entry) -> Entry:
         state = self._context.states[entry.number]

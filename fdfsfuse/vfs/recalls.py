@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from fdfsfuse.proto import names
+from fdfsfuse.vfs.ownfiles import tell
 
 if TYPE_CHECKING:
     from fdfsfuse.vfs.context import Context
@@ -90,6 +91,11 @@ class Recalls:
         if message.everything:
             self._recall_everything(message)
             return
+        if message.grants or message.all_grants:
+            directories = None if message.all_grants else message.grants
+            self._volume.memory.revoke(directories)
+            self._context.spawn(self._give_back, message.number, directories)
+            return
         volume, context = self._volume, self._context
         memory, numbers = volume.memory, context.numbers
         inos = [*message.attrs, *message.unused]
@@ -117,6 +123,14 @@ class Recalls:
             context.spawn(self._forget_and_confirm, message, pages, entries)
         else:
             self._confirm(message)
+
+    async def _give_back(self, number: int, directories: list[int] | None) -> None:
+        """Confirm the recall of grants once the storage knows of all files that were made there."""
+        own_files = self._volume.own_files
+        await tell(own_files.inside(directories))
+        if any(state.unreachable for state in own_files.inside(directories)):
+            return  # the storage repeats the recall, or the lease ends
+        self._volume.backend.recalled(number, [])
 
     def _number(self, ino: int) -> int:
         return self._context.numbers.of_inode(self._volume.number, ino)
@@ -160,6 +174,11 @@ class Recalls:
         finally:
             self.late -= len(entries)
 
+    def never_made(self, parent: int, name: bytes, ino: int) -> None:
+        """A file that the kernel was told of could not be told to the storage."""
+        self._volume.memory.recall([ino, parent], [(parent, name)])
+        self._forget_later([], [(parent, name)])
+
     def refuse_orphan(self) -> bool:
         """Whether opening an inode without a name is to fail with ESTALE.
 
@@ -199,6 +218,8 @@ class Recalls:
         for state in context.states.values():
             if state.volume is volume:
                 state.recalled()
+        for state in volume.own_files.lost():
+            state.write_back_soon()
         context.spawn(self._forget_all, volume.hold_answers(), numbers, pages)
 
     async def _forget_all(self, done: trio.Event, numbers: Iterable[int], pages: list[int]) -> None:

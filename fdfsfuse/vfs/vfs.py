@@ -31,6 +31,7 @@ from fdfsfuse.vfs.listing import (
 from fdfsfuse.vfs.numbers import id_directory
 from fdfsfuse.vfs.openfiles import OpenFiles
 from fdfsfuse.vfs.options import VfsOptions
+from fdfsfuse.vfs.ownfiles import tell
 from fdfsfuse.vfs.recalls import Kernel, NoKernel
 from fdfsfuse.vfs.tree import Changes, Tree
 from fdfsfuse.vfs.volume import Volume
@@ -104,6 +105,14 @@ class Vfs:
         """opendir(). Fetches nothing yet."""
         handle = DirHandle(self.context, number, self._volume_of(number), self._source(number))
         return self.directories.open(handle)
+
+    async def tell_of_directory(self, handle: int) -> None:
+        """fsyncdir(): the storage is told of the files that this mount has made in it."""
+        number = self.directories.get(handle).number
+        volume = self._volume_of(number)
+        if volume is not None and volume.own_files and id_directory(number) is None:
+            _, ino, _ = self.tree.inode(number)
+            await tell(volume.own_files.inside([ino]))
 
     def _volume_of(self, number: int) -> Volume | None:
         return None if number == self.context.volumes_at else self.tree.volume(number)

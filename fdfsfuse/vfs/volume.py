@@ -22,6 +22,7 @@ from fdfsfuse.vfs.ahead import Ahead
 from fdfsfuse.vfs.backend import Backend, lease_clock
 from fdfsfuse.vfs.context import Context
 from fdfsfuse.vfs.memory import Memory
+from fdfsfuse.vfs.ownfiles import OwnFiles
 from fdfsfuse.vfs.recalls import Recalls
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Volume:
     ``root_attr`` are the last attributes of the root that the storage told. ``memory`` has what
     may be relied upon of all that the storage told; ``recalls`` carries out what it calls back.
     ``files_ahead`` and ``names_ahead`` decide on what is asked for ahead of need.
+    ``own_files``: those that the storage was not told of yet.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Volume:
         self.root_attr: names.Attr | None = None
         self._options = options
         self.recalls = Recalls(context, self)
+        self.own_files = OwnFiles(self)
         self._waiting: dict[int, float] = {}
         self._tickets = 0
         self._went_down = trio.Event()
@@ -88,6 +91,8 @@ class Volume:
         ticket = self.enter()
         began = memory.begin(request)
         try:
+            if self.own_files:
+                await self.own_files.tell_before(request)
             answer = await self.backend.call(request, timeout_s=timeout_s)
             if self._answers_held is not None:
                 await self._wait_for_answers()

@@ -2,6 +2,7 @@
 
 Everything that a storage sends to a session arrives in the order of sending, but late, and changes
 are answered when all other sessions have confirmed what was recalled (as if they held everything).
+Grants are given and recalled as a storage does it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Any
 
 import outcome
 import trio
+from msgspec.structs import replace
 
+from fdfsfuse.core.grants import Grants, Revocation
+from fdfsfuse.core.holds import Holds
 from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
@@ -38,6 +42,9 @@ class SharedVolume:
         self.rng = rng
         self.nursery = nursery
         self.sessions: list[SessionBackend] = []
+        self.holds = Holds(1_000_000)
+        self.grants = Grants(100)
+        self.revocations: dict[int, Revocation] = {}
 
     async def delay(self) -> None:
         for _ in range(self.rng.randrange(4)):
@@ -53,6 +60,8 @@ class SessionBackend(FakeBackend):
         self.objects, self.attrs = storage.objects, storage.attrs
         self.pending, self.named = storage.pending, storage.named
         self.unconfirmed: dict[int, trio.Event] = {}
+        self.unreleased: dict[int, set[int]] = {}
+        self.number = len(shared.sessions) + 1
         self._shared = shared
         self._send, self._receive = trio.open_memory_channel[Any](1000)
         shared.sessions.append(self)
@@ -74,22 +83,80 @@ class SessionBackend(FakeBackend):
                 event.set()
 
     def recalled(self, number: int, kept: Sequence[int]) -> None:
+        shared = self._shared
+        for ino in self.unreleased.pop(number):
+            if ino not in kept:
+                shared.holds.release(ino, self.number)
         self.unconfirmed.pop(number).set()
+        revocation = shared.revocations.pop(number, None)
+        if revocation is not None:
+            shared.grants.ended(revocation)
+            for resume in revocation.resume:
+                resume()
+
+    async def _wait_for_grants(self, inos: set[int], *, known_only: bool) -> bool:
+        """Whether it had to wait."""
+        shared = self._shared
+        waits, new = shared.grants.in_the_way(self.number, inos, known_only=known_only)
+        for revocation in new:
+            (holder,) = [s for s in shared.sessions if s.number == revocation.session]
+            nothing = shared.storage.recall_since(*shared.storage.snapshot())
+            recall = replace(nothing, grants=revocation.inos)
+            shared.revocations[recall.number] = revocation
+            holder._recall(recall)
+        if waits is None:
+            return False
+        over = trio.Event()
+        waits.resume.append(over.set)
+        await over.wait()
+        return True
+
+    def _recall(self, recall: names.Recall) -> trio.Event:
+        event = self.unconfirmed[recall.number] = trio.Event()
+        self.unreleased[recall.number] = set(recall.attrs)
+        self._send.send_nowait(recall)
+        return event
+
+    def _execute(self, request: names.Request) -> Any:
+        if isinstance(request, names.Grant):
+            return self._grant(request)
+        return self._shared.storage.execute(request)
+
+    def _grant(self, request: names.Grant) -> names.Done:
+        shared = self._shared
+        alone = not shared.holds.others(request.ino, self.number)
+        if not alone or not shared.grants.grant(request.ino, self.number):
+            raise StatusError(errno.EAGAIN)
+        return names.Done()
 
     async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
         shared = self._shared
         self.requests[type(request).__name__] += 1
         await shared.delay()
         waiting: list[trio.Event] = []
-        before = shared.storage.snapshot()
-        answer = outcome.capture(shared.storage.execute, request)
+        while True:
+            asked = {getattr(request, key, 0) for key in ("ino", "parent", "new_parent")}
+            if isinstance(request, names.CHANGES):
+                known_only = isinstance(request, names.CreateFile)
+                if await self._wait_for_grants(asked, known_only=known_only):
+                    continue
+            before = shared.storage.snapshot()
+            answer = outcome.capture(self._execute, request)
+            told = asked | _inos(answer.value if isinstance(answer, outcome.Value) else None)
+            if isinstance(request, (*names.CHANGES, names.Grant)):
+                break
+            if not await self._wait_for_grants(told, known_only=False):
+                break
+        if not isinstance(request, names.Grant):
+            for ino in told:
+                shared.holds.add(ino, self.number)
+                for released in self.unreleased.values():
+                    released.discard(ino)
         recall = shared.storage.recall_since(*before)
         if recall.attrs:
             for other in shared.sessions:
                 if other is not self and other.listener is not None:
-                    event = other.unconfirmed[recall.number] = trio.Event()
-                    waiting.append(event)
-                    other._send.send_nowait(recall)
+                    waiting.append(other._recall(recall))
         done, result = trio.Event(), list[outcome.Outcome[Any]]()
         shared.nursery.start_soon(self._answer, waiting, (done, result, answer))
         await done.wait()
@@ -99,6 +166,15 @@ class SessionBackend(FakeBackend):
         for event in waiting:
             await event.wait()
         self._send.send_nowait(item)
+
+
+def _inos(answer: Any) -> set[int]:
+    """The inodes that an answer tells of."""
+    if isinstance(answer, names.Listing):
+        return {entry.attr.ino for entry in answer.entries}
+    if isinstance(answer, names.Opened):
+        return {answer.attr.ino}
+    return {answer.ino} if isinstance(answer, Attr) else set()
 
 
 class KernelModel:
@@ -239,6 +315,17 @@ class Machine:
         finally:
             await self._close(opened.handle)
             self.kernel.attrs.pop(number, None)
+
+    async def make(self, parent: int, name: bytes) -> int | None:
+        """open(O_CREAT | O_EXCL): the handle; None when there is such a name."""
+        async with self.kernel.locks[parent]:
+            if await self._lookup(parent, name):
+                return None
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+            opened, entry = await self.vfs.files.create(parent, name, 0o644, flags, OWNER)
+            self.kernel.given(parent, name, self.vfs.remember(entry))
+            self.kernel.attrs.pop(parent, None)
+            return opened.handle
 
     async def unlink(self, parent: int, name: bytes) -> None:
         async with self.kernel.locks[parent]:

@@ -65,6 +65,9 @@ class FakeBackend:
         self.writes: list[tuple[int, int]] = []
         self.writing = 0
         self.most_writing = 0
+        self.grants = True
+        self.granted: set[int] = set()
+        self._next_ino = 2
         self._cookie = 0
         self._serial = 0
         self._handlers: dict[type, Callable[[Any], Any]] = {
@@ -78,6 +81,9 @@ class FakeBackend:
             names.ListObjects: self._list_objects,
             names.KeepAlive: lambda r: names.Done(),
             names.Holds: self._holds,
+            names.Grant: self._grant,
+            names.ReserveInodes: self._reserve_inodes,
+            names.CreateFile: self._create_file,
             names.Create: self._create,
             names.Remove: self._remove,
             names.Rename: self._rename,
@@ -271,7 +277,7 @@ class FakeBackend:
 
     def _create(self, request: names.Create) -> Attr:
         self._check_free(request.parent, request.name)
-        ino = max(self.attrs) + 1
+        ino = self._new_ino()
         attr = _attr(ino, request.mode, request.uid, request.gid, request.now_ns)
         if stat.S_ISDIR(request.mode):
             attr = replace(attr, nlink=2)
@@ -282,6 +288,37 @@ class FakeBackend:
         self._enter(request.parent, request.name, ino)
         self._touch(request.parent, request.now_ns, int(stat.S_ISDIR(request.mode)))
         return self.attrs[ino]
+
+    def _new_ino(self) -> int:
+        self._next_ino += 1
+        return self._next_ino - 1
+
+    def _grant(self, request: names.Grant) -> names.Done:
+        self._directory(request.ino)
+        if not self.grants:
+            raise StatusError(errno.EAGAIN)
+        self.granted.add(request.ino)
+        return names.Done()
+
+    def _reserve_inodes(self, request: names.ReserveInodes) -> names.Reserved:
+        first, self._next_ino = self._next_ino, self._next_ino + request.count
+        return names.Reserved(first, request.count)
+
+    def _create_file(self, request: names.CreateFile) -> Attr:
+        self._check_free(request.parent, request.name)
+        ino, mode = request.ino, stat.S_IFREG | request.mode
+        assert ino < self._next_ino
+        assert ino not in self.attrs
+        self.attrs[ino] = replace(
+            _attr(ino, mode, request.uid, request.gid, request.mtime_ns),
+            atime_ns=request.atime_ns,
+            ctime_ns=request.ctime_ns,
+        )
+        self._enter(request.parent, request.name, ino)
+        self._update(request.parent, mtime_ns=request.parent_ns, ctime_ns=request.parent_ns)
+        file_id = self.upload(request.data) if request.data else ""
+        self._name(ino, file_id, len(request.data), request.mtime_ns, False)
+        return self._update(ino, ctime_ns=request.ctime_ns)
 
     def _read_dir(self, request: names.ReadDir) -> names.Listing:
         entries = sorted(
@@ -419,7 +456,7 @@ class FakeBackend:
             if not request.replace:
                 raise StatusError(errno.EEXIST)
             replaced = self._unlinked(old[1], request.now_ns)
-        ino = max(self.attrs) + 1
+        ino = self._new_ino()
         attr = _attr(ino, stat.S_IFREG | 0o644, request.uid, request.gid, found.mtime_ns)
         self.attrs[ino] = replace(attr, size=found.size, file_id=request.file_id, version=1)
         self.named[request.file_id] = ino

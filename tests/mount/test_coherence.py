@@ -365,7 +365,11 @@ def test_a_lone_mount_asks_little(fuse: None, tmp_path: Path) -> None:
                 if count > 5 or kind not in ("Lookup", "GetAttr")
             }
 
-        assert cost(lambda file: _write(file, b"x" * 4096)) == {"Create": 20, "StoreContent": 20}
+        assert cost(lambda file: _write(file, b"x" * 4096)) == {
+            "Grant": 1,
+            "ReserveInodes": 1,
+            "CreateFile": 20,
+        }
         assert cost(os.stat) == {}
         cost(Path.read_bytes)
         assert cost(Path.read_bytes) == {}
@@ -384,7 +388,8 @@ def test_a_lone_mount_asks_little(fuse: None, tmp_path: Path) -> None:
         # Not known as a directory that it has made: looking in vain soon asks for all names.
         assert cost(lambda file: _write(file.with_suffix(".more"), b"x" * 4096)) == {
             "ReadDir": 1,
-            "Create": 20,
-            "StoreContent": 20,
+            "Grant": 1,
+            "ReserveInodes": 1,
+            "CreateFile": 20,
         }
         assert cost(Path.read_bytes) == {"Open": 4}

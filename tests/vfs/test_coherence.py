@@ -51,12 +51,12 @@ async def machines(rng: random.Random) -> AsyncIterator[tuple[SharedVolume, list
         nursery.cancel_scope.cancel()
 
 
-async def directories(machine: Machine) -> list[int]:
-    """The numbers of two directories, the same on each machine."""
+async def directories(machine: Machine, wanted: Sequence[bytes] = (b"one", b"two")) -> list[int]:
+    """The numbers of directories, which are made if need be; the same on each machine."""
     vfs = machine.vfs
     root = (await vfs.tree.lookup(1, b"vol")).number
     found = []
-    for name in (b"one", b"two"):
+    for name in wanted:
         number = await machine.lookup(root, name)
         if not number:
             entry = await vfs.tree.create(root, name, 0o040755, OWNER)
@@ -160,6 +160,67 @@ async def test_both_change_the_same_at_once(seed: int) -> None:
             await wait_until(lambda: all(machine.is_idle for machine in pair))
             for machine in pair:
                 await check(shared, machine, places)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_files_made_without_asking_are_seen_at_once(seed: int) -> None:
+    """What an exclusive create() has made is found by whoever looks later, and made once."""
+    rng = random.Random(seed)
+    made: dict[tuple[int, bytes], int] = {}
+    others_turn = trio.Lock()
+
+    async def make(machine: Machine, place: int, name: bytes) -> None:
+        try:
+            handle = await machine.make(place, name)
+        except StatusError as exc:
+            if exc.errno != errno.EEXIST:
+                raise
+            return
+        if handle is not None:
+            number = machine.vfs.files._get(handle).state.number
+            assert made.setdefault((place, name), number) == number
+            for _ in range(rng.randrange(5)):
+                await shared.delay()
+            await machine.vfs.files.write(handle, 0, b"%d" % number)
+            await shared.delay()
+            await machine._close(handle)
+
+    async def look(machine: Machine, place: int, name: bytes) -> None:
+        # While it has a request in flight there it may show what was before.
+        await wait_until(lambda: machine.is_idle)
+        expected = {n for p, n in made if p == place}
+        if rng.randrange(2):
+            assert await machine.list(place) >= expected
+        else:
+            number = await machine.lookup(place, name)
+            assert number == made.get((place, name), number)
+
+    async def act(directory: bytes, place: int, maker: Machine, other: Machine) -> None:
+        for _ in range(10):
+            name = b"%d" % rng.randrange(20)
+            if rng.randrange(5):
+                await make(maker, place, name)
+                continue
+            async with others_turn:
+                assert await directories(other, [directory]) == [place]
+                await (look if rng.randrange(3) else make)(other, place, name)
+
+    async with machines(rng) as (shared, pair):
+        for turn in range(6):
+            maker, other = pair if rng.randrange(2) else reversed(pair)
+            directory = b"new%d" % turn
+            (place,) = await directories(maker, [directory])
+            with trio.fail_after(60):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(3):
+                        nursery.start_soon(act, directory, place, maker, other)
+            await wait_until(lambda: all(machine.is_idle for machine in pair))
+            assert {name for where, name in made if where == place} == await other.list(place)
+            for where, name in made:
+                if where == place:
+                    number = await other.lookup(place, name)
+                    assert await other.read(number) == b"%d" % made[place, name]
+        assert sum(session.requests["CreateFile"] for session in shared.sessions) > 6
 
 
 async def test_a_lost_lease_leaves_nothing() -> None:

@@ -1,0 +1,215 @@
+"""Files that this mount makes on its own, before the storage is told of them.
+
+In a directory of which it has the grant (`names.Grant`) a mount answers a create() itself: the
+file is *unborn*. Like any content that is not stored yet it lives in a `FileState`, which is told
+to the storage, name, attributes and content at once (`names.CreateFile`),
+
+* with the flush or fsync of it, and when it was kept open for a while;
+* before a request of this mount that concerns it, or lists its directory, is sent;
+* when the grant is recalled, because another mount wants to look.
+
+What a mount that dies had not flushed is lost, the file along with it. See the names protocol in
+the documentation.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+import time
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from fdfsfuse.errors import StatusError
+from fdfsfuse.proto import names
+from fdfsfuse.proto.names import Attr
+from fdfsfuse.vfs.directory import MISSING
+from fdfsfuse.vfs.lock import Lock
+from fdfsfuse.vfs.lru import Recent
+
+if TYPE_CHECKING:
+    from fdfsfuse.vfs.files import FileState
+    from fdfsfuse.vfs.volume import Volume
+
+UNBORN_MAX: Final = 1000
+"""Files that may be unborn at a time: another mount that looks waits for all in a directory."""
+_BLOCK: Final = 1024
+_REFUSED_S: Final = 1.0
+_REFUSED_MAX: Final = 1024
+_NOT_CONCERNED: Final = (names.CreateFile, names.Grant, names.ReserveInodes)
+
+
+class OwnFiles:
+    """The unborn files of a volume, and numbers for more of them."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._by_ino: dict[int, FileState] = {}
+        self._by_name: dict[tuple[int, bytes], FileState] = {}
+        self._refused: Recent[int, float] = Recent(_REFUSED_MAX)
+        self._reserving = Lock()
+        self._next = self._end = 0
+        self._session = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._by_ino)
+
+    # --- may we? ---------------------------------------------------------------------------------
+
+    async def number_for(self, parent: int, name: bytes) -> int:
+        """The number for a file that this mount may make on its own; 0: the storage has to."""
+        volume, memory = self._volume, self._volume.memory
+        if (
+            memory.lookup(parent, name) != MISSING
+            or memory.attr(parent) is None
+            or len(name) > names.NAME_MAX
+            or (parent == names.ROOT_INO and _may_be_reserved(name))
+            or len(self._by_ino) >= UNBORN_MAX
+            or volume.down
+            or not volume.backend.connected
+        ):
+            return 0
+        if parent not in memory.granted and not await self._ask_for(parent):
+            return 0
+        if self._next == self._end:
+            await self._reserve()
+        # Only now: what was known may have been recalled meanwhile.
+        if not memory.may_make(parent, name) or self._next == self._end:
+            return 0
+        self._next += 1
+        return self._next - 1
+
+    async def _ask_for(self, directory: int) -> bool:
+        now = time.monotonic()
+        if self._refused.get(directory, now) > now:
+            return False
+        try:
+            await self._volume.call(names.Grant(directory))
+        except StatusError:
+            self._refused[directory] = time.monotonic() + _REFUSED_S
+            return False
+        return True
+
+    async def _reserve(self) -> None:
+        async with self._reserving:
+            if self._next < self._end:
+                return
+            session = self._session
+            reserved: names.Reserved = await self._volume.call(names.ReserveInodes(_BLOCK))
+            if session == self._session:
+                self._next, self._end = reserved.first, reserved.first + reserved.count
+
+    def lost(self) -> list[FileState]:
+        """The lease is lost: numbers are the session's. The files that are unborn now."""
+        self._session += 1
+        self._next = self._end = 0
+        return list(self._by_ino.values())
+
+    # --- what is unborn --------------------------------------------------------------------------
+
+    def add(self, parent: int, name: bytes, state: FileState) -> None:
+        """A file was made."""
+        self._by_ino[state.ino] = self._by_name[parent, name] = state
+
+    def remove(self, parent: int, name: bytes, state: FileState) -> None:
+        """The storage has the file, or it never will."""
+        del self._by_ino[state.ino], self._by_name[parent, name]
+
+    def inside(self, directories: Collection[int] | None) -> list[FileState]:
+        """The files in these directories; None: all."""
+        return [
+            state
+            for (parent, _), state in self._by_name.items()
+            if directories is None or parent in directories
+        ]
+
+    async def tell_before(self, request: names.Request) -> None:
+        """Tell the storage of all files that *request* may concern."""
+        states = self._concerned(request)
+        if states:
+            await tell(states)
+
+    def _concerned(self, request: Any) -> Iterable[FileState]:
+        if isinstance(request, _NOT_CONCERNED):
+            return ()
+        found: dict[int, FileState] = {}
+        directories: set[int] = set()
+        ino = getattr(request, "ino", None)
+        if ino is not None:
+            directories.add(ino)
+            if ino in self._by_ino:
+                found[ino] = self._by_ino[ino]
+        for entry in _entries(request):
+            state = self._by_name.get(entry)
+            if state is not None:
+                found[state.ino] = state
+            elif isinstance(request, names.Rename | names.Remove):
+                # Perhaps a directory that is to go, which must not look empty.
+                known = self._volume.memory.lookup(*entry)
+                if known is None:
+                    return self.inside(None)
+                directories.add(known)
+        for state in self.inside(directories) if directories else ():
+            found[state.ino] = state
+        return found.values()
+
+
+def _may_be_reserved(name: bytes) -> bool:
+    """Whether it looks like a store path, ``M00``: the storage decides."""
+    return len(name) == 3 and name.startswith(b"M")
+
+
+def _entries(request: Any) -> list[tuple[int, bytes]]:
+    """The names that a request is about."""
+    entries = []
+    if isinstance(request, names.Lookup | names.Create | names.Remove | names.Link | names.Adopt):
+        entries.append((request.parent, request.name))
+    elif isinstance(request, names.Rename):
+        entries += [(request.parent, request.name), (request.new_parent, request.new_name)]
+    return entries
+
+
+async def tell(states: Iterable[FileState]) -> None:
+    """Tell the storage of unborn files. What cannot be told is reported to who has them open."""
+    async with trio.open_nursery() as nursery:
+        for state in states:
+            nursery.start_soon(state.be_born)
+
+
+class Birth:
+    """What the storage has to be told of an unborn file beside its attributes.
+
+    ``made_ns``: when it was made, which is also a time of its directory.
+    """
+
+    __slots__ = ("made_ns", "name", "parent")
+
+    def __init__(self, parent: int, name: bytes, made_ns: int) -> None:
+        self.parent = parent
+        self.name = name
+        self.made_ns = made_ns
+
+    def request(self, volume: Volume, attr: Attr, data: bytes) -> names.CreateFile:
+        """*attr*: the attributes as the kernel has been told them."""
+        # Of later changes in the directory the storage knows already.
+        parent = volume.memory.attr(self.parent)
+        return names.CreateFile(
+            self.parent,
+            self.name,
+            attr.ino,
+            stat.S_IMODE(attr.mode),
+            attr.uid,
+            attr.gid,
+            attr.atime_ns,
+            attr.mtime_ns,
+            attr.ctime_ns,
+            self.made_ns if parent is None else parent.mtime_ns,
+            data,
+        )
+
+
+def taken(exc: StatusError) -> bool:
+    """Whether somebody else has taken the name since the grant ended, or its directory is gone."""
+    return exc.errno in (errno.EEXIST, errno.ENOENT, errno.ENOTDIR)

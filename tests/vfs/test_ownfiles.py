@@ -1,0 +1,315 @@
+"""Files that a mount makes on its own: what the storage is told of them, and when."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from fdfsfuse.errors import DeadlineExceeded, StatusError, TreeError
+from fdfsfuse.proto import names
+from fdfsfuse.vfs.context import Entry
+from fdfsfuse.vfs.openfiles import Opened
+from fdfsfuse.vfs.tree import Changes
+from fdfsfuse.vfs.xattrs import HIDDEN
+from tests.vfs.common import OWNER, Mounted, mounted, wait_until
+
+PLACE = "vol/d"
+
+
+class Making(Mounted):
+    """Its directory ``vol/d`` was made by this mount, which therefore knows all names there."""
+
+    @property
+    def ino(self) -> int:
+        return self.volume.directories[1].entries[b"d"][1]
+
+    async def make(self, name: str, mode: int = 0o644) -> tuple[Opened, Entry]:
+        """open(O_CREAT), as the kernel does it: a lookup comes first."""
+        with pytest.raises((TreeError, StatusError)):
+            await self.lookup(f"{PLACE}/{name}")
+        return await self.create(f"{PLACE}/{name}", mode)
+
+    def stored(self) -> set[bytes]:
+        """What the storage has."""
+        return set(self.volume.directories[self.ino].entries)
+
+    def spent(self) -> dict[str, int]:
+        """Requests since the last time."""
+        spent = dict(self.volume.requests)
+        self.volume.requests.clear()
+        return spent
+
+
+@asynccontextmanager
+async def making(**options: Any) -> AsyncIterator[Making]:
+    async with mounted(**options) as mount:
+        found = Making(mount.vfs, mount.cluster)
+        parent = (await found.lookup("vol")).number
+        await found.vfs.tree.create(parent, b"d", stat.S_IFDIR | 0o755, OWNER)
+        found.spent()
+        yield found
+
+
+async def test_one_request_stores_all_that_happened_to_a_file() -> None:
+    async with making() as mount:
+        files, tree = mount.vfs.files, mount.vfs.tree
+        for name in ("a", "b"):
+            opened, entry = await mount.make(name, 0o600)
+            number = entry.number
+            await files.write(opened.handle, 0, b"first part, ")
+            await tree.set_attributes(number, Changes(mode=0o4751))
+            await files.write(opened.handle, 12, b"second part")
+            await tree.set_attributes(number, Changes(uid=5, gid=6))
+            shown = await tree.set_attributes(number, Changes(atime_ns=7, mtime_ns=8))
+            assert (await mount.lookup(f"{PLACE}/{name}")).attr == shown.attr
+            assert await mount.vfs.xattrs.list(number) == []
+            assert bytes(await files.read(opened.handle, 6, 4)) == b"part"
+            assert mount.stored() == ({b"a"} if name == "b" else set())
+            await mount.close(opened.handle)
+            attr = mount.volume.by_path(f"d/{name}")
+            expected = (stat.S_IFREG | 0o4751, 5, 6, 23, 7, 8, shown.attr.ctime_ns)
+            assert expected == (
+                attr.mode, attr.uid, attr.gid, attr.size,
+                attr.atime_ns, attr.mtime_ns, attr.ctime_ns,
+            )  # fmt: skip
+            again = (await tree.getattr(number)).attr
+            assert again == attr
+            assert (again.ino, again.ctime_ns) == (shown.attr.ino, shown.attr.ctime_ns)
+            assert mount.volume.content(f"d/{name}") == b"first part, second part"
+        assert mount.spent() == {"Grant": 1, "ReserveInodes": 1, "CreateFile": 2}
+        parent = await mount.lookup(PLACE)
+        assert parent.attr.mtime_ns == mount.volume.by_path("d").mtime_ns
+
+
+async def test_an_empty_file_and_one_that_is_written_again() -> None:
+    async with making() as mount:
+        opened, entry = await mount.make("a")
+        await mount.close(opened.handle)
+        assert mount.stored() == {b"a"}
+        handle = await mount.open(f"{PLACE}/a", os.O_RDWR)
+        await mount.vfs.files.write(handle, 0, b"data")
+        await mount.close(handle)
+        assert mount.volume.content("d/a") == b"data"
+        assert mount.spent() == {
+            "Grant": 1, "ReserveInodes": 1, "CreateFile": 1, "StoreContent": 1,
+        }  # fmt: skip
+        assert (await mount.vfs.tree.getattr(entry.number)).attr == mount.volume.by_path("d/a")
+
+
+async def test_requests_that_concern_a_file_wait_until_the_storage_knows_it() -> None:
+    async with making() as mount:
+        tree, xattrs = mount.vfs.tree, mount.vfs.xattrs
+        place = (await mount.lookup(PLACE)).number
+        top = (await mount.lookup("vol")).number
+
+        async def check(name: bytes, after: dict[str, int], remains: bytes = b"") -> None:
+            assert mount.spent() == {"CreateFile": 1, **after}
+            assert mount.stored() == ({remains or name} if remains != b"-" else set())
+            await mount.close(opened.handle)
+            for left in mount.stored():
+                await tree.remove(place, left, directory=False)
+            mount.spent()
+
+        opened, entry = await mount.make("first")
+        await mount.close(opened.handle)
+        await tree.remove(place, b"first", directory=False)
+        mount.spent()
+
+        opened, entry = await mount.make("a")
+        assert await mount.names(PLACE) == [b"a"]
+        await check(b"a", {"ReadDir": 1})
+        opened, entry = await mount.make("a")
+        await tree.rename(place, b"a", place, b"b", 0)
+        await check(b"a", {"Rename": 1}, b"b")
+        opened, entry = await mount.make("a")
+        await tree.link(entry.number, top, b"other")
+        await check(b"a", {"Link": 1})
+        opened, entry = await mount.make("a")
+        await tree.remove(place, b"a", directory=False)
+        await check(b"a", {"Remove": 1}, b"-")
+        opened, entry = await mount.make("a")
+        with pytest.raises(StatusError) as caught:
+            await tree.remove(top, b"d", directory=True)
+        assert caught.value.errno == errno.ENOTEMPTY
+        await check(b"a", {"Remove": 1})
+        opened, entry = await mount.make("a")
+        await xattrs.set(entry.number, b"user.x", b"y")
+        await check(b"a", {"SetXattr": 1})
+        opened, entry = await mount.make("a")
+        await tree.set_attributes(place, Changes(mtime_ns=1))
+        assert mount.volume.by_path("d").mtime_ns == 1
+        await check(b"a", {"SetAttr": 1})
+        # What concerns others does not.
+        opened, entry = await mount.make("a")
+        with pytest.raises(TreeError):
+            await xattrs.get(entry.number, HIDDEN + b"file_id")
+        await tree.create(top, b"e", stat.S_IFDIR | 0o755, OWNER)
+        assert mount.spent() == {"Create": 1}
+        assert mount.stored() == set()
+        await mount.close(opened.handle)
+
+
+async def test_a_file_that_grows_large() -> None:
+    async with making() as mount:
+        opened, _ = await mount.make("a")
+        data = bytes(range(256)) * 4096
+        for start in (0, 1 << 20):
+            await mount.vfs.files.write(opened.handle, start, data)
+        await mount.close(opened.handle)
+        assert mount.volume.content("d/a") == data * 2
+        assert mount.spent().keys() >= {"CreateFile", "NewObject", "NameObject"}
+
+
+async def test_a_file_that_stays_open_is_told_after_a_while() -> None:
+    async with making(write_back_s=0.0) as mount:
+        opened, _ = await mount.make("a")
+        await wait_until(lambda: mount.stored() == {b"a"})
+        await mount.close(opened.handle)
+
+
+async def test_fsync_of_the_directory_and_the_end_of_the_mount_tell() -> None:
+    async with making() as mount:
+        await mount.make("a")
+        directory = mount.vfs.open_directory((await mount.lookup(PLACE)).number)
+        await mount.vfs.tell_of_directory(directory)
+        assert mount.stored() == {b"a"}
+        await mount.make("b")
+        assert await mount.vfs.files.store_all() == 0
+        assert mount.stored() == {b"a", b"b"}
+
+
+async def test_a_recalled_grant_is_given_back_when_all_is_told() -> None:
+    async with making() as mount:
+        opened, _ = await mount.make("a")
+        await mount.vfs.files.write(opened.handle, 0, b"so far")
+        volume = mount.volume
+        assert volume.listener is not None
+        volume.gate = trio.Event()
+        volume.listener.recalled(names.Recall(9, [], [], [], [], grants=[mount.ino]))
+        await trio.testing.wait_all_tasks_blocked()
+        assert volume.confirmed == []
+        volume.gate.set()
+        await wait_until(lambda: volume.confirmed == [(9, [])])
+        assert volume.content("d/a") == b"so far"
+        await mount.vfs.files.write(opened.handle, 6, b", and more")
+        await mount.close(opened.handle)
+        assert volume.content("d/a") == b"so far, and more"
+        # It has to be granted again.
+        mount.spent()
+        volume.grants = False
+        for name in ("b", "c"):
+            opened, _ = await mount.make(name)
+            assert name.encode() in mount.stored()
+            await mount.close(opened.handle)
+        assert mount.spent() == {"Grant": 1, "Create": 2}
+
+
+async def test_a_grant_that_was_recalled_before_its_answer_is_none() -> None:
+    async with making() as mount:
+        volume = mount.volume
+        volume.gate = trio.Event()
+        assert volume.listener is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.make, "a")
+            await trio.testing.wait_all_tasks_blocked()
+            assert mount.volume.requests["Grant"] == 1
+            volume.listener.recalled(names.Recall(9, [], [], [], [], grants=[mount.ino]))
+            await wait_until(lambda: volume.confirmed == [(9, [])])
+            volume.gate.set()
+        assert mount.stored() == {b"a"}
+        assert mount.spent()["Create"] == 1
+
+
+async def test_a_storage_that_cannot_be_told_gets_no_confirmation() -> None:
+    async with making() as mount:
+        opened, _ = await mount.make("a")
+        volume = mount.volume
+        assert volume.listener is not None
+        volume.fail[names.CreateFile] = DeadlineExceeded("cut off")
+        recall = names.Recall(9, [], [], [], [], all_grants=True)
+        volume.listener.recalled(recall)
+        await wait_until(lambda: mount.volume.requests["CreateFile"] == 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert volume.confirmed == []
+        volume.fail.clear()
+        await wait_until(lambda: not next(iter(mount.vfs.volumes.by_name.values())).down)
+        volume.listener.recalled(recall)
+        await wait_until(lambda: volume.confirmed == [(9, [])])
+        assert mount.stored() == {b"a"}
+        await mount.close(opened.handle)
+
+
+async def test_who_comes_too_late_hears_of_it_at_close() -> None:
+    async with making() as mount:
+        opened, entry = await mount.make("a")
+        # The grant ended with the lease, and another mount was faster.
+        await mount.volume.change(names.Create(mount.ino, b"a", 0o100644, 0, 0, 5))
+        with pytest.raises(TreeError) as caught:
+            await mount.vfs.files.flush(opened.handle)
+        assert caught.value.errno == errno.ESTALE
+        await mount.vfs.files.release(opened.handle)
+        found = await mount.lookup(f"{PLACE}/a")
+        assert found.number != entry.number
+        assert found.attr == mount.volume.by_path("d/a")
+        assert await mount.vfs.files.store_all() == 0
+
+
+async def test_a_full_storage_is_told_to_who_has_the_file_open() -> None:
+    async with making() as mount:
+        opened, _ = await mount.make("a")
+        mount.volume.fail[names.CreateFile] = StatusError(errno.ENOSPC)
+        assert await mount.names(PLACE) == []
+        with pytest.raises(StatusError):
+            await mount.vfs.files.write(opened.handle, 0, b"data")
+        await mount.vfs.files.write(opened.handle, 0, b"data")
+        with pytest.raises(StatusError):
+            await mount.vfs.files.flush(opened.handle)
+        mount.volume.fail.clear()
+        await mount.close(opened.handle)
+        assert mount.volume.content("d/a") == b"data"
+
+
+async def test_a_lost_lease_ends_all_grants() -> None:
+    async with making() as mount:
+        await mount.make("a")
+        first = mount.volume._next_ino
+        assert mount.volume.listener is not None
+        mount.volume.listener.lease_lost()
+        await wait_until(lambda: mount.stored() == {b"a"})
+        await mount.lookup(PLACE)
+        mount.spent()
+        opened, _ = await mount.make("b")
+        await mount.close(opened.handle)
+        spent = mount.spent()
+        assert (spent["Grant"], spent["CreateFile"]) == (1, 1)
+        # Numbers that were reserved for a session are used in that session.
+        assert mount.volume.by_path("d/b").ino == first
+
+
+@pytest.mark.parametrize("name", ["M00", "MFF"])
+async def test_names_that_look_like_store_paths_are_left_to_the_storage(name: str) -> None:
+    async with making() as mount:
+        volume = next(iter(mount.vfs.volumes.by_name.values()))
+        with pytest.raises(StatusError):
+            await mount.lookup("vol/none")
+        assert await volume.own_files.number_for(1, b"none")
+        assert not await volume.own_files.number_for(1, name.encode())
+
+
+async def test_the_group_of_a_set_group_id_directory_is_handed_on() -> None:
+    async with making() as mount:
+        place = (await mount.lookup(PLACE)).number
+        await mount.vfs.tree.set_attributes(place, Changes(mode=0o2755, gid=77))
+        opened, entry = await mount.make("a")
+        assert entry.attr.gid == 77
+        await mount.close(opened.handle)
+        attr = mount.volume.by_path("d/a")
+        assert (attr.uid, attr.gid, attr.mode) == (OWNER.uid, 77, stat.S_IFREG | 0o644)
