@@ -68,6 +68,10 @@ class Grants:
         revocation = self._unknown[session] = Revocation(session)
         return revocation
 
+    def is_unknown(self, session: int) -> bool:
+        """Whether it is not known which grants the session has."""
+        return session in self._unknown
+
     def in_the_way(
         self, session: int, inos: Iterable[int], *, known_only: bool = False
     ) -> tuple[Revocation | None, list[Revocation]]:

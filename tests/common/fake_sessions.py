@@ -155,6 +155,10 @@ class SessionBackend(FakeBackend):
         recall = shared.storage.recall_since(*before)
         if recall.attrs:
             for other in shared.sessions:
+                if isinstance(request, names.CreateFile) and other.number not in (
+                    shared.holds.others(request.parent, self.number)
+                ):
+                    continue  # made under a grant: it has not heard of the directory
                 if other is not self and other.listener is not None:
                     waiting.append(other._recall(recall))
         done, result = trio.Event(), list[outcome.Outcome[Any]]()

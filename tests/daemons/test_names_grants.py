@@ -187,7 +187,8 @@ async def test_whoever_looks_or_changes_waits_for_what_was_made(server: NamesSer
         assert await status == errno.ENOTEMPTY
         await seen(9, lambda d, name: names.SetAttr(d, later, mode=0o700))
         await seen(10, lambda d, name: names.Remove(d, b"x", False, later))
-        assert len(one.recalled) == 10
+        await seen(11, lambda d, name: names.Rename(ROOT, name, ROOT, b"other", 0, later))
+        assert len(one.recalled) == 11
         assert await status_of(other.call(names.Lookup(ROOT, b"none"))) == errno.ENOENT
 
 
@@ -242,7 +243,7 @@ async def test_a_silent_session_loses_its_grants_with_its_lease(tmp_path: Path) 
         one.tells = False
         with trio.fail_after(60):
             await make(other, b"x", parent=d)
-        # Too late: what was promised is gone.
+        # Too late: the name is taken.
         assert await status_of(one.tell(d, b"x")) == errno.EEXIST
         # Other names are as good as ever.
         await one.tell(d, b"y")

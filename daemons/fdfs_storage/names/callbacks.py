@@ -25,7 +25,7 @@ import trio
 from fdfs_storage.names.touched import Touched, touched
 from fdfsfuse.core.grants import Grants, Revocation
 from fdfsfuse.core.holds import Holds, Recalls, Waiting
-from fdfsfuse.proto import names
+from fdfsfuse.proto import names, names_record
 
 if TYPE_CHECKING:
     from fdfs_storage.names.sessions import Session, Sessions
@@ -188,7 +188,7 @@ class Callbacks:
             work = item.work
             if self._is_known_to_others(work.session, found.attrs):
                 change = deferred[work] = Deferred((work.session, work.id), work.reply)
-                self._collect(found, change, messages)
+                self._collect(item.change.op, found, change, messages)
             session = self._sessions.get(work.session)
             if session is not None:
                 self.hold(session, found.attrs)
@@ -207,9 +207,14 @@ class Callbacks:
             return True
         return any(self._holds.others(ino, own) for ino in inos)
 
-    def _collect(self, found: Touched, change: Deferred, messages: dict[int, _Message]) -> None:
+    def _collect(
+        self, op: Any, found: Touched, change: Deferred, messages: dict[int, _Message]
+    ) -> None:
         own = change.key[0]
-        if own:
+        # What was made under a grant nobody else can have heard of. If that waited, and the others
+        # had to look at the directory before they can confirm, nothing would go on.
+        made = isinstance(op, names_record.MakeFile) and self.grants.is_unknown(own)
+        if own and not made:
             self._recalls.attach_to_everything(own, change)
         for ino in found.attrs:
             for number in self._holds.others(ino, own):

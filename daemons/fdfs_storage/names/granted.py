@@ -71,14 +71,15 @@ def changes_in(db: sqlite3.Connection, op: Any) -> tuple[int, ...]:
     if isinstance(op, names.Remove):
         return (op.parent, *_target(db, op.parent, op.name)) if op.directory else (op.parent,)
     if isinstance(op, names.Rename):
-        return (op.parent, op.new_parent, *_target(db, op.new_parent, op.new_name))
+        moved, replaced = _target(db, op.parent, op.name), _target(db, op.new_parent, op.new_name)
+        return (op.parent, op.new_parent, *moved, *replaced)
     if isinstance(op, _IN_PARENT):
         return (op.parent,)
     return ()
 
 
 def _target(db: sqlite3.Connection, parent: int, name: bytes) -> tuple[int, ...]:
-    """What a name stands for: a directory that is to go must have told of all that is in it."""
+    """What a name stands for: perhaps a directory, which must not look empty when it is to go."""
     entry = tree.find_entry(db, parent, name)
     return () if entry is None else (entry[1],)
 
