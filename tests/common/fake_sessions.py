@@ -177,7 +177,7 @@ def _inos(answer: Any) -> set[int]:
     if isinstance(answer, names.Listing):
         return {entry.attr.ino for entry in answer.entries}
     if isinstance(answer, names.Opened):
-        return {answer.attr.ino}
+        return {answer.attr.ino, answer.parent, *(entry.attr.ino for entry in answer.following)}
     return {answer.ino} if isinstance(answer, Attr) else set()
 
 

