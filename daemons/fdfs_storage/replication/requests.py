@@ -108,12 +108,9 @@ class Requests:
         recent = self._store.changes.recent
         content = None if recent is None else recent.get(record.name)
         if content is None:
-            try:
-                fd = os.open(self._store.path(location), _FLAGS)
-            except OSError as exc:
-                if exc.errno in _MISSING:
-                    return None
-                raise
+            fd = self._open_path(location)
+            if fd < 0:
+                return None
             keep = False
             try:
                 content = os.read(fd, _READ_FIRST)
@@ -152,17 +149,23 @@ class Requests:
                 return _File(slot.open(), slot.slot.size, slot.start)
             except StatusError:
                 return None
-        try:
-            fd = os.open(self._store.path(location), _FLAGS)
-        except OSError as exc:
-            if exc.errno in _MISSING:
-                return None
-            raise
+        fd = self._open_path(location)
+        if fd < 0:
+            return None
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             os.close(fd)
             return None
         return _File(fd, info.st_size)
+
+    def _open_path(self, location: Location) -> int:
+        """A descriptor, -1 when there is nothing or a link. Whether it is a file is yet to see."""
+        try:
+            return os.open(self._store.path(location), _FLAGS)
+        except OSError as exc:
+            if exc.errno in _MISSING:
+                return -1
+            raise
 
     def _without_content(self, record: BinlogRecord, location: Location) -> Request | None:
         own: Own | None = None
