@@ -416,6 +416,7 @@ class FileState(MergingFile):
     def _stored(self, attr: Attr) -> None:
         """The storage has all changes: clean again."""
         old = self.attr.version
+        kernel_size = self.size if self._kernel_size is None else self._kernel_size
         self._context.pages.stored(self.number, old, attr.version)
         content = None
         if not self.dirty:
@@ -427,6 +428,7 @@ class FileState(MergingFile):
         self.dirty = False
         self.dirty_since = 0.0
         self.fresh_attr(attr)
+        self._kernel_knows(kernel_size)
         if content is not None and self.handles and len(content) == attr.size:
             self._keep_content(content)
 

@@ -71,19 +71,26 @@ class ReadableFile(ABC):
 
     def attributes(self, attr: Attr) -> Attr:
         """*attr*, an answer of the storage, with what is not stored yet; the kernel is told."""
-        self._kernel_size = None
         if not self.dirty:
+            self._kernel_knows(attr.size)
             return attr
+        self._kernel_size = None
         ctime_ns = max(attr.ctime_ns, self.mtime_ns)
         return replace(attr, size=self._size, mtime_ns=self.mtime_ns, ctime_ns=ctime_ns)
 
     def fresh_attr(self, attr: Attr) -> None:
         """The storage has told newer attributes."""
+        if self._kernel_size is None and not self.dirty and attr.size != self.attr.size:
+            self._kernel_size = self.attr.size
         self.attr = attr
         self.ino = attr.ino or self.ino
         self._outdated = bool(attr.ino) and not self.volume.memory.knows(attr)
         if self._content_version != attr.version and not self.dirty:
             self._drop_content()
+
+    def _kernel_knows(self, size: int) -> None:
+        """The size that the kernel takes the file to have; it appends there."""
+        self._kernel_size = None if size == self.size else size
 
     def recalled(self) -> None:
         """Somebody else has changed the inode: what is known of it may be outdated."""

@@ -38,6 +38,7 @@ def resize(content: bytearray, size: int) -> None:
 def test_overlay_does_everything_again(base: bytes, newest: bytes, found: list[Step]) -> None:
     edits, own = Edits(), bytearray(base)
     again: list[Callable[[bytearray], None]] = []
+    appended: list[Callable[[bytearray], None]] = []
     tail: int | None = None
     for kind, number, data in found:
         size = len(own)
@@ -47,14 +48,15 @@ def test_overlay_does_everything_again(base: bytes, newest: bytes, found: list[S
             edits.resize(size, number)
             resize(own, number)
             again.append(partial(resize, size=number))
-            tail = None
+            # What was appended is cut off.
+            tail, appended = None, []
         elif not data:
             continue
         elif kind == "append":
             tail = size if tail is None else tail
             edits.append(size)
             own += data
-            again.append(partial(append, data=data))
+            appended.append(partial(append, data=data))
         else:
             if tail is not None and number + len(data) > tail:
                 continue
@@ -62,10 +64,11 @@ def test_overlay_does_everything_again(base: bytes, newest: bytes, found: list[S
             write(own, number, data)
             again.append(partial(write, offset=number, data=data))
     expected = bytearray(newest)
+    again += appended  # behind all that was written to other places
     for step in again:
         step(expected)
-    appended = len(own) - edits.tail if edits.tail is not None else 0
-    assert edits.end_on(len(newest)) + appended == len(expected)
+    length = len(own) - edits.tail if edits.tail is not None else 0
+    assert edits.end_on(len(newest)) + length == len(expected)
     merged = edits.overlay(newest, own)
     assert merged == expected
     # The changes go with the content: they can be made once more.
