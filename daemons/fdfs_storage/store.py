@@ -52,13 +52,14 @@ from fdfs_storage.files import (
 from fdfs_storage.files import (
     status_of as status_of,
 )
+from fdfs_storage.intents import Intents
 from fdfs_storage.locks import PathLocks
 from fdfs_storage.metadata_files import MetadataFiles
 from fdfs_storage.naming import NAME_TRIES, Naming
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.paths import Paths, metadata_location
 from fdfs_storage.space import PathSpace, Space, TotalSpace
-from fdfs_storage.unfinished import finish_interrupted
+from fdfs_storage.unfinished import finish_changes, finish_interrupted
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.fileid import Location, parse_location
@@ -82,6 +83,7 @@ class Store:
         changes: the way into the binlog, and who is told of every change.
         paths: where files are on the disk.
         appenders: changes the content of objects.
+        intents: notes of changes whose bytes are being received.
         locks: one lock per object for changes that last over an await; see `PathLocks`.
     """
 
@@ -105,6 +107,7 @@ class Store:
         mounts = [path.path for path in store_paths]
         self.paths = Paths(mounts)
         self.appenders = Appenders(self.paths, self.changes)
+        self.intents = Intents(base_path / "data")
         self._metadata = MetadataFiles(self.paths, self.changes)
         self._space = Space(mounts)
         self._naming = Naming(
@@ -140,6 +143,7 @@ class Store:
                 rotate_count=config.file_distribute_rotate_count,
             )
             finish_interrupted(store)
+            finish_changes(store)
             return store
 
         return await trio.to_thread.run_sync(prepare)
@@ -163,6 +167,7 @@ class Store:
         self.counters.save(self._stat_path)
         self.binlog.sync()
         self.binlog.close()
+        self.intents.close()
 
     def configure(
         self,

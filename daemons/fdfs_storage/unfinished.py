@@ -1,4 +1,6 @@
-"""At start: what was logged before a crash, but not done any more (see `fdfs_storage.store`)."""
+"""At start: what was logged before a crash, but not done any more (see `fdfs_storage.store`), and
+what was done, but not logged any more (see `fdfs_storage.intents`).
+"""
 
 from __future__ import annotations
 
@@ -42,6 +44,27 @@ def finish_interrupted(store: Store) -> None:
                 _finish_truncation(store, location, *record.numbers)
         except (ProtocolError, StatusError, OSError):
             continue
+
+
+def finish_changes(store: Store) -> None:
+    """Log what was written of objects before a crash and is not logged; take appends back."""
+    left = store.intents.take_left()
+    logged = {(record.name, *record.numbers) for record in store.binlog.tail() if record.is_own}
+    for name, offset, length, old_size, append in left:
+        if (name, offset, length) in logged:
+            continue
+        try:
+            location = store.locate(name)
+            size = store.stat(location).st_size
+            if append and size > old_size:
+                logger.info("taking back what a client was appending to %s", name)
+                os.truncate(store.path(location), old_size)
+            elif not append and size > offset:
+                logger.info("logging what a client was writing to %s", name)
+                store.appenders.record_write(location, offset, min(length, size - offset), old_size)
+        except (ProtocolError, StatusError, OSError) as exc:
+            logger.warning("an interrupted change of %s: %s", name, exc)
+    store.intents.clear()
 
 
 def _finish_rename(store: Store, old: Location, new: Location) -> None:

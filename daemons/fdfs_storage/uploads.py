@@ -11,6 +11,7 @@ import errno
 import os
 
 from fdfs_storage.derived import slave_location
+from fdfs_storage.intents import Intent
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.objects import check_appender
 from fdfs_storage.store import Store
@@ -222,15 +223,17 @@ class Uploads:
             start = old_size if offset is None else offset
             if start > old_size:
                 raise StatusError(errno.EINVAL, "the file has become shorter")
-            try:
-                await receive_content(connection, fd, start, length, received)
-            except BaseException:
-                if offset is None:
-                    os.ftruncate(fd, old_size)
-                elif received.length:
-                    store.appenders.record_write(location, start, received.length, old_size)
-                raise
-            store.appenders.record_write(location, start, length, old_size)
+            intent = Intent(location.name, start, length, old_size, offset is None)
+            with store.intents.noted(intent):
+                try:
+                    await receive_content(connection, fd, start, length, received)
+                except BaseException:
+                    if offset is None:
+                        os.ftruncate(fd, old_size)
+                    elif received.length:
+                        store.appenders.record_write(location, start, received.length, old_size)
+                    raise
+                store.appenders.record_write(location, start, length, old_size)
         finally:
             os.close(fd)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from fdfs_storage.files import pwrite_all
+from fdfs_storage.intents import Intent
 from fdfs_storage.names.checks import FILE_SIZE_MAX, fail
 from fdfs_storage.names.objects import Objects
 from fdfs_storage.names.reads import Reads
@@ -86,11 +87,12 @@ class ObjectWriter:
         """Write the pieces up to the first that fails: (status, bytes received)."""
         size, received = os.fstat(fd).st_size, 0
         for offset, length in pieces:
-            status, done, got = await self._receive(connection, fd, offset, length)
-            received += got
-            if done:
-                self._objects.record_write(file_id, offset, done, size)
-                size = max(size, offset + done)
+            with self._objects.store.intents.noted(Intent(file_id, offset, length, size, False)):
+                status, done, got = await self._receive(connection, fd, offset, length)
+                received += got
+                if done:
+                    self._objects.record_write(file_id, offset, done, size)
+                    size = max(size, offset + done)
             if status:
                 return status, received
         return 0, received

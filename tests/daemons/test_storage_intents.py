@@ -1,0 +1,72 @@
+"""A storage that dies while it receives a change: what is here afterwards is in the binlog."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fdfs_storage.binlog import BinlogPosition
+from fdfs_storage.intents import Intent
+from fdfs_storage.store import Store
+from tests.daemons.storage_server import make_config, open_store
+
+
+def lines(store: Store) -> list[str]:
+    records = [record for record, _ in store.binlog.read(BinlogPosition(0, 0))]
+    return [record.encode().decode().split(" ", 1)[1].strip() for record in records]
+
+
+async def left_by_crash(directory: Path, intent: Intent, received: bytes) -> tuple[Store, str]:
+    """A store after a start behind a crash, and the name of its only object."""
+    config = make_config(directory, paths=1)
+    store = await open_store(config)
+    new = store.open_new(None, 10)
+    new.write(b"0123456789")
+    location = store.commit(new, 10, 0, "bin", appender=True)
+    new.close()
+    with store.intents.noted(intent._replace(name=location.name)):
+        with open(store.path(location), "r+b") as file:
+            file.seek(intent.offset)
+            file.write(received)
+        # What is left on the disk when the process ends here.
+        kept = (directory / "base/data/changing.dat").read_bytes()
+    store.close()
+    (directory / "base/data/changing.dat").write_bytes(kept)
+    return await open_store(config), location.name
+
+
+@pytest.mark.parametrize("received", [b"", b"abc", b"abcdef"])
+async def test_what_was_written_is_logged(tmp_path: Path, received: bytes) -> None:
+    store, name = await left_by_crash(tmp_path, Intent("", 8, 6, 10, False), received)
+    size = 8 + len(received) if len(received) > 2 else 10
+    assert lines(store) == [f"C {name}", f"M {name} 8 {min(6, size - 8)}"]
+    store.close()
+    # Once.
+    store = await open_store(make_config(tmp_path, paths=1))
+    assert len(lines(store)) == 2
+    store.close()
+
+
+@pytest.mark.parametrize("received", [b"", b"abc", b"abcdef"])
+async def test_what_was_being_appended_is_taken_back(tmp_path: Path, received: bytes) -> None:
+    store, name = await left_by_crash(tmp_path, Intent("", 10, 6, 10, True), received)
+    assert lines(store) == [f"C {name}"]
+    assert Path(store.path(store.locate(name))).read_bytes() == b"0123456789"
+    store.close()
+
+
+async def test_slots_are_used_again_and_garbage_is_skipped(tmp_path: Path) -> None:
+    config = make_config(tmp_path, paths=1)
+    store = await open_store(config)
+    path = tmp_path / "base/data/changing.dat"
+    for number in range(5):
+        with store.intents.noted(Intent(f"M00/00/00/{number}", 0, 1, 1, False)):
+            assert [intent.name for intent in store.intents.take_left()] == [f"M00/00/00/{number}"]
+    assert path.stat().st_size == 256
+    store.close()
+    path.write_bytes(b"M00/../../etc/passwd 0 5 5 0\n" + bytes(300) + b"\xff\xfe 1 2 x 4\n")
+    store = await open_store(config)
+    assert lines(store) == []
+    assert path.stat().st_size == 0
+    store.close()
