@@ -63,7 +63,7 @@ def test_requests_are_counted(mounted: Mount, volume: Path) -> None:
     state = after["volumes"]["group1"]
     assert state["connected"]
     assert not state["down"]
-    assert state["calls"]["Create"]["count"] >= 20
+    assert state["calls"]["CreateFile"]["count"] >= 20
     assert 0 < state["lease_left_seconds"] <= state["lease_seconds"]
 
 
