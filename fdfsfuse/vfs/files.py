@@ -197,6 +197,8 @@ class FileState(MergingFile):
         if max(offset + len(data), self.size) > SMALL_CONTENT_MAX:
             return None
         content = await self._content_to_change()
+        if content is None:
+            return None
         size = len(content)
         if append and offset != size:
             self._kernel_has_appended(offset + len(data))
@@ -234,11 +236,12 @@ class FileState(MergingFile):
                     raise
         return size
 
-    async def _content_to_change(self) -> bytes | bytearray:
-        """What there is, stored or not, for a change in memory."""
+    async def _content_to_change(self) -> bytes | bytearray | None:
+        """What there is, stored or not, for a change in memory; None: it is too large for that."""
         if not self.dirty:
             content, version = await self._load()
-            self._begin(version)
+            if content is not None:
+                self._begin(version)
             return content
         assert self.content is not None
         return self.content
@@ -276,18 +279,18 @@ class FileState(MergingFile):
         """Set the size. What it makes of the content is stored by the next flush at the latest."""
         async with self.lock:
             self._raise_error()
-            if size > SMALL_CONTENT_MAX or (size and self.size > SMALL_CONTENT_MAX):
+            small = size <= SMALL_CONTENT_MAX and (not size or self.size <= SMALL_CONTENT_MAX)
+            if self.writer is not None or not small:
                 await self._flush()
+            content: bytes | bytearray | None = b"" if small else None
+            if small and size:
+                content = await self._content_to_change()
+            elif small and not self.dirty:
+                self._begin(self.attr.version)
+            if content is None:
                 now = time.time_ns()
                 self._stored(await self.volume.call(names.Truncate(self.ino, size, now)))
                 return
-            if self.writer is not None:
-                await self._flush()
-            content: bytes | bytearray = b""
-            if size:
-                content = await self._content_to_change()
-            elif not self.dirty:
-                self._begin(self.attr.version)
             old = self.size
             await self._resize(content, size)
             self._edits.resize(old, size)

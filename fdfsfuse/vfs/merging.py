@@ -104,6 +104,9 @@ class MergingFile(ReadableFile):
             await self._redo()
             return
         newest, version = await self._load_stored()
+        if newest is None:
+            await self._redo()
+            return
         own, edits = self.content, self._edits
         assert own is not None
         if self._maybe_stored and newest == own:

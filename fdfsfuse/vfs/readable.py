@@ -201,8 +201,8 @@ class ReadableFile(ABC):
             attr = await self.volume.call(names.LookupObject(self.attr.file_id))
         self.fresh_attr(attr)
 
-    async def _load(self) -> tuple[bytes | bytearray, int]:
-        """The whole content, for a change in memory, and its version."""
+    async def _load(self) -> tuple[bytes | bytearray | None, int]:
+        """The whole content, for a change in memory, and its version; None: it is too large."""
         if not self.is_fresh:
             await self._refresh()
         if self.content is not None:
@@ -211,12 +211,14 @@ class ReadableFile(ABC):
             return b"", self.attr.version
         return await self._load_stored()
 
-    async def _load_stored(self) -> tuple[bytes | bytearray, int]:
-        """The whole content that the storage has, and its version."""
+    async def _load_stored(self) -> tuple[bytes | bytearray | None, int]:
+        """As `_load`, of what the storage has now."""
         opened: names.Opened = await self.volume.call(names.Open(self.ino, SMALL_CONTENT_MAX))
         self.fresh_attr(opened.attr)
         if opened.data is not None:
             return opened.data, opened.attr.version
+        if opened.attr.size > SMALL_CONTENT_MAX:
+            return None, opened.attr.version
         buffer = bytearray(opened.attr.size)
         got = await self.volume.backend.read_into(opened.attr.file_id, 0, memoryview(buffer))
         if got != len(buffer):

@@ -178,6 +178,31 @@ async def test_a_file_that_grows_beyond_memory_on_one_side(other_size: int) -> N
         assert file.content == expected + b"appended"
 
 
+@pytest.mark.parametrize("change", ["write", "truncate"])
+async def test_a_file_that_outgrows_memory_while_it_is_loaded(change: str) -> None:
+    async with shared_file(b"-" * 1000) as file:
+        one, two = await file.open(0), await file.open(1)
+        session, real = file.shared.sessions[0], file.shared.sessions[0].call
+
+        async def overtaken(request: names.Request, *, timeout_s: float | None = None) -> object:
+            if isinstance(request, names.Open):
+                session.call = real  # type: ignore[method-assign]
+                await file.write(1, two, 0, b"+" * 2 * MIB)
+                await file.close(1, two)
+            return await real(request)
+
+        (state,) = file.pair[0].vfs.context.states.values()
+        state._drop_content()
+        session.call = overtaken  # type: ignore[method-assign]
+        if change == "write":
+            await file.write(0, one, 5, b"mine")
+        else:
+            await file.pair[0].vfs.files.truncate(state.number, 500, one)
+        await file.close(0, one)
+        expected = b"+" * 5 + b"mine" + b"+" * (2 * MIB - 9) if change == "write" else b"+" * 500
+        assert file.content == expected
+
+
 async def test_two_streams_into_a_new_file() -> None:
     """Each makes an object of its own; the second one finds the file named already."""
     async with shared_file(b"") as file:
