@@ -368,6 +368,7 @@ class NamesSession(NamesCalls):
                     self.problem,
                 )
             failures += 1
+            self._state_changed.unpark_all()
             await trio.sleep(pause)
 
     async def _open(self) -> socket.socket:
