@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from fdfs_storage.names.reads import Reads, WouldBlock
+from fdfs_storage.names import connection, reads
+from fdfs_storage.names.reads import Reads, WouldBlock, warm
 from fdfsfuse.client.names import NamesSession
 from fdfsfuse.proto import metadata, names
 from fdfsfuse.proto.fileid import decode_name
@@ -129,6 +130,68 @@ async def test_what_is_not_in_memory_is_not_waited_for(
     opened = await session.call(names.Open(inos[0], 100, 10))
     assert opened.data == b"data"
     assert [entry.data for entry in opened.following] == [b"data", None]
+
+
+def cold_until_warmed(server: NamesServer, patch: pytest.MonkeyPatch, *, stays: bool) -> None:
+    """Let contents be on the disk only; *stays*: what is read from there stays in memory."""
+    warmed: set[str] = set()
+    content = Reads._content
+
+    def read(reads: Reads, attr: names.Attr, flags: int) -> bytes | None:
+        if server.tree.objects.path(attr.file_id) not in warmed:
+            raise WouldBlock
+        return content(reads, attr, flags)
+
+    def warm_and_note(contents: list[tuple[str, int]]) -> None:
+        warm(contents)
+        if stays:
+            warmed.update(path for path, _ in contents)
+
+    patch.setattr(Reads, "_content", read)
+    patch.setattr(connection, "warm", warm_and_note)
+
+
+async def test_what_follows_comes_from_the_disk_as_well(
+    server: NamesServer, session: NamesSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inos = [await make(session, b"%d" % number) for number in range(5)]
+    for ino in inos:
+        await store(session, ino, b"data")
+    cold_until_warmed(server, monkeypatch, stays=True)
+    opened = await session.call(names.Open(inos[0], 100, 3))
+    assert opened.data == b"data"
+    assert [entry.data for entry in opened.following] == [b"data"] * 3
+    assert (await session.call(names.Open(inos[4], 100))).data == b"data"
+
+
+async def test_content_that_does_not_stay_in_memory_is_read_all_the_same(
+    server: NamesServer, session: NamesSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inos = [await make(session, b"%d" % number) for number in range(3)]
+    for ino in inos:
+        await store(session, ino, b"data")
+    cold_until_warmed(server, monkeypatch, stays=False)
+    opened = await session.call(names.Open(inos[0], 100, 3))
+    assert (opened.data, opened.following) == (b"data", [])
+
+
+def test_warming_takes_no_longer_than_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+
+    def note(path: str, size: int) -> bytes:
+        read.append(path)
+        if path == "gone":
+            raise FileNotFoundError
+        return b""
+
+    monkeypatch.setattr(reads, "read_content", note)
+    warm([("gone", 1), ("a", 1), ("b", 1)])
+    assert read == ["gone", "a", "b"]
+    monkeypatch.setattr(reads, "_WARM_S", -1.0)
+    warm([("c", 1), ("d", 1)])
+    assert read[3:] == ["c"]
 
 
 async def test_content_takes_its_ctime_from_its_mtime(session: NamesSession) -> None:

@@ -9,6 +9,7 @@ and when it takes nothing at all the server's network timeout ends the connectio
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import trio
 
 from fdfs_storage.names import checks
 from fdfs_storage.names.frames import Frames
-from fdfs_storage.names.reads import Reads, WouldBlock, read_content
+from fdfs_storage.names.reads import Reads, WouldBlock, read_content, warm
 from fdfs_storage.names.sessions import Session
 from fdfs_storage.names.work import Work
 from fdfsfuse.errors import ConnectionProblem, ProtocolError, StatusError
@@ -174,8 +175,10 @@ class SessionConnection:
 
     # --- requests ---------------------------------------------------------------------------
 
-    def _dispatch(self, number: int, done_below: int, request: Any, size: int) -> None:
-        """Answer a request, or set going what will."""
+    def _dispatch(
+        self, number: int, done_below: int, request: Any, size: int, *, warmed: bool = False
+    ) -> None:
+        """Answer a request, or set going what will. *warmed*: its contents were read just now."""
         if self.session.ending:
             self.answer(number, names.SESSION_ENDED)
             return
@@ -213,7 +216,8 @@ class SessionConnection:
             self.answer(number, exc.errno or errno.EIO)
         except WouldBlock:
             self._queued += 1
-            self._nursery.start_soon(self._open_waiting, number, request)
+            wait = self._open_waiting if warmed else self._warm
+            self._nursery.start_soon(wait, number, request)
         except Exception:
             logger.exception("a request failed: %s", type(request).__name__)
             self.answer(number, errno.EIO)
@@ -287,8 +291,17 @@ class SessionConnection:
             raise StatusError(errno.ENOSPC, "too many inodes held")
         return names.Done()
 
+    async def _warm(self, number: int, request: names.Open) -> None:
+        """Have the contents for an answer in memory, then begin anew: much may have changed."""
+        with contextlib.suppress(StatusError):
+            await trio.to_thread.run_sync(warm, self._tree.reads.contents(request))
+        self._queued -= 1
+        if not self._closed:
+            self._dispatch(number, 0, request, 0, warmed=True)
+            self.flush()
+
     async def _open_waiting(self, number: int, request: names.Open) -> None:
-        """Open whose content has to be read from the disk."""
+        """Open whose content does not even stay in memory until it is sent."""
         status, answer = 0, b""
         try:
             attr = self._tree.reads.get_attr(names.GetAttr(request.ino))

@@ -9,10 +9,13 @@ method says so.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
 import stat
+import time
+from collections.abc import Iterable
 from typing import Final
 
 from fdfs_storage.names.checks import fail
@@ -47,6 +50,8 @@ _FOLLOWING_BY_NAME: Final = (
 _LIST_TARGET: Final = 2 + 12
 _LISTING_BYTES: Final = 512 << 10
 """Names and targets in one answer, so that it stays well below FRAME_MAX."""
+_WARM_S: Final = 0.02
+"""So long may what follows keep an answer back: on slow disks it is little that comes ahead."""
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)
 
 
@@ -107,29 +112,49 @@ class Reads:
         return Opened(attr, data, *self._following(request))
 
     def _following(self, request: names.Open) -> tuple[int, list[FollowingEntry]]:
+        parent, found = self._named_after(request)
+        entries: list[FollowingEntry] = []
+        for name, attr in found:
+            data: bytes | None = None
+            if self.wants_data(attr, request):
+                try:
+                    data = self._content(attr, _NOWAIT)
+                except WouldBlock:
+                    # Where one is not in memory, others hardly are.
+                    entries.append(FollowingEntry(name, attr, None))
+                    break
+            entries.append(FollowingEntry(name, attr, data))
+        return parent, entries
+
+    def _named_after(self, request: names.Open) -> tuple[int, list[tuple[bytes, Attr]]]:
+        """The directory of the inode, and what follows it there as far as one answer may tell."""
         place = self._db.execute(_PLACE, (request.ino,)).fetchone()
         if place is None:
             return 0, []
         parent, cookie, name = place
         query, behind = (_FOLLOWING_BY_NAME, name) if request.by_name else (_FOLLOWING, cookie)
         limit = min(request.following, names.FOLLOWING_MAX)
-        entries: list[FollowingEntry] = []
+        found: list[tuple[bytes, Attr]] = []
         left = names.FOLLOWING_DATA_MAX
         for row in self._db.execute(query, (parent, behind, limit)).fetchall():
             attr = to_attr(row[1:])
-            data: bytes | None = None
             if self.wants_data(attr, request):
                 left -= attr.size
                 if left < 0:
                     break
-                try:
-                    data = self._content(attr, _NOWAIT)
-                except WouldBlock:
-                    left = -1  # where one is not in memory, others hardly are
-            entries.append(FollowingEntry(row[0], attr, data))
-            if left < 0:
-                break
-        return parent, entries
+            found.append((row[0], attr))
+        return parent, found
+
+    def contents(self, request: names.Open) -> list[tuple[str, int]]:
+        """Path and size of what the answer to *request* is to carry; of the inode itself first."""
+        attrs = [get_attr(self._db, request.ino)]
+        if request.following:
+            attrs += [attr for _, attr in self._named_after(request)[1]]
+        return [
+            (self._objects.path(attr.file_id), attr.size)
+            for attr in attrs
+            if attr.file_id and self.wants_data(attr, request)
+        ]
 
     def wants_data(self, attr: Attr, request: names.Open) -> bool:
         """True when the answer to *request* carries the content."""
@@ -278,6 +303,19 @@ class Reads:
     def find_attr(self, ino: int) -> Attr | None:
         """The committed attributes of an inode."""
         return find_attr(self._db, ino)
+
+
+def warm(contents: Iterable[tuple[str, int]]) -> None:
+    """Bring contents into the page cache, the first one at least, for up to about `_WARM_S`.
+
+    For a thread: it waits for the disk.
+    """
+    end = time.monotonic() + _WARM_S
+    for path, size in contents:
+        with contextlib.suppress(OSError):
+            read_content(path, size)
+        if time.monotonic() > end:
+            return
 
 
 def read_content(path: str, size: int, flags: int = 0) -> bytes | None:
