@@ -192,8 +192,10 @@ async def test_files_made_without_asking_are_seen_at_once(seed: int) -> None:
         if rng.randrange(2):
             assert await machine.list(place) >= expected
         else:
+            known = made.get((place, name), 0)
             number = await machine.lookup(place, name)
-            assert number == made.get((place, name), number)
+            # Or it was made after the storage had answered.
+            assert number == made.get((place, name), number) or number == known == 0
 
     async def act(directory: bytes, place: int, maker: Machine, other: Machine) -> None:
         for _ in range(10):
@@ -210,6 +212,7 @@ async def test_files_made_without_asking_are_seen_at_once(seed: int) -> None:
             maker, other = pair if rng.randrange(2) else reversed(pair)
             directory = b"new%d" % turn
             (place,) = await directories(maker, [directory])
+            await make(maker, place, b"before anybody looks")
             with trio.fail_after(60):
                 async with trio.open_nursery() as nursery:
                     for _ in range(3):
@@ -220,7 +223,7 @@ async def test_files_made_without_asking_are_seen_at_once(seed: int) -> None:
                 if where == place:
                     number = await other.lookup(place, name)
                     assert await other.read(number) == b"%d" % made[place, name]
-        assert sum(session.requests["CreateFile"] for session in shared.sessions)
+        assert sum(session.requests["CreateFile"] for session in shared.sessions) >= 6
 
 
 async def test_a_lost_lease_leaves_nothing() -> None:
