@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 _WARN_EVERY_S = 30.0
 _STORE_TRIES = 100
+_PAGE = 4096
 """Each failure means that another mount has stored something."""
 
 
@@ -166,18 +167,14 @@ class FileState(MergingFile):
     async def _end(self, assumed: int, length: int) -> int:
         """Where to append: the kernel does not ask for new attributes before it appends.
 
-        Only what begins where the kernel takes the end to be is moved. The rest are pages of a
-        mapping, which the kernel may send through a handle for appending.
+        Pages of a mapping, which the kernel may send through a handle for appending, stay where
+        they are: whatever begins at a page, and not where the kernel takes the end to be.
         """
         await self._catch_up()
-        kernel_size = self._kernel_size
-        if kernel_size is None:
-            if self.dirty or self.is_fresh:
-                return assumed
-            kernel_size = self.size
+        kernel_size = self.size if self._kernel_size is None else self._kernel_size
         if not self.dirty and not self.is_fresh:
             await self._refresh()
-        if assumed != kernel_size or self.size == kernel_size:
+        if assumed == self.size or (assumed != kernel_size and assumed % _PAGE == 0):
             return assumed
         self._kernel_has_appended(assumed + length)
         return self.size
