@@ -94,7 +94,8 @@ class Pool:
                 shelf.total -= 1
                 self._room.notify()
             raise
-        shelf.connected()
+        with self._lock:
+            shelf.connected(time.monotonic())
         return connection
 
     def give_back(self, connection: Connection) -> None:

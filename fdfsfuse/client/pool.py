@@ -128,7 +128,7 @@ class Pool:
             shelf.total -= 1
             host.waiters.unpark()
             raise
-        shelf.connected()
+        shelf.connected(trio.current_time())
         return connection
 
     def give_back(self, connection: Connection) -> None:

@@ -16,7 +16,8 @@ IDLE_MAX_S = 60.0
 SLOW_S = 1.0
 """Connecting that failed later than this failed because nobody answered."""
 DEAD_FOR_S = 30.0
-"""For how long it is remembered that nobody answered."""
+"""For how long it is remembered that nobody answered; and how often it is tried as long as usual
+meanwhile: the way to one that is back may be slow."""
 DEAD_TIMEOUT_S = 0.5
 """How long it is tried meanwhile; one that is back answers within a round trip."""
 DEAD_RETRY_S = 2.0
@@ -47,13 +48,23 @@ class Shelf(Generic[C]):
     connections follows the load; what nobody takes for *max_idle_s* is closed.
     """
 
-    __slots__ = ("_dead_until", "_idle", "_max_idle", "_max_idle_s", "_next_try", "total")
+    __slots__ = (
+        "_answered",
+        "_dead_until",
+        "_idle",
+        "_max_idle",
+        "_max_idle_s",
+        "_next_long_try",
+        "_next_try",
+        "total",
+    )
 
     def __init__(self, max_idle: int, max_idle_s: float) -> None:
         self._idle: deque[C] = deque()
         self._max_idle = max_idle
         self._max_idle_s = max_idle_s
-        self._dead_until = self._next_try = float("-inf")
+        self._answered = self._dead_until = float("-inf")
+        self._next_try = self._next_long_try = float("-inf")
         self.total = 0
 
     def connect_timeout(self, now: float, usual_s: float) -> float:
@@ -67,15 +78,24 @@ class Shelf(Generic[C]):
             return 0.0
         # One at a time finds out.
         self._next_try = now + DEAD_RETRY_S
+        if now >= self._next_long_try:
+            self._next_long_try = now + DEAD_FOR_S
+            return usual_s
         return min(usual_s, DEAD_TIMEOUT_S)
 
-    def connected(self) -> None:
+    def connected(self, now: float) -> None:
         """Somebody answers."""
+        self._answered = now
         self._dead_until = float("-inf")
 
     def not_connected(self, began: float, now: float) -> None:
         """Connecting failed, or was given up."""
-        if now - began >= SLOW_S or began < self._dead_until:
+        if began <= self._answered:
+            return  # somebody else was answered meanwhile
+        was_dead = began < self._dead_until
+        if was_dead or now - began >= SLOW_S:
+            if not was_dead:
+                self._next_long_try = now + DEAD_FOR_S
             self._dead_until = now + DEAD_FOR_S
             self._next_try = now + DEAD_RETRY_S
 

@@ -29,7 +29,7 @@ def test_an_address_where_nobody_answers_is_tried_now_and_then() -> None:
     found.not_connected(107.1, 107.6)
     assert found.connect_timeout(109.0, USUAL_S) == 0
     assert found.connect_timeout(110.0, USUAL_S) == shelf.DEAD_TIMEOUT_S
-    found.connected()
+    found.connected(110.0)
     assert found.connect_timeout(110.1, USUAL_S) == USUAL_S
 
 
@@ -39,6 +39,26 @@ def test_it_is_forgotten_after_a_while_and_refusals_are_not_remembered() -> None
     assert found.connect_timeout(100.1, USUAL_S) == USUAL_S
     found.not_connected(100.0, 105.0)
     assert found.connect_timeout(105.0 + shelf.DEAD_FOR_S, USUAL_S) == USUAL_S
+
+
+def test_a_server_that_is_back_at_the_end_of_a_slow_way_is_found() -> None:
+    found = shelf.Shelf[Connection](16, 60.0)
+    found.not_connected(100.0, 105.0)
+    long_tries = 0
+    for second in range(106, 106 + 3 * int(shelf.DEAD_FOR_S)):
+        now = float(second)
+        timeout_s = found.connect_timeout(now, USUAL_S)
+        long_tries += timeout_s == USUAL_S
+        if timeout_s:
+            found.not_connected(now, now + timeout_s)
+    assert 2 <= long_tries <= 3, "and by one request each time"
+
+
+def test_one_that_gives_up_after_others_were_answered_says_nothing() -> None:
+    found = shelf.Shelf[Connection](16, 60.0)
+    found.connected(103.0)
+    found.not_connected(100.0, 105.0)
+    assert found.connect_timeout(106.0, USUAL_S) == USUAL_S
 
 
 @pytest.fixture
