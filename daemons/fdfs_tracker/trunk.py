@@ -59,7 +59,9 @@ class TrunkServers:
         while True:
             await trio.sleep(_LOOK_S)
             for group in list(self._node.cluster.groups.values()):
-                if self._is_due(group) or not await self._is_still_one(group):
+                if (
+                    self._is_due(group) and not self._failed_just_now(group)
+                ) or not await self._is_still_one(group):
                     await self._choose(group)
 
     async def _is_still_one(self, group: Group) -> bool:
@@ -74,6 +76,8 @@ class TrunkServers:
         try:
             await self._ask(server, _GET_BINLOG_SIZE)
         except StatusError as exc:
+            if group.trunk_server != server.storage_id:
+                return True  # another one was appointed meanwhile
             logger.warning("%s is no trunk server any more: %s", server.storage_id, exc)
             self._checked.pop(group.name, None)
             self._node.cluster.set_trunk_server(group.name, "")
@@ -85,19 +89,17 @@ class TrunkServers:
 
     def _is_due(self, group: Group) -> bool:
         node = self._node
-        now = node.monotonic()
-        changes, not_before = self._tried.get(group.name, (-1, 0.0))
-        return (
-            node.leadership.leads
-            and (changes != group.changes or now >= not_before)
-            and trunk_servers.is_due(
-                group,
-                node.config,
-                now=now,
-                listening_since=node.started,
-                now_s=node.now_s(),
-            )
+        return node.leadership.leads and trunk_servers.is_due(
+            group,
+            node.config,
+            now=node.monotonic(),
+            listening_since=node.started,
+            now_s=node.now_s(),
         )
+
+    def _failed_just_now(self, group: Group) -> bool:
+        changes, not_before = self._tried.get(group.name, (-1, 0.0))
+        return changes == group.changes and self._node.monotonic() < not_before
 
     async def _choose(self, group: Group) -> None:
         node = self._node
@@ -114,6 +116,8 @@ class TrunkServers:
             chosen = group.servers.get(trunk_servers.choose(sizes))
             if chosen is None:
                 return
+            if not self._is_due(group):
+                return  # meanwhile the old one was heard of, or another one was appointed
             try:
                 await self._appoint(group, chosen)
             except PROBLEMS as exc:
@@ -152,6 +156,8 @@ class TrunkServers:
         if server.storage_id != group.last_trunk_server:
             # What it knows of the free room, and of what others know, may be old.
             await self._ask(server, _DELETE_BINLOG_MARKS)
+        if not self._node.leadership.leads:
+            raise StatusError(errno.EOPNOTSUPP, "another tracker leads now")
         self._node.cluster.tick(self._node.now_s())
         self._node.cluster.set_trunk_server(group.name, server.storage_id)
         await self._save()

@@ -6,12 +6,17 @@ import errno
 import struct
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pytest
 import trio
 
+from fdfs_tracker.trunk import TrunkServers
+from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.config import TrunkConfig
+from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.cluster import Changes
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response, unpack_header
 from fdfsfuse.proto.tracker import ServerRequest, decode_group_stats
@@ -27,12 +32,15 @@ class Storages:
 
     Attributes:
         asked: (ip, command) of all requests.
+        answers: not set: what is asked is answered later.
     """
 
     def __init__(self, port: int, sizes: Mapping[str, int]) -> None:
         self.port = port
         self.sizes = sizes
         self.asked: list[tuple[str, int]] = []
+        self.answers = trio.Event()
+        self.answers.set()
 
     async def serve(self, ip: str, stream: trio.SocketStream) -> None:
         async with stream:
@@ -44,6 +52,7 @@ class Storages:
                 command = unpack_header(data).command
                 data = b""
                 self.asked.append((ip, command))
+                await self.answers.wait()
                 if ip not in self.sizes:
                     await stream.send_all(pack_response(status=errno.EINVAL))
                     return
@@ -114,6 +123,57 @@ async def test_one_that_is_silent_is_replaced(tmp_path: Path) -> None:
             clock.monotonic += 1
             await wait_for(lambda: trunk_server(tracker) == B)
             assert made.asked[-2:] == [(B, 31), (B, 32)]
+
+
+async def test_one_that_is_heard_of_again_while_another_one_is_looked_for_stays(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    with trio.fail_after(60):
+        async with (
+            storages({A: 0, B: 10}) as made,
+            running_tracker(tmp_path, trunk=ON, clock=clock) as tracker,
+        ):
+            await tracker.active(A, port=made.port, up_time=int(clock.now_s) - 10_000)
+            await wait_for(lambda: trunk_server(tracker) == A)
+            peer = await tracker.active(B, port=made.port)
+            made.answers = trio.Event()
+            made.asked.clear()
+            clock.monotonic += 201
+            await peer.ok(83)
+            await wait_for(lambda: (B, 31) in made.asked)
+            await tracker.active(A, port=made.port, init_flag=False, status=7)
+            made.asked.clear()
+            made.answers.set()
+            await wait_for(lambda: bool(made.asked))
+            assert made.asked == [(A, 31)], "whether it is one still, as it was started anew"
+            assert trunk_server(tracker) == A
+
+
+async def test_who_leads_no_more_appoints_nobody(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path) as tracker:
+        await tracker.active(A)
+        node = tracker.tracker.node
+        node.config = replace(node.config, trunk=ON)
+
+        class Connection:
+            async def request(self, command: int, body: bytes = b"") -> bytes:
+                if command == 32:
+                    node.leadership.adopt(None)
+                return struct.pack(">q", 0)
+
+            def close(self) -> None:
+                """Nothing is open."""
+
+        class Network:
+            async def connect(self, server: ServerAddress) -> Connection:
+                return Connection()
+
+        node.leadership.adopt(node.trackers.own)
+        servers = TrunkServers(node, Network(), trio.lowlevel.checkpoint)
+        with pytest.raises(StatusError, match="leads now"):
+            await servers.appoint(ServerRequest("group1", A).encode())
+        assert trunk_server(tracker) == ""
 
 
 async def test_one_that_was_replaced_by_a_storage_of_ours(tmp_path: Path) -> None:
