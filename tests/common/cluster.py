@@ -24,7 +24,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -39,8 +39,13 @@ _FIRST_STORAGE, _FURTHER_TRACKERS = 3, 200
 _network = random.Random(os.urandom(8))
 
 
-def free_port(addresses: Sequence[str]) -> int:
-    """A port that is free on all *addresses* (storages of a group share their port)."""
+@contextlib.contextmanager
+def reserved_port(addresses: Sequence[str]) -> Iterator[int]:
+    """A port that nobody else is given on *addresses* while daemons are started that listen there.
+
+    The sockets here do not hinder it: they do not listen, and they have SO_REUSEADDR, as those of
+    daemons do. They get it when they are bound, so that they do not meet each other.
+    """
     while True:
         with contextlib.ExitStack() as stack:
             port = 0
@@ -48,10 +53,18 @@ def free_port(addresses: Sequence[str]) -> int:
                 for address in addresses:
                     sock = stack.enter_context(socket.socket())
                     sock.bind((address, port))
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     port = sock.getsockname()[1]
             except OSError:
                 continue
-            return port
+            yield port
+            return
+
+
+def free_port(addresses: Sequence[str]) -> int:
+    """A port that is free on all *addresses* (storages of a group share their port)."""
+    with reserved_port(addresses) as port:
+        return port
 
 
 def loopback_network() -> str:

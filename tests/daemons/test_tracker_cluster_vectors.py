@@ -19,6 +19,7 @@ from fdfsfuse.core.config import IdType, ReservedSpace, StorageIds, TrunkConfig
 from fdfsfuse.core.groups import Group, Server
 from fdfsfuse.proto.cluster import Join, SyncSource
 from fdfsfuse.proto.tracker import ServerStatus as S
+from tests.common.cluster import reserved_port
 from tests.common.vectors import CLUSTER, Vector
 from tests.daemons.tracker_server import Clock, Peer, TestTracker, running_tracker
 
@@ -336,18 +337,21 @@ async def playing(scene: Scene, directory: Path, down_s: int) -> AsyncIterator[T
         (directory / "data").mkdir()
         text = f"up_time=1\nlast_check_time={scene.now_s - down_s}\n"
         (directory / "data" / ".tracker_status").write_text(text)
+    addresses = [scene.tracker_ip]
+    if scene.second_tracker:
+        addresses.append(scene.second_tracker)
     async with AsyncExitStack() as stack:
+        settings["port"] = stack.enter_context(reserved_port(addresses))
         tracker = await stack.enter_async_context(
             running_tracker(directory, clock=clock, **settings)
         )
-        lines = [f"{scene.tracker_ip}:{tracker.port}"]
-        if scene.second_tracker:
-            lines.append(f"{scene.second_tracker}:{tracker.port}")
+        lines = [f"{address}:{tracker.port}" for address in addresses]
+        for address in addresses[1:]:
             await stack.enter_async_context(
                 running_tracker(
                     directory / "second",
                     clock=clock,
-                    **(settings | {"bind_addr": (scene.second_tracker,), "port": tracker.port}),
+                    **(settings | {"bind_addr": (address,)}),
                 )
             )
         tracker.tracker.node.trackers.learn(lines, scene.tracker_ip)

@@ -20,7 +20,7 @@ from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.cluster import Changes
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response, unpack_header
 from fdfsfuse.proto.tracker import ServerRequest, decode_group_stats
-from tests.common.cluster import free_port
+from tests.common.cluster import reserved_port
 from tests.daemons.tracker_server import Clock, TestTracker, running_tracker, wait_for
 
 A, B = "127.0.0.21", "127.0.0.22"
@@ -62,12 +62,12 @@ class Storages:
 
 @asynccontextmanager
 async def storages(sizes: Mapping[str, int]) -> AsyncIterator[Storages]:
-    port = free_port([A, B])
-    made = Storages(port, sizes)
     async with trio.open_nursery() as nursery:
-        for ip in (A, B):
-            serve = partial(trio.serve_tcp, partial(made.serve, ip), port, host=ip)
-            await nursery.start(serve)
+        with reserved_port([A, B]) as port:
+            made = Storages(port, sizes)
+            for ip in (A, B):
+                serve = partial(trio.serve_tcp, partial(made.serve, ip), port, host=ip)
+                await nursery.start(serve)
         yield made
         nursery.cancel_scope.cancel()
 
