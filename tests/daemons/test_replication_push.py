@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from fdfs_storage import binlog as binlog_module
 from fdfs_storage.binlog import Binlog, BinlogPosition
 from fdfs_storage.binlog_reader import BinlogReader
 from fdfs_storage.recent import RecentContents
+from fdfs_storage.replication.stream import Stream
 from fdfs_storage.transfer import crc32
 from fdfsfuse.proto.fileid import Location
-from tests.daemons.sync_pair import Node, run_node, until
+from tests.daemons.sync_pair import Node, run_node, sync_config, until
 
 
 @asynccontextmanager
@@ -83,6 +85,60 @@ async def test_more_than_the_connection_takes(tmp_path: Path) -> None:
         await a.wait_until_has_all(b)
         assert all(b.content(one.name) == a.content(one.name) for one in made)
         assert len(b.lines()) == len(made)
+
+
+class AtTheEndOfTheWait(trio.abc.Instrument):
+    """Calls *act* once, when the time of a waiting stream is up and its task has not run yet."""
+
+    def __init__(self, stream: Stream, act: Callable[[], None]) -> None:
+        self.done = False
+        self._stream = stream
+        self._act = act
+        self._task: trio.lowlevel.Task | None = None
+        self._wait = stream._wait_for_news
+
+    async def wait(self) -> None:
+        self._task = trio.lowlevel.current_task()
+        await self._wait()
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        waits = self._stream._waiting and not self._stream._wake.is_set()
+        if task is self._task and waits and not self.done:
+            self.done = True
+            self._act()
+
+
+async def test_no_keep_alive_goes_into_the_middle_of_a_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(sync_config(tmp_path / "a"), heart_beat_interval_s=0.05)
+    with trio.fail_after(60):
+        async with (
+            run_node(tmp_path / "a", "1", config=config) as a,
+            run_node(tmp_path / "b", "2") as b,
+        ):
+            a.meet(b)
+            pusher = next(iter(a.replication.pushers.values()))
+            await until(lambda: pusher.caught_up)
+            stream, link = pusher._stream, pusher.link
+            assert stream is not None
+            assert link is not None
+            send, made = link.send_nowait, list[Location]()
+            monkeypatch.setattr(link, "send_nowait", lambda data: send(data[:200]))
+
+            def change() -> None:
+                with a.replication.in_sync.gathered():
+                    made.append(a.store.make_name(0, 0, 1, "", appender=True))
+                    a.store.write_at(made[0], b"0" * 1000)
+
+            change_then = AtTheEndOfTheWait(stream, change)
+            monkeypatch.setattr(stream, "_wait_for_news", change_then.wait)
+            trio.lowlevel.add_instrument(change_then)
+            await until(lambda: change_then.done)
+            await a.wait_until_has_all(b)
+            trio.lowlevel.remove_instrument(change_then)
+            assert b.content(made[0].name) == b"0" * 1000
+            assert pusher.link is link
 
 
 async def test_changes_of_one_file_in_a_row(tmp_path: Path) -> None:

@@ -271,6 +271,8 @@ class Stream:
         with trio.move_on_after(self._config.heart_beat_interval_s):
             await self._wait_for_news()
             return
+        if self._row:
+            return  # `push_nowait` began a request between the end of the wait and our turn
         self._ask(None, None, 0, end)
         await self._link.send(_KEEP_ALIVE)
 
