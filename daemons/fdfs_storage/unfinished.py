@@ -47,15 +47,20 @@ def finish_interrupted(store: Store) -> None:
 
 
 def finish_changes(store: Store) -> None:
-    """Log what was written of objects before a crash and is not logged; take appends back."""
+    """Log what was written of objects before a crash and is not logged; take appends back.
+
+    A modification may be logged twice by that: the same bytes may have been written before, so a
+    line in the binlog need not be that of this one.
+    """
     left = store.intents.take_left()
-    logged = {(record.name, *record.numbers) for record in store.binlog.tail() if record.is_own}
+    last = {record.name: record for record in store.binlog.tail() if record.is_own}
     for name, offset, length, old_size, append in left:
-        if (name, offset, length) in logged:
-            continue
+        record = last.get(name)
         try:
             location = store.locate(name)
             size = store.stat(location).st_size
+            if append and record is not None and _is_of(record, offset, length):
+                continue
             if append and size > old_size:
                 logger.info("taking back what a client was appending to %s", name)
                 os.truncate(store.path(location), old_size)
@@ -65,6 +70,10 @@ def finish_changes(store: Store) -> None:
         except (ProtocolError, StatusError, OSError) as exc:
             logger.warning("an interrupted change of %s: %s", name, exc)
     store.intents.clear()
+
+
+def _is_of(record: BinlogRecord, offset: int, length: int) -> bool:
+    return record.op in (ops.APPEND, ops.MODIFY) and record.numbers == (offset, length)
 
 
 def _finish_rename(store: Store, old: Location, new: Location) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.intents import Intent
 from fdfs_storage.store import Store
+from fdfsfuse.proto.fileid import Location
 from tests.daemons.storage_server import make_config, open_store
 
 
@@ -17,7 +19,13 @@ def lines(store: Store) -> list[str]:
     return [record.encode().decode().split(" ", 1)[1].strip() for record in records]
 
 
-async def left_by_crash(directory: Path, intent: Intent, received: bytes) -> tuple[Store, str]:
+async def left_by_crash(
+    directory: Path,
+    intent: Intent,
+    received: bytes,
+    *,
+    before: Callable[[Store, Location], None] = lambda store, location: None,
+) -> tuple[Store, str]:
     """A store after a start behind a crash, and the name of its only object."""
     config = make_config(directory, paths=1)
     store = await open_store(config)
@@ -25,6 +33,7 @@ async def left_by_crash(directory: Path, intent: Intent, received: bytes) -> tup
     new.write(b"0123456789")
     location = store.commit(new, 10, 0, "bin", appender=True)
     new.close()
+    before(store, location)
     with store.intents.noted(intent._replace(name=location.name)):
         with open(store.path(location), "r+b") as file:
             file.seek(intent.offset)
@@ -53,6 +62,41 @@ async def test_what_was_being_appended_is_taken_back(tmp_path: Path, received: b
     store, name = await left_by_crash(tmp_path, Intent("", 10, 6, 10, True), received)
     assert lines(store) == [f"C {name}"]
     assert Path(store.path(store.locate(name))).read_bytes() == b"0123456789"
+    store.close()
+
+
+async def test_what_was_written_is_logged_where_the_same_was_written_before(tmp_path: Path) -> None:
+    def write(store: Store, location: Location) -> None:
+        store.appenders.pwrite(location, 2, b"xxxx")
+
+    store, name = await left_by_crash(tmp_path, Intent("", 2, 4, 10, False), b"yy", before=write)
+    assert lines(store) == [f"C {name}", f"M {name} 2 4", f"M {name} 2 4"]
+    store.close()
+
+
+async def test_an_append_is_taken_back_where_the_same_was_appended_and_cut_off_before(
+    tmp_path: Path,
+) -> None:
+    def append_and_truncate(store: Store, location: Location) -> None:
+        store.appenders.pwrite(location, 10, b"123456")
+        store.appenders.truncate(location, 10)
+
+    store, name = await left_by_crash(
+        tmp_path, Intent("", 10, 6, 10, True), b"abc", before=append_and_truncate
+    )
+    assert Path(store.path(store.locate(name))).read_bytes() == b"0123456789"
+    store.close()
+
+
+async def test_an_append_that_was_logged_stays(tmp_path: Path) -> None:
+    def append(store: Store, location: Location) -> None:
+        store.appenders.pwrite(location, 10, b"abcdef")
+
+    store, name = await left_by_crash(
+        tmp_path, Intent("", 10, 6, 10, True), b"abcdef", before=append
+    )
+    assert Path(store.path(store.locate(name))).read_bytes() == b"0123456789abcdef"
+    assert lines(store) == [f"C {name}", f"A {name} 10 6"]
     store.close()
 
 
