@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
+import trio
 
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.intents import Intent
+from fdfs_storage.names.objects import Objects
+from fdfs_storage.names.writes import PIECE, ObjectWriter
 from fdfs_storage.store import Store
 from fdfsfuse.proto.fileid import Location
+from fdfsfuse.server.connection import FramedConnection
 from tests.daemons.storage_server import make_config, open_store
+
+if TYPE_CHECKING:
+    from fdfs_storage.names.reads import Reads
 
 
 def lines(store: Store) -> list[str]:
@@ -113,4 +123,27 @@ async def test_slots_are_used_again_and_garbage_is_skipped(tmp_path: Path) -> No
     store = await open_store(config)
     assert lines(store) == []
     assert path.stat().st_size == 0
+    store.close()
+
+
+async def test_a_write_of_a_mount_that_is_cancelled_is_logged(tmp_path: Path) -> None:
+    store = await open_store(make_config(tmp_path, paths=1))
+    location = store.make_name(0, 0, 1, "", appender=True)
+    store.create_empty(location)
+    writer = ObjectWriter(cast("Reads", None), Objects(store), 1)
+    ours, theirs = socket.socketpair()
+    fd = store.paths.open_to_change(location)
+    with ours, theirs, trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            pieces = [(0, 2 * PIECE)]
+            connection = FramedConnection(ours)
+            nursery.start_soon(writer._receive_pieces, connection, fd, location.name, pieces)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs.dup()))
+            async with stream:
+                await stream.send_all(bytes(PIECE + 10))
+                while os.fstat(fd).st_size < PIECE:  # noqa: ASYNC110
+                    await trio.sleep(0.001)
+                scope.cancel()
+    os.close(fd)
+    assert lines(store) == [f"C {location.name}", f"A {location.name} 0 {PIECE}"]
     store.close()

@@ -88,7 +88,14 @@ class ObjectWriter:
         size, received = os.fstat(fd).st_size, 0
         for offset, length in pieces:
             with self._objects.store.intents.noted(Intent(file_id, offset, length, size, False)):
-                status, done, got = await self._receive(connection, fd, offset, length)
+                try:
+                    status, done, got = await self._receive(connection, fd, offset, length)
+                except BaseException:
+                    # The server stops. How far it came is not known: all that may be there.
+                    written = min(length, os.fstat(fd).st_size - offset)
+                    if written > 0:
+                        self._objects.record_write(file_id, offset, written, size)
+                    raise
                 received += got
                 if done:
                     self._objects.record_write(file_id, offset, done, size)
