@@ -455,9 +455,11 @@ class Membership:
         *stock* are C storages of the group, which keep no trees.
 
         Raises:
-            StatusError: 16 another storage founded it, 11 the trackers cannot agree now.
+            StatusError: 16 another storage founded it, or may have; 11 the trackers cannot agree
+                now, or have not told the members yet.
             ConnectionProblem, ProtocolError: no tracker answers.
         """
+        await self._check_no_tree()
         problem: FdfsError | None = None
         agreed = False
         for server in self.config.tracker_servers:
@@ -471,14 +473,16 @@ class Membership:
             if founder:
                 agreed = True
                 break  # a majority of our trackers has agreed
-        if not agreed:
-            if problem is not None:
-                raise problem
-            await self._check_no_tree()
+        if problem is not None and not agreed:
+            raise problem
         await self._found()
 
     async def _check_no_tree(self) -> None:
-        """Stock trackers cannot tell who keeps a tree: ask the members. Raises StatusError 16."""
+        """Trackers of ours may have lost who founded the tree, and stock ones never know: ask the
+        members. Raises StatusError 11 or 16.
+        """
+        if not self._listed:
+            raise StatusError(errno.EAGAIN, "no tracker has told the members of the group yet")
         for brief in self.members:
             if brief.storage_id == self.own_id or brief.status in states.GONE:
                 continue

@@ -131,7 +131,7 @@ class FoundTree(_Message, frozen=True):
     """An administrator has the storage found the tree of its group, which was moved from C servers.
 
     Status 17: it has a tree; 16: another storage founded the tree, or may have; 11: the trackers
-    cannot agree now. ``stock``: as in `FounderQuery`.
+    cannot agree now, or have not told the storage its group yet. ``stock``: as in `FounderQuery`.
     """
 
     group: str

@@ -222,8 +222,10 @@ async def test_a_tree_is_not_founded_against_the_trackers(tmp_path: Path) -> Non
     async with scripted() as (first, _), scripted() as (second, _):
         config = storage_config(tmp_path, [first.port, second.port])
         telling = Telling(second)
+        telling.changes = Changes(group=(member(21),))
         async with running(config) as node:
             await joined(node)
+            await wait_for(lambda: len(node.membership.members) == 1)
             founded = node.founded
             for answer, status in (
                 (encode(FounderAnswer(False, "another one founded it")), errno.EBUSY),
@@ -274,16 +276,24 @@ async def test_a_member_that_came_back_empty_between_two_heartbeats(
     ("answer", "status"),
     [(errno.EINVAL, 0), (errno.ENOENT, 0), (b"a view", errno.EBUSY), (None, errno.EBUSY)],
 )
-async def test_under_stock_trackers_the_members_are_asked_for_a_tree(
-    tmp_path: Path, answer: bytes | int | None, status: int
+@pytest.mark.parametrize("stock_trackers", [True, False])
+async def test_the_members_are_asked_for_a_tree_before_one_is_founded(
+    tmp_path: Path, answer: bytes | int | None, status: int, stock_trackers: bool
 ) -> None:
+    """Stock trackers do not know of trees, and ours may have lost what they knew."""
     async with scripted() as (tracker, _), scripted() as (peer, _):
         telling = Telling(tracker)
         config = storage_config(tmp_path, [tracker.port], heart_beat_interval_s=0.02)
         other = Brief(ServerStatus.ACTIVE, peer.port, "127.0.0.22", TRACKER_IP)
-        telling.changes = Changes(group=(member(21), other))
         peer.answer = lambda command, body: answer
+        if not stock_trackers:
+            telling.answers[141] = encode(FounderAnswer(True))
         async with running(config) as node:
+            await joined(node)
+            with pytest.raises(StatusError) as caught:
+                await node.membership.found_tree([])
+            assert caught.value.errno == errno.EAGAIN, "it does not know the members yet"
+            telling.changes = Changes(group=(member(21), other))
             await wait_for(lambda: len(node.membership.members) == 2)
             node.identity.sync_old_done = False  # as the node's own check wants it
             founded = node.founded
