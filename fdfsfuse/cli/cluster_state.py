@@ -206,6 +206,9 @@ def state_of(volume: Volume) -> tuple[str, str]:
     late = _out_of_sync(volume, active)
     if late:
         return "degraded", f"not in sync: {', '.join(late)}"
+    bad = _cannot_read(volume)
+    if bad:
+        return "degraded", f"some files cannot be read, and are not copied: {', '.join(bad)}"
     return "ok", "all storages are active"
 
 
@@ -231,6 +234,15 @@ def _out_of_sync(volume: Volume, active: Sequence[StorageStat]) -> list[str]:
         for storage in active
         for peer in (volume.to_peer(primary, storage.storage_id),)
         if peer is not None and not in_sync(volume, primary, peer)
+    ]
+
+
+def _cannot_read(volume: Volume) -> list[str]:
+    """Ids of the storages that leave out files, because they cannot read them."""
+    return [
+        storage_id
+        for storage_id, told in volume.replication.items()
+        if told.status is not None and any(peer.unreadable for peer in told.status.peers)
     ]
 
 

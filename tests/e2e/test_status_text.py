@@ -135,6 +135,15 @@ def test_only_what_is_not_well_between_servers_is_shown() -> None:
     assert state_of(found)[0] == "ok"
 
 
+def test_files_that_cannot_be_read() -> None:
+    found = volume(storage(A), storage(B))
+    sends(found, A, PeerReplication(B, "idle", True, unreadable=2))
+    sends(found, B, PeerReplication(A, "idle", True))
+    assert state_of(found) == ("degraded", f"some files cannot be read, and are not copied: {A}")
+    text = text_of(cluster_of(found))
+    assert f"2 files cannot be read here, so {B} has no copy: see the log" in text
+
+
 def test_a_group_that_was_moved_from_c_servers() -> None:
     found = volume(storage(A), storage(B))
     found.view, found.view_problem, found.stock = None, "stock FastDFS servers", True
