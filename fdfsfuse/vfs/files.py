@@ -105,10 +105,12 @@ class FileState(MergingFile):
             self._maybe_stored = True
             raise
         except StatusError as exc:
-            if not taken(exc):
-                raise
+            # Whatever is in the way of another one, its number or name or nothing left of its
+            # directory: a file that is there was made.
             if not self._maybe_stored or not await self._is_there():
-                raise TreeError(errno.ESTALE) from exc
+                if taken(exc):
+                    raise TreeError(errno.ESTALE) from exc
+                raise
         self._end_birth(birth)
         return attr
 

@@ -305,10 +305,11 @@ class FakeBackend:
         return names.Reserved(first, request.count)
 
     def _create_file(self, request: names.CreateFile) -> Attr:
-        self._check_free(request.parent, request.name)
         ino, mode = request.ino, stat.S_IFREG | request.mode
         assert ino < self._next_ino
-        assert ino not in self.attrs
+        if ino in self.attrs:
+            raise StatusError(errno.EINVAL)
+        self._check_free(request.parent, request.name)
         self.attrs[ino] = replace(
             _attr(ino, mode, request.uid, request.gid, request.mtime_ns),
             atime_ns=request.atime_ns,

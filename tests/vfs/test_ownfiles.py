@@ -262,6 +262,37 @@ async def test_who_comes_too_late_hears_of_it_at_close() -> None:
         assert await mount.vfs.files.store_all() == 0
 
 
+@pytest.mark.parametrize(("later", "renamed"), [(b"", False), (b", and more", True)])
+async def test_a_file_that_was_made_without_an_answer_is_made_once(
+    later: bytes, renamed: bool
+) -> None:
+    async with making() as mount:
+        files, volume = mount.vfs.files, mount.volume
+        opened, entry = await mount.make("a")
+        await files.write(opened.handle, 0, b"data")
+        real = volume.call
+
+        async def lost(request: names.Request, *, timeout_s: float | None = None) -> None:
+            await real(request)
+            raise DeadlineExceeded("the answer was lost")
+
+        volume.call = lost  # type: ignore[method-assign]
+        with pytest.raises(DeadlineExceeded):
+            await files.flush(opened.handle)
+        volume.call = real  # type: ignore[method-assign]
+        (at,) = mount.vfs.volumes.by_name.values()
+        await wait_until(lambda: not at.down)
+        if renamed:
+            await volume.change(names.Rename(mount.ino, b"a", mount.ino, b"b", 0, 9))
+        await files.write(opened.handle, 4, later)
+        await mount.close(opened.handle)
+        assert mount.stored() == {b"b" if renamed else b"a"}
+        found = volume.by_path("d/b" if renamed else "d/a")
+        assert (found.ino, found.size) == (entry.attr.ino, 4 + len(later))
+        assert (await mount.vfs.tree.getattr(entry.number)).attr == found
+        assert not at.own_files
+
+
 async def test_a_full_storage_is_told_to_who_has_the_file_open() -> None:
     async with making() as mount:
         opened, _ = await mount.make("a")
