@@ -395,6 +395,8 @@ class Memory:
     ) -> None:
         # The change time has changed, too.
         self.forget(request.ino)
+        # Perhaps an ACL is inherited now: the storage has to grant the directory anew.
+        self.granted.discard(request.ino)
 
     # --- forgetting ------------------------------------------------------------------------------
 

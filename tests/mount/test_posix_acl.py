@@ -71,6 +71,7 @@ def acls(path: str) -> list[str]:
 @pytest.mark.parametrize("default", [b"", MINIMAL, NAMED, some_acl(0), some_acl(7, others=7)])
 def test_what_new_entries_inherit(umask: int, default: bytes, twin: Twin) -> None:
     def make() -> str:
+        os.close(os.open("before", os.O_CREAT | os.O_WRONLY, 0o666))
         if default:
             os.setxattr(".", DEFAULT, default)
         old = os.umask(umask)

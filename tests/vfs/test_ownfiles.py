@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from fdfsfuse.core import acl
 from fdfsfuse.errors import DeadlineExceeded, StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.context import Entry
@@ -323,6 +324,20 @@ async def test_a_lost_lease_ends_all_grants() -> None:
         assert (spent["Grant"], spent["CreateFile"]) == (1, 1)
         # Numbers that were reserved for a session are used in that session.
         assert mount.volume.by_path("d/b").ino == first
+
+
+async def test_what_is_inherited_later_is_the_storages_affair() -> None:
+    async with making(acl=True) as mount:
+        opened, _ = await mount.make("a")
+        await mount.close(opened.handle)
+        place = (await mount.lookup(PLACE)).number
+        await mount.vfs.xattrs.set(place, acl.DEFAULT, b"an ACL")
+        mount.volume.grants = False
+        mount.spent()
+        opened, _ = await mount.make("b")
+        await mount.close(opened.handle)
+        spent = mount.spent()
+        assert (spent["Create"], spent.get("CreateFile")) == (1, None)
 
 
 @pytest.mark.parametrize("name", ["M00", "MFF"])
