@@ -63,6 +63,7 @@ class OwnFiles:
         volume, memory = self._volume, self._volume.memory
         if (
             memory.lookup(parent, name) != MISSING
+            or (parent, name) in self._by_name
             or memory.attr(parent) is None
             or len(name) > names.NAME_MAX
             or (parent == names.ROOT_INO and _may_be_reserved(name))

@@ -309,6 +309,28 @@ async def test_a_full_storage_is_told_to_who_has_the_file_open() -> None:
         assert mount.volume.content("d/a") == b"data"
 
 
+async def test_the_name_of_a_file_that_cannot_be_told_is_not_taken_once_more() -> None:
+    async with making() as mount:
+        files, listener = mount.vfs.files, mount.volume.listener
+        first, _ = await mount.make("a")
+        mount.volume.fail[names.CreateFile] = StatusError(errno.ENOSPC)
+        assert listener is not None
+        listener.lease_lost()
+        # A listing does not have it, and tells that it has everything.
+        assert await mount.names(PLACE) == []
+        second, entry = await mount.make("a")
+        mount.volume.fail.clear()
+        with pytest.raises(TreeError) as caught:
+            await files.flush(first.handle)
+        assert caught.value.errno == errno.ESTALE
+        await files.release(first.handle)
+        await files.write(second.handle, 0, b"second")
+        await mount.close(second.handle)
+        assert mount.volume.by_path("d/a").ino == entry.attr.ino
+        assert mount.volume.content("d/a") == b"second"
+        assert await files.store_all() == 0
+
+
 async def test_a_lost_lease_ends_all_grants() -> None:
     async with making() as mount:
         await mount.make("a")
