@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import stat
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -132,7 +132,7 @@ class OwnFiles:
         if states:
             await tell(states)
 
-    def _concerned(self, request: Any) -> Iterable[FileState]:
+    def _concerned(self, request: Any) -> Collection[FileState]:
         if isinstance(request, _NOT_CONCERNED):
             return ()
         found: dict[int, FileState] = {}
@@ -172,11 +172,15 @@ def _entries(request: Any) -> list[tuple[int, bytes]]:
     return entries
 
 
-async def tell(states: Iterable[FileState]) -> None:
-    """Tell the storage of unborn files. What cannot be told is reported to who has them open."""
+async def tell(states: Collection[FileState]) -> list[FileState]:
+    """Tell the storage of unborn files; return those that it could not be told of.
+
+    That is reported to who has them open.
+    """
     async with trio.open_nursery() as nursery:
         for state in states:
             nursery.start_soon(state.be_born)
+    return [state for state in states if state.birth is not None]
 
 
 class Birth:

@@ -126,9 +126,8 @@ class Recalls:
 
     async def _give_back(self, number: int, directories: list[int] | None) -> None:
         """Confirm the recall of grants once the storage knows of all files that were made there."""
-        own_files = self._volume.own_files
-        await tell(own_files.inside(directories))
-        if any(state.unreachable for state in own_files.inside(directories)):
+        untold = await tell(self._volume.own_files.inside(directories))
+        if any(state.unreachable for state in untold):
             return  # the storage repeats the recall, or the lease ends
         self._volume.backend.recalled(number, [])
 

@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterable
 
 import trio
 
+from fdfsfuse.errors import TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.backend import Cluster
 from fdfsfuse.vfs.context import Context, Entry
@@ -107,12 +109,17 @@ class Vfs:
         return self.directories.open(handle)
 
     async def tell_of_directory(self, handle: int) -> None:
-        """fsyncdir(): the storage is told of the files that this mount has made in it."""
+        """fsyncdir(): the storage is told of the files that this mount has made in it.
+
+        Raises:
+            TreeError: EIO, it could not be told of all; those who have them open hear why.
+        """
         number = self.directories.get(handle).number
         volume = self._volume_of(number)
         if volume is not None and volume.own_files and id_directory(number) is None:
             _, ino, _ = self.tree.inode(number)
-            await tell(volume.own_files.inside([ino]))
+            if await tell(volume.own_files.inside([ino])):
+                raise TreeError(errno.EIO)
 
     def _volume_of(self, number: int) -> Volume | None:
         return None if number == self.context.volumes_at else self.tree.volume(number)

@@ -187,6 +187,20 @@ async def test_fsync_of_the_directory_and_the_end_of_the_mount_tell() -> None:
         assert mount.stored() == {b"a", b"b"}
 
 
+async def test_fsync_of_a_directory_fails_when_a_file_cannot_be_told() -> None:
+    async with making() as mount:
+        opened, _ = await mount.make("a")
+        directory = mount.vfs.open_directory((await mount.lookup(PLACE)).number)
+        mount.volume.fail[names.CreateFile] = StatusError(errno.ENOSPC)
+        with pytest.raises(TreeError) as caught:
+            await mount.vfs.tell_of_directory(directory)
+        assert caught.value.errno == errno.EIO
+        mount.volume.fail.clear()
+        await mount.vfs.tell_of_directory(directory)
+        assert mount.stored() == {b"a"}
+        await mount.close(opened.handle)
+
+
 async def test_a_recalled_grant_is_given_back_when_all_is_told() -> None:
     async with making() as mount:
         opened, _ = await mount.make("a")
