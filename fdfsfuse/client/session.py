@@ -37,7 +37,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 import trio
-from trio.lowlevel import ParkingLot
+from trio.lowlevel import ParkingLot, notify_closing
 
 from fdfsfuse.client import directwait
 from fdfsfuse.client.address import Address
@@ -430,6 +430,8 @@ class NamesSession(NamesCalls):
                 self._writer.close()
             self._socket = self._reading = self._writer = None
             reading.close(ConnectionBroken("the connection was closed"))
+            # Else who waits to write would go on waiting, and for the next socket of this number.
+            notify_closing(sock)
             sock.close()
             self._state_changed.unpark_all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -374,6 +375,26 @@ async def test_the_primary_moves() -> None:
         new.respond = lambda r: names.NOT_PRIMARY
         assert await session.call(MKDIR) == ATTR
         assert old.requests[-1] == MKDIR
+
+
+async def test_the_primary_moves_while_it_is_written_to(caplog: pytest.LogCaptureFixture) -> None:
+    peer = NamesPeer()
+    store = names.StoreContent(5, bytes(names.SMALL_CONTENT_MAX), 1)
+
+    def moved(_: Received) -> int:
+        peer.respond = lambda received: answer_to(received.request)
+        peer.connections[0].receive = trio.sleep_forever  # type: ignore[method-assign]
+        return names.NOT_PRIMARY
+
+    async with session_with(peer) as session:
+        await session.wait_connected()
+        peer.respond = moved
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.call, LOOKUP)
+            for _ in range(16):
+                nursery.start_soon(session.call, store)
+        assert len(peer.connections) == 2
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_holds_are_repeated_first() -> None:
