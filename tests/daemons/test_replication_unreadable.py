@@ -27,6 +27,7 @@ class BadDisk:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.bad: set[str] = set()
+        self.problem = errno.EIO
         self._open, self._sendfile, self._crc32 = os.open, os.sendfile, transfer.file_crc32
         patch.setattr(os, "open", self.open)
         patch.setattr(os, "sendfile", self.sendfile)
@@ -34,7 +35,7 @@ class BadDisk:
 
     def open(self, path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
         if flags == requests._FLAGS and path in self.bad and os.stat(path).st_size < len(LARGE):
-            raise OSError(errno.EIO, "bad sector")
+            raise OSError(self.problem, "bad sector")
         return self._open(path, flags, *args, **kwargs)
 
     def sendfile(self, out: int, fd: int, offset: int, count: int) -> int:
@@ -119,3 +120,44 @@ async def test_what_somebody_may_wait_for_is_not_left_out(tmp_path: Path, disk: 
                 disk.bad.clear()
                 await a.wait_until_has_all(b)
             assert b.content(name) == b"new"
+
+
+async def test_a_new_change_of_a_file_that_was_left_out_is_brought_at_once(tmp_path: Path) -> None:
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
+            async with a.connect() as client:
+                name = await client.upload(b"content")
+            a.meet(b)
+            pusher = a.replication.pushers[b.id]
+            await until(lambda: pusher.caught_up)
+            assert pusher.unreadable is not None
+            location = a.store.locate(name)
+            a.store.write_metadata(location, b"a\x021")
+            await a.wait_until_has_all(b)
+            (*_, set_before) = a.store.binlog.tail()
+            pusher.unreadable.add(set_before, OSError(errno.EIO, "bad sector"))
+            a.store.write_metadata(location, b"a\x022")
+            await a.wait_until_has_all(b)
+            assert b.content(f"{name}-m") == b"a\x022"
+
+
+async def test_no_file_is_left_out_because_too_many_are_open(
+    tmp_path: Path, disk: BadDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "LEFT_OUT_S", 0.0)
+    config = dataclasses.replace(sync_config(tmp_path / "a"), names_replica_timeout_s=0.0)
+    with trio.fail_after(60):
+        async with (
+            run_node(tmp_path / "a", "1", config=config) as a,
+            run_node(tmp_path / "b", "2") as b,
+        ):
+            async with a.connect() as client:
+                name = await client.upload(bytes(100_000))
+            disk.bad, disk.problem = {str(a.path(name))}, errno.EMFILE
+            a.meet(b)
+            pusher = a.replication.pushers[b.id]
+            await until(lambda: bool(pusher.problem))
+            assert await told(a) == 0
+            disk.bad.clear()
+            await a.wait_until_has_all(b)
+            assert b.content(name) == bytes(100_000)

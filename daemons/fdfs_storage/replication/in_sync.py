@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 NAME: Final = "in_sync.json"
 _CHECK_S: Final = 0.1
-_SLOW: Final = 10
+SLOW: Final = 10
 """A peer that gets on, but slowly, is waited for this many times longer."""
 
 
@@ -264,8 +264,8 @@ class InSync:
             heard = since if peer is None else max(since, peer.progress_at)
             if now - heard >= self._timeout_s:
                 late[member] = f"it did not get on for {self._timeout_s:g} s"
-            elif now - since >= self._timeout_s * _SLOW:
-                late[member] = f"it is behind by more than {self._timeout_s * _SLOW:g} s"
+            elif now - since >= self._timeout_s * SLOW:
+                late[member] = f"it is behind by more than {self._timeout_s * SLOW:g} s"
         return late
 
     async def _save(self, members: frozenset[str]) -> None:

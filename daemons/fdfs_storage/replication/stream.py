@@ -30,6 +30,7 @@ import trio
 
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.binlog_reader import BinlogReader
+from fdfs_storage.replication.in_sync import SLOW
 from fdfs_storage.replication.outgoing import Asked, Entry, Row
 from fdfs_storage.replication.requests import Request, Requests
 from fdfs_storage.replication.unreadable import AGAIN_S, Unreadable
@@ -59,8 +60,9 @@ WINDOW_BYTES: Final = 8 << 20
 OLD_S: Final = 60
 """Files of records older than this may have to come from the disk: they are read in a thread."""
 LEFT_OUT_S: Final = 120.0
-"""Nobody waits any more for the copies of what was logged this long ago, and twice
-``names_replica_timeout``: a peer that did not get it is not in sync by then."""
+"""Nobody waits any more for the copies of what was logged this long ago, and twice as long as
+`in_sync` waits at all: a peer that did not get it is not in sync by then."""
+_NOT_OF_THE_FILE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _AT_ONCE: Final = 64
 """Records that are sent from where they were logged, without a turn of the loop."""
 _COVER_BYTES: Final = 64 << 10
@@ -306,7 +308,7 @@ class Stream:
                 record is None
                 or not self._concerns(record)
                 or self._is_covered(record, behind)
-                or (record.name in self._unreadable and record.op.upper() in _CONTENT)
+                or self._is_left_out(record)
             )
             if record is None or left_out:
                 self._skip_to(behind)
@@ -338,15 +340,27 @@ class Stream:
         """Go on without a file that cannot be read; it is tried again later.
 
         Raises:
-            OSError: *problem*; somebody may still wait for this one to be on the peer.
+            OSError: *problem*; it says nothing about the file, or somebody may still wait for this
+                one to be on the peer.
         """
         assert isinstance(problem, OSError)
-        waited_for_s = max(LEFT_OUT_S, 2 * self._config.names_replica_timeout_s)
-        if not entry.late and time.time() - entry.record.timestamp < waited_for_s:
+        if problem.errno in _NOT_OF_THE_FILE:
+            raise problem
+        if not entry.late and self._is_awaited(entry.record):
             raise problem
         self._unreadable.add(entry.record, problem)
         entry.finished = True
         self._advance()
+
+    def _is_awaited(self, record: BinlogRecord) -> bool:
+        """True while somebody may wait for *record* to be on the peer."""
+        waited_for_s = max(LEFT_OUT_S, 2 * SLOW * self._config.names_replica_timeout_s)
+        return time.time() - record.timestamp < waited_for_s
+
+    def _is_left_out(self, record: BinlogRecord) -> bool:
+        """True when *record* comes with its file, which could not be read, as soon as that can."""
+        left_out = record.name in self._unreadable and record.op.upper() in _CONTENT
+        return left_out and not self._is_awaited(record)
 
     def _finish(self, entry: Entry) -> None:
         entry.finished = True
