@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import trio
 
-from fdfs_storage import transfer
 from fdfs_storage.replication import requests, stream
 from fdfsfuse.proto.cluster_status import REPLICATION_STATUS, ReplicationStatus, decode
 from fdfsfuse.proto.copies import WAIT_FOR_COPIES, WaitForCopies, encode
 from tests.daemons.storage_server import GROUP
 from tests.daemons.sync_pair import Node, run_node, sync_config, until
+from tests.daemons.trunk_file import trunk_name, write_slot
 
 LARGE = random.Random(1).randbytes(3 << 20)
 
@@ -28,10 +28,10 @@ class BadDisk:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.bad: set[str] = set()
         self.problem = errno.EIO
-        self._open, self._sendfile, self._crc32 = os.open, os.sendfile, transfer.file_crc32
+        self._open, self._sendfile, self._pread = os.open, os.sendfile, os.pread
         patch.setattr(os, "open", self.open)
         patch.setattr(os, "sendfile", self.sendfile)
-        patch.setattr(stream, "file_crc32", self.crc32)
+        patch.setattr(os, "pread", self.pread)
 
     def open(self, path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
         if flags == requests._FLAGS and path in self.bad and os.stat(path).st_size < len(LARGE):
@@ -43,10 +43,10 @@ class BadDisk:
             raise OSError(errno.EIO, "bad sector")
         return self._sendfile(out, fd, offset, min(count, 1 << 20))
 
-    def crc32(self, path: str) -> int:
-        if path in self.bad:
+    def pread(self, fd: int, count: int, offset: int) -> bytes:
+        if offset and os.readlink(f"/proc/self/fd/{fd}") in self.bad:
             raise OSError(errno.EIO, "bad sector")
-        return self._crc32(path)
+        return self._pread(fd, count, offset)
 
 
 @pytest.fixture
@@ -161,3 +161,23 @@ async def test_no_file_is_left_out_because_too_many_are_open(
             disk.bad.clear()
             await a.wait_until_has_all(b)
             assert b.content(name) == bytes(100_000)
+
+
+@pytest.mark.parametrize("offset", [0, 256])
+async def test_a_file_in_a_trunk_file(tmp_path: Path, disk: BadDisk, offset: int) -> None:
+    """Content that cannot be read, or what is in front of it."""
+    content = b"inside a trunk file"
+    name = trunk_name(content, offset=offset)
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
+            disk.bad = {str(write_slot(tmp_path / "a" / "path0", name, content))}
+            a.store.binlog.append(f"1700000000 C {name}\n".encode())
+            a.meet(b)
+            await a.wait_until_has_all(b)
+            assert await told(a) == 1
+            disk.bad.clear()
+            a.cut(b)
+            while await told(a):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            async with b.connect() as client:
+                assert await client.download(name) == content

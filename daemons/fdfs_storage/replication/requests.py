@@ -7,7 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from fdfs_storage.transfer import INLINE_MAX
+from fdfs_storage.transfer import CHUNK, INLINE_MAX, crc32
 from fdfsfuse.core.replicas import Nature, subject_of
 from fdfsfuse.core.sync_plan import Own, Send, plan
 from fdfsfuse.errors import ProtocolError, StatusError
@@ -129,11 +129,22 @@ class Requests:
 
     def whole(self, record: BinlogRecord, send: Send) -> Request | None:
         """The file of *record* as CREATE or UPDATE; None when it does not exist (any more)."""
-        try:
-            file = self._open(self._store.locate(record.name))
-        except ProtocolError:
-            return None
+        file = self._open_of(record)
         return None if file is None else self._with_content(send, record, file)
+
+    def checksum(self, record: BinlogRecord) -> tuple[int, int] | None:
+        """Size and CRC-32 of the file of *record*; None when it does not exist (any more)."""
+        file = self._open_of(record)
+        if file is None:
+            return None
+        try:
+            done = crc = 0
+            while data := os.pread(file.fd, min(CHUNK, file.size - done), file.start + done):
+                crc = crc32(data, crc)
+                done += len(data)
+            return done, crc
+        finally:
+            os.close(file.fd)
 
     def own_size(self, record: BinlogRecord) -> int | None:
         """Bytes that the file of *record* has now; None when it does not exist."""
@@ -142,13 +153,21 @@ class Requests:
         except (ProtocolError, StatusError):
             return None
 
+    def _open_of(self, record: BinlogRecord) -> _File | None:
+        try:
+            return self._open(self._store.locate(record.name))
+        except ProtocolError:
+            return None
+
     def _open(self, location: Location) -> _File | None:
         slot = self._store.slot(location)
         if slot is not None:
             try:
                 return _File(slot.open(), slot.slot.size, slot.start)
-            except StatusError:
-                return None
+            except StatusError as exc:
+                if exc.errno == errno.ENOENT:
+                    return None
+                raise OSError(exc.errno, f"{location.name} in its trunk file") from exc
         fd = self._open_path(location)
         if fd < 0:
             return None

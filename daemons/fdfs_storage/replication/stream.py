@@ -34,7 +34,6 @@ from fdfs_storage.replication.in_sync import SLOW
 from fdfs_storage.replication.outgoing import Asked, Entry, Row
 from fdfs_storage.replication.requests import Request, Requests
 from fdfs_storage.replication.unreadable import AGAIN_S, Unreadable
-from fdfs_storage.transfer import file_crc32
 from fdfsfuse.client.link import PROBLEMS
 from fdfsfuse.core.replicas import Nature, subject_of
 from fdfsfuse.core.sync_plan import Next, Send, after_answer
@@ -331,8 +330,6 @@ class Stream:
         """Call *function*, which reads a file of ours, in a thread. Raises _CannotRead."""
         try:
             return await trio.to_thread.run_sync(function, *args)
-        except FileNotFoundError:
-            raise
         except OSError as exc:
             raise _CannotRead from exc
 
@@ -443,9 +440,9 @@ class Stream:
             await self._examine(entry)
             return
         send = Send.CREATE if what is Next.SEND_CREATE else Send.UPDATE
-        if entry.late and self._requests.own_size(record) is not None:
+        if entry.late:
             # One that breaks off in the middle costs the connection.
-            await self._read(file_crc32, self._store.path(self._store.locate(record.name)))
+            await self._read(self._requests.checksum, record)
         request = await self._read(self._requests.whole, record, send)
         self._queue([entry], [request], covers)
         await self._send_row()
@@ -453,13 +450,9 @@ class Stream:
     async def _compare(self, entry: Entry, size: int, crc: int) -> None:
         """Send the file of *entry* whole, unless the peer's has our size and CRC-32."""
         entry.theirs = None
-        path = self._store.path(self._store.locate(entry.record.name))
-        try:
-            same = await self._read(file_crc32, path) == crc
-            same = same and self._requests.own_size(entry.record) in (size, None)
-        except FileNotFoundError:
-            same = True  # its deletion follows
-        if same:
+        # Where ours is gone, its deletion follows.
+        found = await self._read(self._requests.checksum, entry.record)
+        if found is None or found == (size, crc):
             entry.finished = True
             self._advance()
         else:
@@ -473,13 +466,12 @@ class Stream:
         """
         name = entry.record.name
         subject = subject_of(name)
-        size = self._requests.own_size(entry.record)
-        if size is not None and subject.nature is Nature.FIXED:
-            path = self._store.path(self._store.locate(name))
-            crc = await self._read(file_crc32, path)
-            if (size, crc) == (subject.size, subject.crc32):
+        if subject.nature is Nature.FIXED:
+            found = await self._read(self._requests.checksum, entry.record)
+            if found == (subject.size, subject.crc32):
                 raise PeerRefused(f"{name} was damaged on its way")
-            logger.error("%s is damaged here: its content does not fit its name", name)
+            if found is not None:
+                logger.error("%s is damaged here: its content does not fit its name", name)
         entry.finished = True
         self._advance()
 
