@@ -38,11 +38,16 @@ class Intents:
     """The file of the notes, ``changing.dat`` below *directory*: slots that are used again.
 
     It is not synced: it is for a process that dies, not for a machine.
+
+    Attributes:
+        settled: name -> bytes of objects that are being appended to, without what is not logged
+            yet, and may be taken back.
     """
 
     def __init__(self, directory: Path) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self._fd = os.open(directory / NAME, flags, 0o644)
+        self.settled: dict[str, int] = {}
         self._free: list[int] = []
         self._slots = 0
 
@@ -77,7 +82,11 @@ class Intents:
             slot, self._slots = self._slots, self._slots + 1
         try:
             pwrite_all(self._fd, intent.encode(), slot * _SLOT)
+            if intent.append:
+                self.settled[intent.name] = intent.old_size
             yield
         finally:
+            if intent.append:
+                self.settled.pop(intent.name, None)
             self._free.append(slot)
             pwrite_all(self._fd, bytes(_SLOT), slot * _SLOT)

@@ -13,9 +13,10 @@ import trio
 
 from fdfs_storage.replication import replicas
 from fdfs_storage.replication.pusher import Pusher
-from fdfs_storage.transfer import file_crc32
+from fdfs_storage.transfer import CHUNK, file_crc32
 from fdfsfuse.proto.derived import CreateLink
-from fdfsfuse.proto.storage import StoredFile
+from fdfsfuse.proto.header import pack_header
+from fdfsfuse.proto.storage import AppendHead, StoredFile
 from fdfsfuse.proto.sync import DeleteFile, TwoNames
 from fdfsfuse.proto.tracker import ServerStatus
 from tests.daemons.storage_server import GROUP
@@ -159,3 +160,31 @@ async def test_large_renamed_file_is_read_in_a_thread(
             assert b.content(StoredFile.decode(body).name) == bytes(100_000)
     assert len(readers) == 1
     assert readers[0] is not threading.main_thread()
+
+
+async def test_a_whole_file_goes_over_without_what_is_being_appended(tmp_path: Path) -> None:
+    """The client may go away, and what it sent be taken back."""
+    with trio.fail_after(60):
+        async with (
+            run_node(tmp_path / "a", "1") as a,
+            run_node(tmp_path / "b", "2") as b,
+            a.connect() as client,
+        ):
+            name = await client.upload(b"begin", appender=True)
+            large = await client.upload(bytes(100_000), appender=True)
+            begun = {name: 5, large: 100_000}
+            async with a.connect() as first, a.connect() as second:
+                for breaking, (each, size) in zip((first, second), begun.items(), strict=True):
+                    head = AppendHead(each, 2 * CHUNK).encode()
+                    data = pack_header(len(head) + 2 * CHUNK, 24) + head + bytes(CHUNK + 1)
+                    await breaking.send(data)
+                    path = a.path(each)
+                    await until(lambda path=path, size=size: path.stat().st_size > size)  # type: ignore[misc]
+                a.meet(b)
+                await a.wait_until_has_all(b)
+                assert {each: len(b.content(each) or b"") for each in begun} == begun
+            for each in begun:
+                await client.append(each, b" and end")
+            await a.wait_until_has_all(b)
+            assert b.content(name) == a.content(name) == b"begin and end"
+            assert b.content(large) == bytes(100_000) + b" and end"

@@ -115,7 +115,8 @@ class Requests:
             try:
                 content = os.read(fd, _READ_FIRST)
                 # Nothing is also what a fifo has.
-                if not content or len(content) == _READ_FIRST:
+                grows = record.name in self._store.intents.settled
+                if not content or len(content) == _READ_FIRST or grows:
                     info = os.fstat(fd)
                     keep = stat.S_ISREG(info.st_mode)
                     file = _File(fd, info.st_size)
@@ -222,6 +223,9 @@ class Requests:
             part = send in (Send.APPEND, Send.MODIFY)
             offset, count = record.numbers if part else (0, file.size)
             count = min(count, file.size - offset)
+            if not part:
+                # What is being appended gets a record of its own, or is taken back.
+                count = min(count, self._store.intents.settled.get(record.name, count))
             if count > INLINE_MAX:
                 keep = True
                 data = self._head(send, record, count)
