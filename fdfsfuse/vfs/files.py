@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 
 _WARN_EVERY_S = 30.0
 _STORE_TRIES = 100
-_PAGE = 4096
 """Each failure means that another mount has stored something."""
+_PAGE = 4096
 
 
 class FileState(MergingFile):

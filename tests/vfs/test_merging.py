@@ -107,6 +107,21 @@ async def test_what_both_append_is_all_kept_and_read_in_the_right_place() -> Non
         assert file.content == b"old\nof one\nof the other\nand more\n"
 
 
+async def test_what_is_appended_goes_to_the_end_whatever_the_kernel_was_told() -> None:
+    """An answer with attributes need not reach a kernel that writes at the same time."""
+    async with shared_file(b"old\n") as file:
+        flags = os.O_RDWR | os.O_APPEND
+        one, two = await file.open(0, flags), await file.open(1, flags)
+        await file.write(1, two, 4, b"of the other\n")
+        await file.close(1, two)
+        assert await file.size(0) == 17
+        await file.write(0, one, 4, b"of one\n")
+        # Not so a page of a mapping.
+        await file.write(0, one, 0, b"OLD")
+        await file.close(0, one)
+        assert file.content == b"OLD\nof the other\nof one\n"
+
+
 async def test_cutting_off_and_writing_at_once() -> None:
     async with shared_file(b"0123456789") as file:
         one, two = await file.open(0), await file.open(1)
