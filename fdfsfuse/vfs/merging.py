@@ -109,8 +109,12 @@ class MergingFile(ReadableFile):
             return
         own, edits = self.content, self._edits
         assert own is not None
-        if self._maybe_stored and newest == own:
-            edits = self._edits = Edits()
+        if self._maybe_stored and own.startswith(newest):
+            # It was stored. What has been appended since comes behind it.
+            if len(newest) == len(own):
+                edits = self._edits = Edits()
+            elif edits.tail is not None:
+                edits.tail = max(edits.tail, len(newest))
         appended = len(own) - edits.tail if edits.tail is not None else 0
         if edits.end_on(len(newest)) + appended > SMALL_CONTENT_MAX:
             await self._redo()

@@ -159,7 +159,8 @@ async def test_a_refused_store_is_made_again_although_nobody_was_told() -> None:
         assert file.content == b"00--11"
 
 
-async def test_a_store_without_an_answer_does_not_append_twice() -> None:
+@pytest.mark.parametrize("later", [b"", b"later\n"])
+async def test_a_store_without_an_answer_does_not_append_twice(later: bytes) -> None:
     async with shared_file(b"old\n") as file:
         handle = await file.open(0, os.O_WRONLY | os.O_APPEND)
         await file.write(0, handle, 4, b"new\n")
@@ -175,8 +176,10 @@ async def test_a_store_without_an_answer_does_not_append_twice() -> None:
         session.call = real  # type: ignore[method-assign]
         (volume,) = file.pair[0].vfs.volumes.by_name.values()
         await wait_until(lambda: not volume.down)
+        if later:
+            await file.write(0, handle, 8, later)
         await file.close(0, handle)
-        assert file.content == b"old\nnew\n"
+        assert file.content == b"old\nnew\n" + later
 
 
 @pytest.mark.parametrize("other_size", [10, MIB, 2 * MIB])
