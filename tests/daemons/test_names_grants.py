@@ -14,7 +14,7 @@ import trio
 
 from fdfsfuse.client.names import NamesSession, open_session
 from fdfsfuse.core import acl
-from fdfsfuse.proto import names
+from fdfsfuse.proto import names, names_record
 from tests.common.names_calls import (
     DIRECTORY,
     NOW,
@@ -203,6 +203,43 @@ async def test_a_change_that_was_sent_before_the_grant_waits_as_well(server: Nam
             nursery.start_soon(status_of, other.call(request))
             await wait_for(lambda: bool(server.tree.engine._queue))
         assert [recall.grants for recall in one.recalled] == [[d]]
+
+
+async def test_who_changes_a_directory_right_before_it_is_granted_holds_it(
+    server: NamesServer,
+) -> None:
+    async with maker(server) as one, server.session() as other:
+        d = await make(one.session, b"d", DIRECTORY)
+        engine = server.tree.engine
+        statuses: list[int] = []
+
+        async def ask() -> None:
+            statuses.append(await status_of(one.session.call(names.Grant(d))))
+
+        async with trio.open_nursery() as nursery, engine.paused():
+            nursery.start_soon(make, one.session, b"f")
+            await wait_for(lambda: engine.is_busy and not engine._queue)
+            # Both are in one batch.
+            nursery.start_soon(make, other, b"x", DIRECTORY, d)
+            await wait_for(lambda: len(engine._queue) == 1)
+            nursery.start_soon(ask)
+            await wait_for(lambda: len(engine._queue) == 2)
+        assert statuses == [errno.EAGAIN]
+
+
+async def test_a_session_that_ends_in_the_same_batch_gets_no_grant(server: NamesServer) -> None:
+    async with maker(server) as one, server.session() as other:
+        d = await make(one.session, b"d", DIRECTORY)
+        engine = server.tree.engine
+        session = next(s for s in server.tree.sessions if s.high)
+        async with trio.open_nursery() as nursery, engine.paused():
+            nursery.start_soon(make, other, b"f")
+            await wait_for(lambda: engine.is_busy and not engine._queue)
+            nursery.start_soon(status_of, one.session.call(names.Grant(d)))
+            await wait_for(lambda: len(engine._queue) == 1)
+            nursery.start_soon(engine.change, names_record.EndSession(session.number))
+            await wait_for(lambda: len(engine._queue) == 2)
+        assert await status_of(other.call(names.Lookup(d, b"x"))) == errno.ENOENT
 
 
 async def test_who_waits_may_break_off_and_ask_again(server: NamesServer) -> None:

@@ -133,9 +133,12 @@ class Callbacks:
     def grant(self, session: Session, ino: int) -> bool:
         """Grant a directory to the session if nobody else can know of it; False if one may.
 
-        To be called in turn with the changes: none that was accepted before may come after it.
+        To be called in turn with the changes, when those before are committed: by then it is known
+        who holds the directory because of them.
         """
         number = session.number
+        if self._sessions.get(number) is None:
+            return False  # its end was among those changes
         for other in self._holds.others(ino, number):
             if self._sessions.get(other) is not None:
                 return False

@@ -237,13 +237,18 @@ class SessionConnection:
         return True
 
     def _grant(self, number: int, request: names.Grant) -> None:
-        """In turn with the changes, of which those before may concern the directory."""
+        """In turn with the changes, of which those before may concern the directory.
+
+        Who made them holds it only once they are committed, so it is granted behind that.
+        """
 
         def make() -> None:
-            self._tree.grant(self.session, request)
+            self._tree.check_grantable(request)
 
         def reply(status: int, answer: bytes) -> None:
             self._queued -= 1
+            if not status and not self._tree.callbacks.grant(self.session, request.ino):
+                status, answer = errno.EAGAIN, b""
             self.answer(number, status, answer)
             self._tree.unflushed.add(self)
 

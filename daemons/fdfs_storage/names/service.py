@@ -290,11 +290,9 @@ class Tree:
             work.session, inos, submit, known_only=known_only
         )
 
-    def grant(self, session: Session, request: names.Grant) -> None:
-        """Let the session make files in a directory on its own. See `names.Grant`."""
+    def check_grantable(self, request: names.Grant) -> None:
+        """May a session make files in the directory on its own? StatusError: see `names.Grant`."""
         granted.check_grantable(self.state.db, request.ino)
-        if not self.callbacks.grant(session, request.ino):
-            raise StatusError(errno.EAGAIN)
 
     def end_turn(self) -> None:
         """All that has arrived was looked at: answer it, the changes together. Never raises."""
