@@ -20,6 +20,7 @@ import trio
 
 from fdfs_storage.names import effects, founding, schema
 from fdfs_storage.names.log import Log, LogDamaged, segment_name
+from fdfs_storage.names.prepare import CREATE
 from fdfs_storage.names.service import Tree
 from fdfs_storage.names.work import Work
 from fdfsfuse.core.names_log import Position
@@ -326,6 +327,22 @@ async def test_a_mistake_in_one_change_does_not_take_the_others_along(tmp_path: 
         makes: list[Make] = [create(b"a"), mistake, create(b"a"), create(b"b")]
         assert await together(tree, makes) == [0, errno.EIO, errno.EEXIST, 0]
         assert set(entries(tree)) == {b"a", b"b"}
+
+
+async def test_a_mistake_leaves_nothing_of_what_its_batch_had_planned(tmp_path: Path) -> None:
+    """The others are decided once more, as if for the first time."""
+
+    def mistake() -> Op:
+        raise ZeroDivisionError
+
+    def tag() -> Op:
+        return tree.preparer.set_xattr(names.SetXattr(ino, b"user.k", b"v", CREATE, NOW))
+
+    async with open_tree(tmp_path) as tree:
+        assert await together(tree, [create(b"a"), put(tree, b"a", b"content")]) == [0, 0]
+        ino = tree.reads.lookup(names.Lookup(ROOT, b"a")).ino
+        assert await together(tree, [tag, mistake]) == [0, errno.EIO]
+        assert tree.reads.xattrs(names.ListXattrs(ino)).xattrs == {b"user.k": b"v"}
 
 
 @pytest.mark.parametrize("point", ["before delete", "after delete"])

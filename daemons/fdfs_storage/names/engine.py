@@ -340,6 +340,7 @@ class Engine:
                 culprit.reply(status, b"")
                 rest = [work for work in batch if work is not culprit]
                 if rest:
+                    self.objects.end_batch()  # what they have planned was not done
                     yield from self._steps(rest, lazily=lazily)
                 return
         else:
