@@ -113,6 +113,24 @@ async def test_files_that_follow_are_bounded(session: NamesSession) -> None:
     assert len(opened.following) == names.FOLLOWING_MAX
 
 
+async def test_an_answer_with_files_that_follow_fits_a_frame(session: NamesSession) -> None:
+    first = await make(session, b"first")
+    await store(session, first, b"x" * names.SMALL_CONTENT_MAX)
+    ino = await make(session, b"a")
+    await store(session, ino, b"y" * names.FOLLOWING_DATA_MAX)
+    opened = await session.call(names.Open(first, names.SMALL_CONTENT_MAX, 64))
+    assert (len(opened.data), opened.following) == (names.SMALL_CONTENT_MAX, [])
+    ino = await make(session, b"links", DIRECTORY)
+    half = await make(session, b"half", parent=ino)
+    await store(session, half, b"x" * (names.SMALL_CONTENT_MAX - 100_000))
+    target = b"t" * names.SYMLINK_MAX
+    for number in range(60):
+        name = b"%d" % number
+        await session.call(names.Create(ino, name, 0o120777, 1, 2, NOW, target=target))
+    opened = await session.call(names.Open(half, names.SMALL_CONTENT_MAX, 64))
+    assert len(opened.following) == 100_000 // names.SYMLINK_MAX
+
+
 async def test_what_is_not_in_memory_is_not_waited_for(
     session: NamesSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,10 +109,10 @@ class Reads:
         data = self._content(attr, _NOWAIT) if self.wants_data(attr, request) else None
         if not request.following:
             return Opened(attr, data)
-        return Opened(attr, data, *self._following(request))
+        return Opened(attr, data, *self._following(request, attr))
 
-    def _following(self, request: names.Open) -> tuple[int, list[FollowingEntry]]:
-        parent, found = self._named_after(request)
+    def _following(self, request: names.Open, opened: Attr) -> tuple[int, list[FollowingEntry]]:
+        parent, found = self._named_after(request, opened)
         entries: list[FollowingEntry] = []
         for name, attr in found:
             data: bytes | None = None
@@ -126,8 +126,10 @@ class Reads:
             entries.append(FollowingEntry(name, attr, data))
         return parent, entries
 
-    def _named_after(self, request: names.Open) -> tuple[int, list[tuple[bytes, Attr]]]:
-        """The directory of the inode, and what follows it there as far as one answer may tell."""
+    def _named_after(
+        self, request: names.Open, opened: Attr
+    ) -> tuple[int, list[tuple[bytes, Attr]]]:
+        """The directory of *opened*, and what follows it there as far as one answer may tell."""
         place = self._db.execute(_PLACE, (request.ino,)).fetchone()
         if place is None:
             return 0, []
@@ -135,13 +137,14 @@ class Reads:
         query, behind = (_FOLLOWING_BY_NAME, name) if request.by_name else (_FOLLOWING, cookie)
         limit = min(request.following, names.FOLLOWING_MAX)
         found: list[tuple[bytes, Attr]] = []
-        left = names.FOLLOWING_DATA_MAX
+        # Beside the content that was asked for: the whole answer has to fit a frame.
+        own = opened.size if self.wants_data(opened, request) else 0
+        left = min(names.FOLLOWING_DATA_MAX, names.SMALL_CONTENT_MAX - own)
         for row in self._db.execute(query, (parent, behind, limit)).fetchall():
             attr = to_attr(row[1:])
-            if self.wants_data(attr, request):
-                left -= attr.size
-                if left < 0:
-                    break
+            left -= attr.size if self.wants_data(attr, request) else len(attr.target)
+            if left < 0:
+                break
             found.append((row[0], attr))
         return parent, found
 
@@ -149,7 +152,7 @@ class Reads:
         """Path and size of what the answer to *request* is to carry; of the inode itself first."""
         attrs = [get_attr(self._db, request.ino)]
         if request.following:
-            attrs += [attr for _, attr in self._named_after(request)[1]]
+            attrs += [attr for _, attr in self._named_after(request, attrs[0])[1]]
         return [
             (self._objects.path(attr.file_id), attr.size)
             for attr in attrs
