@@ -86,7 +86,12 @@ class Xattrs:
             return
         self._check_name(name)
         volume, ino, file_id = self._tree.inode(number)
-        await volume.call(names.SetXattr(ino, name, value, 0, time.time_ns(), file_id))
+        try:
+            await volume.call(names.SetXattr(ino, name, value, 0, time.time_ns(), file_id))
+        finally:
+            if name == acl.DEFAULT:
+                # Files inherit it, which only the storage can do, from when it may have it.
+                volume.memory.revoke([ino])
         self._changed(number)
 
     async def remove(self, number: int, name: bytes) -> None:

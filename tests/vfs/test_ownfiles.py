@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -225,6 +225,27 @@ async def test_a_recalled_grant_is_given_back_when_all_is_told() -> None:
             assert name.encode() in mount.stored()
             await mount.close(opened.handle)
         assert mount.spent() == {"Grant": 1, "Create": 2}
+
+
+@pytest.mark.parametrize("certain", [True, False])
+async def test_in_a_directory_with_a_default_acl_the_storage_makes_all_files(
+    certain: bool,
+) -> None:
+    async with making(acl=True) as mount:
+        opened, _ = await mount.make("a")
+        await mount.close(opened.handle)
+        directory = await mount.lookup(PLACE)
+        if not certain:
+            mount.volume.fail[names.SetXattr] = StatusError(errno.EIO)
+        value = acl.encode([acl.Entry(tag, 7) for tag in (acl.OWNER, acl.OWNING_GROUP, acl.OTHERS)])
+        with nullcontext() if certain else pytest.raises(StatusError):
+            await mount.vfs.xattrs.set(directory.number, acl.DEFAULT, value)
+        await mount.vfs.tree.getattr(directory.number)
+        mount.volume.grants = False
+        mount.spent()
+        await mount.make("b")
+        assert mount.stored() == {b"a", b"b"}
+        assert mount.spent()["Create"] == 1
 
 
 async def test_a_grant_that_was_recalled_before_its_answer_is_none() -> None:
