@@ -97,10 +97,6 @@ class Results:
         """The transaction has ended."""
         self._committed.clear()
 
-    def drop_batch(self) -> None:
-        """The open batch is undone."""
-        self._batch.clear()
-
     def drop(self) -> None:
         """The whole transaction is undone."""
         self._batch.clear()
