@@ -15,6 +15,7 @@
      |    +-- ConnectionBroken    ECONNRESET: the connection ended in the middle of an exchange
      |    +-- ConnectFailed       ECONNREFUSED: no connection could be made: nothing was carried out
      |    +-- DeadlineExceeded    ETIMEDOUT: the caller's deadline passed
+     |    +-- NoTreeError         EHOSTUNREACH: no storage of the group keeps a tree of names (yet)
      +-- NoNamesError             EOPNOTSUPP: the servers are stock FastDFS: they keep no names
      +-- ConfigError              EINVAL: a configuration file or an option is wrong; one line
 """
@@ -129,6 +130,10 @@ class DeadlineExceeded(ConnectionProblem):
     """The deadline that the caller gave passed before the answer was complete."""
 
     errno = errno.ETIMEDOUT
+
+
+class NoTreeError(ConnectionProblem):
+    """All storages of the group have answered that they keep no tree of names."""
 
 
 class NoNamesError(FdfsError):

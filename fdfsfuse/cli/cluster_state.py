@@ -19,7 +19,7 @@ from fdfsfuse.client.cluster_view import (
 from fdfsfuse.client.tracker import GONE
 from fdfsfuse.client.views import find_primary
 from fdfsfuse.core.reasons import reason
-from fdfsfuse.errors import FdfsError, NoNamesError
+from fdfsfuse.errors import FdfsError, NoNamesError, NoTreeError
 from fdfsfuse.proto.cluster_status import PeerReplication, ServerState
 from fdfsfuse.proto.names import View
 from fdfsfuse.proto.tracker import GroupStat, ServerStatus, StorageStat
@@ -34,6 +34,7 @@ _FILLING = (ServerStatus.WAIT_SYNC, ServerStatus.SYNCING)
 class Volume:
     """A group, its storages, and who keeps its tree (``view``) or why that is not known.
 
+    ``stock``: C servers answered, and nobody has a tree; ``treeless``: only ours did.
     ``replication`` is by storage id; storages that are not ACTIVE are not asked.
     """
 
@@ -42,6 +43,7 @@ class Volume:
     view: View | None = None
     view_problem: str = ""
     stock: bool = False
+    treeless: bool = False
     replication: dict[str, ReplicationView] = field(default_factory=dict)
 
     def to_peer(self, source_id: str, peer_id: str) -> PeerReplication | None:
@@ -127,6 +129,8 @@ async def _look_at_view(client: Client, volume: Volume, timeout_s: float) -> Non
         with trio.move_on_after(timeout_s):
             found = await find_primary(lambda: client.tracker.find_candidates(group))
             volume.view, volume.view_problem = found.view, ""
+    except NoTreeError as exc:
+        volume.treeless, volume.view_problem = True, str(exc)
     except NoNamesError:
         volume.stock = True
         volume.view_problem = "stock FastDFS servers: files have ids, no names"

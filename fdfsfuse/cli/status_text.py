@@ -82,7 +82,8 @@ def volume_data(cluster: ClusterState, volume: Volume) -> dict[str, Any]:
 
 def _names_problem(cluster: ClusterState, volume: Volume) -> str:
     founder = cluster.founder(volume.stat.group)
-    if volume.stock and any(view.status for view in volume.replication.values()):
+    ours = volume.stock and any(view.status for view in volume.replication.values())
+    if ours or volume.treeless:
         return f'none; "fdfs admin names init {volume.stat.group} SERVER" gives it a directory tree'
     if volume.view is not None or volume.stock or not founder:
         return volume.view_problem

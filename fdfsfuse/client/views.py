@@ -10,7 +10,7 @@ import trio
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect
-from fdfsfuse.errors import ConnectionProblem, FdfsError, NoNamesError, StatusError
+from fdfsfuse.errors import ConnectionProblem, FdfsError, NoNamesError, NoTreeError, StatusError
 from fdfsfuse.proto import names
 
 QUERY_TIMEOUT_S = 2.0
@@ -65,7 +65,8 @@ async def find_primary(find: Finder) -> Found:
     Raises:
         NoNamesError: all storages answered, at least one of them has no names at all, and no
             other one has a tree.
-        ConnectionProblem: no tree was found; the text says why.
+        ConnectionProblem: no tree was found; the text says why. NoTreeError: as all that there are
+            of ours have answered that they have none.
     """
     candidates = await find()
     views: list[names.View] = []
@@ -100,7 +101,8 @@ def _no_view(problems: list[FdfsError]) -> FdfsError:
         return stock[0]
     if not problems:
         return ConnectionProblem("the trackers know no storage of this volume")
-    for problem in problems:
-        if isinstance(problem, StatusError) and problem.errno == errno.ENOENT:
-            return ConnectionProblem("no storage of this volume has its directory tree")
+    without = [p for p in answers if p.errno == errno.ENOENT]
+    if without:
+        kind = NoTreeError if len(without) == len(problems) else ConnectionProblem
+        return kind("no storage of this volume has its directory tree")
     return ConnectionProblem(str(problems[0]))

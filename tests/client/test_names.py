@@ -15,18 +15,20 @@ import trio.testing
 from msgspec.structs import replace
 
 from fdfsfuse.client.names import NamesSession, boottime, open_session
-from fdfsfuse.client.views import Candidate
+from fdfsfuse.client.views import Candidate, find_primary
 from fdfsfuse.errors import (
     ConnectFailed,
+    ConnectionProblem,
     DeadlineExceeded,
     NoNamesError,
+    NoTreeError,
     ProtocolError,
     StatusError,
     UsageError,
 )
 from fdfsfuse.proto import names
 from tests.client.names_peer import ATTR, NamesPeer, Received, answer_to, finder
-from tests.client.peers import PeerConnection, running_peer, wait_until
+from tests.client.peers import Peer, PeerConnection, running_peer, unused_address, wait_until
 
 LOOKUP = names.Lookup(1, b"a")
 MKDIR = names.Create(1, b"d", 0o40755, 0, 0, 7)
@@ -430,6 +432,21 @@ async def test_a_storage_that_has_no_tree_yet_is_asked_again() -> None:
             await session.call(LOOKUP, trio.current_time() + 0.2)
         peer.treeless = False
         assert await session.call(LOOKUP, trio.current_time() + 5) == ATTR
+
+
+async def test_no_tree_is_what_all_storages_have_to_say() -> None:
+    treeless, stock = NamesPeer(), NamesPeer()
+    treeless.treeless, stock.stock = True, True
+    async with running_peer(treeless.handle) as first, running_peer(stock.handle) as second:
+        with pytest.raises(NoTreeError):
+            await find_primary(finder(("1", first), ("2", first)))
+        with pytest.raises(NoNamesError):
+            await find_primary(finder(("1", first), ("2", second)))
+        down = Peer(treeless.handle)
+        down.address = await unused_address()
+        with pytest.raises(ConnectionProblem) as caught:
+            await find_primary(finder(("1", first), ("2", down)))
+        assert type(caught.value) is ConnectionProblem
 
 
 async def test_trackers_are_not_needed_to_take_a_session_up() -> None:

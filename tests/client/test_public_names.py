@@ -61,6 +61,7 @@ ERRNO = {
     errors.ConnectionBroken: errno.ECONNRESET,
     errors.ConnectFailed: errno.ECONNREFUSED,
     errors.DeadlineExceeded: errno.ETIMEDOUT,
+    errors.NoTreeError: errno.EHOSTUNREACH,
     errors.NoNamesError: errno.EOPNOTSUPP,
     errors.ConfigError: errno.EINVAL,
 }

@@ -153,6 +153,13 @@ def test_a_group_that_was_moved_from_c_servers() -> None:
     assert "fdfs admin names init group1 SERVER" in text_of(cluster_of(found))
 
 
+def test_a_group_all_of_whose_servers_were_moved_from_c_servers() -> None:
+    found = volume(storage(A))
+    found.view, found.view_problem, found.treeless = None, "no tree", True
+    assert "fdfs admin names init group1 SERVER" in text_of(cluster_of(found))
+    assert state_of(found) == ("degraded", "names: no tree")
+
+
 def test_trackers_that_are_not_well() -> None:
     found = volume(storage(A))
     lost = TrackerView(Address("10.0.0.2", 22122), problem="no answer")
