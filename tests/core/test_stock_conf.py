@@ -13,6 +13,17 @@ from fdfsfuse.core.config import (
     load_tracker_config,
 )
 
+ERROR_LOG = """
+[error-log]
+log_file_rotate_everyday = true
+log_file_rotate_time = 00:00
+log_file_compress_old = false
+log_file_compress_days_before = 7
+log_file_rotate_on_size = 0
+log_file_keep_days = 15
+log_file_delete_old_time = 01:30
+"""
+
 TRACKER = """
 disabled = false
 bind_addr =
@@ -70,14 +81,6 @@ store_slave_file_use_link = false
 use_connection_pool = true
 connection_pool_max_idle_time = 3600
 tcp_quick_ack = true
-[error-log]
-log_file_rotate_everyday = true
-log_file_rotate_time = 00:00
-log_file_compress_old = false
-log_file_compress_days_before = 7
-log_file_rotate_on_size = 0
-log_file_keep_days = 15
-log_file_delete_old_time = 01:30
 """
 
 STORAGE = """
@@ -139,14 +142,6 @@ compress_binlog = true
 compress_binlog_time = 01:30
 check_store_path_mark = true
 tcp_quick_ack = true
-[error-log]
-log_file_rotate_everyday = true
-log_file_rotate_time = 00:00
-log_file_compress_old = false
-log_file_compress_days_before = 7
-log_file_rotate_on_size = 0
-log_file_keep_days = 15
-log_file_delete_old_time = 01:30
 [access-log]
 enabled = false
 time_precision = us
@@ -175,7 +170,7 @@ storage_ids_filename = storage_ids.conf
 
 
 def test_tracker() -> None:
-    config, warnings = load_tracker_config("tracker.conf", lambda _: TRACKER.encode())
+    config, warnings = load_tracker_config("tracker.conf", lambda _: (TRACKER + ERROR_LOG).encode())
     assert warnings == ()
     assert config.id_type_in_filename is IdType.IP, "id counts with use_storage_id only"
     assert config.storage_ids is None
@@ -186,7 +181,7 @@ def test_tracker() -> None:
 
 
 def test_storage() -> None:
-    config, warnings = load_storage_config("storage.conf", lambda _: STORAGE.encode())
+    config, warnings = load_storage_config("storage.conf", lambda _: (STORAGE + ERROR_LOG).encode())
     assert warnings == ()
     assert [path.path for path in config.store_paths] == ["/opt/fastdfs/p0"]
     assert [str(server) for server in config.tracker_servers] == ["192.168.0.196:22122"]

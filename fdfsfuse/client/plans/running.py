@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Generic
 
 from fdfsfuse.client.plans.steps import Plan, Request, Step, T
@@ -29,29 +30,23 @@ class Running(Generic[T]):
         Raises:
             StatusError: that of a server, with the name of the operation. Others as they are.
         """
-        try:
-            return self._plan.send(value)
-        except StopIteration as stop:
-            self.result = stop.value
-            return None
-        except StatusError as exc:
-            raise self._named(exc) from exc
+        return self._go_on(self._plan.send, value)
 
     def fail(self, step: Step, error: FdfsError) -> Step | None:
         """Go on after *step* has ended with *error*; as `resume`. May be the same step again."""
         if isinstance(step, Request) and step.may_repeat(error):
             step.fresh = True
             return step
+        return self._go_on(self._plan.throw, error)
+
+    def _go_on(self, plan: Callable[[Any], Step], value: Any) -> Step | None:
         try:
-            return self._plan.throw(error)
+            return plan(value)
         except StopIteration as stop:
             self.result = stop.value
             return None
         except StatusError as exc:
-            raise self._named(exc) from exc
-
-    def _named(self, exc: StatusError) -> StatusError:
-        return StatusError(exc.errno or 0, f"{self.what}: {exc.what}")
+            raise StatusError(exc.errno or 0, f"{self.what}: {exc.what}") from exc
 
     def close(self) -> None:
         """End the plan where it is, and what it has open."""
