@@ -83,7 +83,7 @@ class Pool:
                 now = time.monotonic()
             timeout_s = shelf.connect_timeout(now, self._connect_timeout_s)
             if not timeout_s:
-                self._room.notify()
+                self._wake()
                 raise ConnectFailed(f"nobody answered at {address} just now")
             shelf.total += 1
         try:
@@ -92,7 +92,7 @@ class Pool:
             with self._lock:
                 shelf.not_connected(now, time.monotonic())
                 shelf.total -= 1
-                self._room.notify()
+                self._wake()
             raise
         with self._lock:
             shelf.connected(time.monotonic())
@@ -108,8 +108,12 @@ class Pool:
                 connection.close()
                 return
             shelf.put(connection, time.monotonic())
-            if self._waiting:
-                self._room.notify_all()
+            self._wake()
+
+    def _wake(self) -> None:
+        """There is room. All look: they wait for different addresses."""
+        if self._waiting:
+            self._room.notify_all()
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

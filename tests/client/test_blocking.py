@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fdfsfuse import blocking
-from fdfsfuse.blocking.connection import Connection
+from fdfsfuse.blocking.connection import Connection, connect
 from fdfsfuse.blocking.pool import Pool
 from fdfsfuse.client.address import Address
 from fdfsfuse.errors import ConnectFailed, DeadlineExceeded, UsageError
@@ -137,6 +137,50 @@ def test_the_limit_of_connections() -> None:
         assert not first.usable
         with pytest.raises(UsageError, match="closed"):
             borrow()
+
+
+def test_room_at_one_address_wakes_who_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although another thread waits for another address, and longer."""
+    refuse = threading.Event()
+    refused: list[ConnectFailed] = []
+
+    def try_to_connect(address: Address, timeout_s: float) -> Connection:
+        if address.host == "nobody":
+            refuse.wait(60)
+            raise ConnectFailed("refused")
+        return connect(address, timeout_s)
+
+    monkeypatch.setattr("fdfsfuse.blocking.pool.connect", try_to_connect)
+    pool = Pool(limit=1, max_idle=1, max_idle_s=60, connect_timeout_s=5)
+
+    def borrow(address: Address) -> Connection:
+        now = time.monotonic()
+        return pool.borrow(address, now, now + 3600)
+
+    def fail() -> None:
+        with pytest.raises(ConnectFailed) as caught:
+            borrow(Address("nobody", 1))
+        refused.append(caught.value)
+
+    with listener() as server:
+        busy = Address(*server.getsockname())
+        first = borrow(busy)
+        others: list[Connection] = []
+        threads = [threading.Thread(target=lambda: others.append(borrow(busy)), daemon=True)]
+        threads += [threading.Thread(target=fail, daemon=True) for _ in range(2)]
+        threads[0].start()
+        wait_until(lambda: pool._waiting == 1, "a thread to wait for the busy one")
+        threads[1].start()
+        wait_until(lambda: len(pool._shelves) == 2, "a thread to connect")
+        threads[2].start()
+        wait_until(lambda: pool._waiting == 2, "another one to wait for that")
+        refuse.set()
+        wait_until(lambda: len(refused) == 2, "both to hear that nobody is there")
+        pool.give_back(first)
+        for thread in threads:
+            thread.join()
+        pool.give_back(others[0])
+        pool.close()
 
 
 def test_a_connection_that_the_server_closed_is_noticed(client: blocking.Client) -> None:
