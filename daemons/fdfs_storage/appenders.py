@@ -25,17 +25,20 @@ class Appenders:
         """Write a small piece at *offset*, in one go, with its binlog record.
 
         Raises:
-            StatusError: 2 it does not exist, 28, 5.
+            StatusError: 2 it does not exist, 28, 5; some of it may have been written.
         """
         fd = self._paths.open_to_change(location)
         try:
-            old_size = os.fstat(fd).st_size
-            pwrite_all(fd, data, offset)
+            op = ops.APPEND if offset == os.fstat(fd).st_size else ops.MODIFY
+            self._changes.log(op, location, None, f" {offset} {len(data)}")
+            try:
+                pwrite_all(fd, data, offset)
+            finally:
+                self._changes.notify(op, location)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         finally:
             os.close(fd)
-        self.record_write(location, offset, len(data), old_size)
 
     def record_write(self, location: Location, offset: int, length: int, old_size: int) -> None:
         """Log *length* bytes that were written at *offset* when the object had *old_size*.

@@ -14,8 +14,9 @@ new file        content into a file without a name (O_TMPFILE), binlog line, nam
                 object that exists is always in the binlog
 delete          binlog line, then unlink. A line whose file still exists is carried out at start
 truncate        binlog line, then truncate; carried out at start as well
-append, modify  data, then binlog line (which tells peers what to fetch). An append that was not
-                answered may stay; that is so with every append whose answer is lost
+append, modify  a small piece: binlog line, then data, before any peer can be told. Of a line whose
+                data is not there, or in part, peers are sent what there is. What is received in
+                pieces: a note (`intents`), data, then binlog line; the note is dealt with at start
 new metadata    as a new file
 metadata again  binlog line (U), then rename of a whole temporary file: readers see old or new
 link            as a new file: binlog line (L), then the symbolic link

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,12 +14,14 @@ import pytest
 import trio
 import trio.testing
 
+from fdfs_storage import appenders
 from fdfs_storage import binlog as binlog_module
 from fdfs_storage.binlog import Binlog, BinlogPosition
 from fdfs_storage.binlog_reader import BinlogReader
 from fdfs_storage.recent import RecentContents
 from fdfs_storage.replication.stream import Stream
 from fdfs_storage.transfer import crc32
+from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.fileid import Location
 from tests.daemons.sync_pair import Node, run_node, sync_config, until
 
@@ -161,6 +165,29 @@ async def test_changes_of_one_file_in_a_row(tmp_path: Path) -> None:
         assert b.content(kept.name + "-m") == b"b\x02last"
         assert b.content(appender.name) == b"0123abc"
         assert b.content(gone.name) is None
+
+
+@pytest.mark.parametrize("offset", [2, 10])
+async def test_a_piece_that_was_written_in_part_is_the_same_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int
+) -> None:
+    """So is one that was cut off by the end of the process: the line comes first."""
+    async with caught_up_pair(tmp_path) as (a, b):
+        appender = a.store.make_name(0, 0, 1, "", appender=True)
+        a.store.write_at(appender, b"0123456789")
+        await a.wait_until_has_all(b)
+
+        def write_half(fd: int, data: bytes, position: int) -> None:
+            os.pwrite(fd, data[:2], position)
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr(appenders, "pwrite_all", write_half)
+        with pytest.raises(StatusError) as raised:
+            a.store.appenders.pwrite(appender, offset, b"abcd")
+        assert raised.value.errno == errno.ENOSPC
+        await a.wait_until_has_all(b)
+        content = b"0123456789"[:offset] + b"ab" + b"0123456789"[offset + 2 :]
+        assert a.content(appender.name) == b.content(appender.name) == content
 
 
 async def test_what_peers_sent_is_passed_over_in_memory(tmp_path: Path) -> None:
