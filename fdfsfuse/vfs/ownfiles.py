@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from fdfsfuse.errors import StatusError
+from fdfsfuse.errors import ConnectFailed, StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.directory import MISSING
@@ -127,10 +127,15 @@ class OwnFiles:
         ]
 
     async def tell_before(self, request: names.Request) -> None:
-        """Tell the storage of all files that *request* may concern."""
+        """Tell the storage of all files that *request* may concern.
+
+        Raises:
+            ConnectFailed: for want of an answer. The request's own would not be right: a directory
+                that looks empty would go. What the storage has refused to make is not there.
+        """
         states = self._concerned(request)
-        if states:
-            await tell(states)
+        if states and any(state.unreachable for state in await tell(states)):
+            raise ConnectFailed("the storage could not be told of a file that was made")
 
     def _concerned(self, request: Any) -> Collection[FileState]:
         if isinstance(request, _NOT_CONCERNED):

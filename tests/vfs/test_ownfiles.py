@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from fdfsfuse.core import acl
-from fdfsfuse.errors import DeadlineExceeded, StatusError, TreeError
+from fdfsfuse.errors import ConnectFailed, DeadlineExceeded, StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.context import Entry
 from fdfsfuse.vfs.openfiles import Opened
@@ -296,6 +296,21 @@ async def test_who_comes_too_late_hears_of_it_at_close() -> None:
         assert found.number != entry.number
         assert found.attr == mount.volume.by_path("d/a")
         assert await mount.vfs.files.store_all() == 0
+
+
+async def test_nothing_is_asked_that_would_not_be_answered_right() -> None:
+    async with making() as mount:
+        opened, _ = await mount.make("a")
+        top = (await mount.lookup("vol")).number
+        mount.volume.fail[names.CreateFile] = DeadlineExceeded("cut off")
+        with pytest.raises(ConnectFailed):
+            await mount.vfs.tree.remove(top, b"d", directory=True)
+        assert mount.stored() == set()
+        mount.volume.fail.clear()
+        (at,) = mount.vfs.volumes.by_name.values()
+        await wait_until(lambda: not at.down)
+        assert await mount.names(PLACE) == [b"a"]
+        await mount.close(opened.handle)
 
 
 @pytest.mark.parametrize(("later", "renamed"), [(b"", False), (b", and more", True)])
