@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from fdfsfuse.proto.names_answers import Message
+import stat
+
+from msgspec.structs import replace
+
+from fdfsfuse.proto.names_answers import Attr, Message
 
 ANY_VERSION = -1
 """``based_on`` of a change that takes nothing from the content that it replaces."""
@@ -230,6 +234,21 @@ class SetAttr(Message, tag=37, frozen=True):
     gid: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+
+    def applied_to(self, attr: Attr) -> Attr:
+        """*attr* as it is afterwards."""
+        mode = attr.mode
+        if self.mode is not None:
+            mode = stat.S_IFMT(mode) | stat.S_IMODE(self.mode)
+        return replace(
+            attr,
+            mode=mode,
+            uid=attr.uid if self.uid is None else self.uid,
+            gid=attr.gid if self.gid is None else self.gid,
+            atime_ns=attr.atime_ns if self.atime_ns is None else self.atime_ns,
+            mtime_ns=attr.mtime_ns if self.mtime_ns is None else self.mtime_ns,
+            ctime_ns=self.now_ns,
+        )
 
 
 class SetXattr(Message, tag=38, frozen=True):

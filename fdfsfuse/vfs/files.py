@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import stat
 import time
 
 from msgspec.structs import replace
@@ -317,7 +316,7 @@ class FileState(MergingFile):
         """SetAttr, in order with the storing of content: a time that is set stays."""
         async with self.lock:
             if self.birth is not None:
-                attr = _with_changes(self.attr, request)
+                attr = request.applied_to(self.attr)
                 self.volume.memory.changed_here(request, attr)
             else:
                 attr = await self.volume.call(request)
@@ -470,19 +469,3 @@ class FileState(MergingFile):
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-
-
-def _with_changes(attr: Attr, request: names.SetAttr) -> Attr:
-    """*attr* as `names.SetAttr` makes it."""
-    mode = attr.mode
-    if request.mode is not None:
-        mode = stat.S_IFMT(mode) | stat.S_IMODE(request.mode)
-    return replace(
-        attr,
-        mode=mode,
-        uid=attr.uid if request.uid is None else request.uid,
-        gid=attr.gid if request.gid is None else request.gid,
-        atime_ns=attr.atime_ns if request.atime_ns is None else request.atime_ns,
-        mtime_ns=attr.mtime_ns if request.mtime_ns is None else request.mtime_ns,
-        ctime_ns=request.now_ns,
-    )

@@ -212,26 +212,16 @@ def link(state: State, index: int, change: Change, op: names.Link) -> Attr:
 def set_attr(state: State, index: int, change: Change, op: names.SetAttr) -> Attr:
     """chmod, chown, utimens."""
     db = state.db
-    attr = get_attr(db, op.ino)
-    mode = attr.mode
+    attr = op.applied_to(get_attr(db, op.ino))
     if op.mode is not None:
-        mode = stat.S_IFMT(attr.mode) | stat.S_IMODE(op.mode)
         access = get_xattr(db, op.ino, acl.ACCESS)
         if access:
-            put_xattr(db, op.ino, acl.ACCESS, acl.encode(acl.after_chmod(acl.decode(access), mode)))
-    attr = replace(
-        attr,
-        mode=mode,
-        uid=attr.uid if op.uid is None else op.uid,
-        gid=attr.gid if op.gid is None else op.gid,
-        atime_ns=attr.atime_ns if op.atime_ns is None else op.atime_ns,
-        mtime_ns=attr.mtime_ns if op.mtime_ns is None else op.mtime_ns,
-        ctime_ns=op.now_ns,
-    )
+            entries = acl.after_chmod(acl.decode(access), attr.mode)
+            put_xattr(db, op.ino, acl.ACCESS, acl.encode(entries))
     db.execute(
         "UPDATE inode SET mode = ?, uid = ?, gid = ?, atime_ns = ?, mtime_ns = ?, ctime_ns = ?"
         " WHERE ino = ?",
-        (mode, attr.uid, attr.gid, attr.atime_ns, attr.mtime_ns, op.now_ns, op.ino),
+        (attr.mode, attr.uid, attr.gid, attr.atime_ns, attr.mtime_ns, attr.ctime_ns, op.ino),
     )
     return attr
 
