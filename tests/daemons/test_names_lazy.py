@@ -130,6 +130,35 @@ async def test_a_slow_disk_is_waited_for_by_a_thread(
         assert not server.tree.state.unsettled
 
 
+async def test_nobody_reads_beside_a_batch_while_changes_before_it_cannot_be_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full() -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async with names_server(tmp_path) as server, server.session() as session:
+        tree, in_loop = server.tree, []
+        append, token = tree.log.append, trio.lowlevel.current_trio_token()
+
+        def look(records: Sequence[Record]) -> None:
+            append(records)
+            in_loop.append(threading.current_thread() is threading.main_thread())
+            if not in_loop[-1]:
+                request = names.Lookup(ROOT, b"a")
+                trio.from_thread.run_sync(tree.reads.lookup, request, trio_token=token)
+
+        await make(session, b"a")
+        assert tree.state.unsettled
+        monkeypatch.setattr(tree.log, "append", look)
+        monkeypatch.setattr(tree.engine, "_in_thread_until", float("inf"))
+        with monkeypatch.context() as context:
+            context.setattr(tree.state, "settle", full)
+            await make(session, b"b")
+        assert "cannot be written now" in caplog.text
+        await make(session, b"c")
+        assert in_loop == [True, False]
+
+
 async def test_a_change_that_cannot_be_kept_takes_none_before_it_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -199,3 +228,24 @@ async def test_changes_that_the_database_dropped_stop_the_engine(
             await session.call(names.Lookup(ROOT, b"a"), trio.current_time() + 0.3)
     async with open_tree(tmp_path, run=False) as tree:
         assert set(entries(tree)) == {b"a"}
+
+
+async def test_nothing_is_made_on_top_of_changes_that_the_database_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with names_server(tmp_path) as server, server.session() as session:
+        await make(session, b"a")
+        tree = server.tree
+        assert tree.state.unsettled
+        tree.state.db.execute("ROLLBACK")
+        with pytest.raises(StatusError):
+            await make(session, b"b")
+        assert set(entries(tree)) == {b"a"}  # applied again from the log
+        await make(session, b"c")
+        tree.state.db.execute("ROLLBACK")
+        monkeypatch.setattr(tree.engine, "_in_thread_until", float("inf"))
+        with pytest.raises(DeadlineExceeded):
+            await session.call(names.Create(ROOT, b"d", FILE, 0, 0, NOW), trio.current_time() + 0.3)
+        assert tree.engine.broken
+    async with open_tree(tmp_path, run=False) as tree:
+        assert set(entries(tree)) == {b"a", b"c"}

@@ -154,7 +154,7 @@ class Engine:
         database a transaction. With a disk that syncs quickly, doing it all at once halves the
         time, and nobody else has to wait longer than a sync takes.
         """
-        if not self._queue or not self._idle:
+        if not self._queue or not self._idle or self.broken:
             return
         queue = self._queue
         if (
@@ -286,14 +286,17 @@ class Engine:
             self._worker.close()
 
     async def _run_batch(self, batch: list[Work]) -> None:
-        # Others read while the log is synced, on their own connections.
+        # Others read while the log is synced by the thread, on their own connections.
         self.settle()
         steps = self._steps(batch)
         try:
             records = next(steps)
             while True:
                 try:
-                    await self._worker.run(self.log.append, records)
+                    if self.state.unsettled:  # it could not be shown, so nobody may read now
+                        self.log.append(records)
+                    else:
+                        await self._worker.run(self.log.append, records)
                 except Exception as exc:
                     records = steps.throw(exc)
                 else:

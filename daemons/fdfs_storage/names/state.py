@@ -23,6 +23,8 @@ from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.names_record import Change
 
 _UNSETTLED_MAX = 256
+_DROPPED = "the transaction is gone"
+"""SQLite ends one by itself on some errors of the disk."""
 
 Handler = Callable[["State", int, Change, Any], Any]
 HANDLERS: dict[type, Handler] = {
@@ -93,8 +95,14 @@ class State:
         return self.position, self.next_ino, self._next_garbage, self.inodes
 
     def begin(self) -> None:
-        """Open a batch; what is applied from now on is seen by nobody else yet."""
+        """Open a batch; what is applied from now on is seen by nobody else yet.
+
+        Raises:
+            sqlite3.Error: it cannot be done, or the batches before were dropped: see `rollback`.
+        """
         if not self.db.in_transaction:
+            if self.unsettled:
+                raise sqlite3.OperationalError(_DROPPED)
             self.db.execute("BEGIN IMMEDIATE")
         self.in_batch = True
 
@@ -123,7 +131,7 @@ class State:
     def _end_transaction(self) -> None:
         if not self.db.in_transaction:
             # The position alone must never reach the database.
-            raise sqlite3.OperationalError("the transaction is gone")
+            raise sqlite3.OperationalError(_DROPPED)
         self.results.write()
         self.db.execute(
             "UPDATE meta SET view = ?, applied = ?, next_ino = ?, next_garbage = ?",
