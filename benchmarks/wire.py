@@ -6,10 +6,10 @@
 
 CPU time is what the kernel accounted to all threads of the server (/proc/PID/task/*/schedstat),
 so it holds on a busy machine too; operations per second do not. Even so it depends on the machine,
-and on what else fills its caches: the first lines say what servers cost just now that wait, receive
-and send, and do nothing else, in C (`echo.c`; needs a C compiler) and in Python (`echo.py`). No
-server in Python can cost less than the second; the column *x echo* gives the others as multiples
-of it.
+and on what else fills its caches. So each figure stands beside the *floor* of the same run: what a
+server in C costs that makes the system calls which any storage has to make for the request, and
+does nothing else (`floor.c`; needs a C compiler). The first lines say what servers cost that wait,
+receive and send, in C and in Python (`echo.py`): what the language alone adds.
 
 File systems differ: ext4, for one, searches long for a free inode when many files were deleted
 just before.
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import struct
 import subprocess
@@ -27,9 +26,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import trio
@@ -52,6 +52,7 @@ from fdfsfuse.server.tcp import TcpServer, open_listeners
 
 GROUP = "group1"
 MIB = 1 << 20
+HERE = Path(__file__).parent
 C_SERVER = {
     "upload 4 KiB": "60-80",
     "download 4 KiB": "20-40",
@@ -62,7 +63,7 @@ C_SERVER = {
     "upload, per MiB": "2800",
     "download, per MiB": "200-500",
 }
-"""CPU us per operation of the C server, for comparison."""
+"""CPU us per operation of the C server, on another machine: there an echo in C costs less."""
 
 
 class Client:
@@ -99,38 +100,37 @@ class Client:
             count -= self.sock.recv_into(self.buffer, min(count, MIB))
 
 
-@dataclass
-class Result:
-    """One line of the table; *echo_us* is the cost of `echo.py`, 0 where that is no measure."""
+class Row(NamedTuple):
+    """Which line of the table."""
 
     what: str
     connections: int
+
+
+class Cost(NamedTuple):
+    """CPU us per operation, operations per second."""
+
     cpu_us: float
     per_s: float
-    echo_us: float
 
-    def show(self) -> None:
-        times = f"{self.cpu_us / self.echo_us:.1f}" if self.echo_us else ""
-        print(
-            f"{self.what:<18} {self.connections:>11} {self.cpu_us:>12.1f} {times:>8} "
-            f"{C_SERVER.get(self.what, ''):>12} {self.per_s:>12,.0f}",
-            flush=True,
-        )
+
+def show(row: Row, cost: Cost, floor: Cost | None = None) -> None:
+    """Print one line; *floor* is what `floor.c` costs, if that is known."""
+    least = f"{floor.cpu_us:.1f}" if floor else ""
+    times = f"{cost.cpu_us / floor.cpu_us:.1f}" if floor and floor.cpu_us else ""
+    print(
+        f"{row.what:<18} {row.connections:>11} {cost.cpu_us:>12.1f} {least:>8} {times:>8} "
+        f"{C_SERVER.get(row.what, ''):>12} {cost.per_s:>12,.0f}",
+        flush=True,
+    )
 
 
 class Bench:
-    """Runs operations against a server and reads its CPU time.
+    """Runs operations against a server and reads its CPU time."""
 
-    Args:
-        echo_us: for each number of connections, what `echo.py` costs per request.
-    """
-
-    def __init__(
-        self, address: tuple[str, int], pid: int, echo_us: Mapping[int, float] | None = None
-    ) -> None:
+    def __init__(self, address: tuple[str, int], pid: int) -> None:
         self.address = address
         self.pid = pid
-        self._echo_us = echo_us or {}
 
     def cpu_s(self) -> float:
         """CPU seconds used so far by all threads of the server."""
@@ -145,11 +145,9 @@ class Bench:
         connections: int,
         count: int,
         work: Callable[[Client, int], None],
-        units: int | None = None,
-    ) -> float:
-        """Do work(client, i) *count* times on each connection; returns CPU us per request, or for
-        each of the *units* of large ones.
-        """
+        units: int = 1,
+    ) -> tuple[Row, Cost]:
+        """Do work(client, i), an operation of so many *units*, *count* times per connection."""
         clients = [Client(self.address) for _ in range(connections)]
         start_line = threading.Barrier(connections + 1)
 
@@ -171,13 +169,20 @@ class Bench:
         cpu, wall = self.cpu_s() - cpu, time.perf_counter() - wall
         for client in clients:
             client.sock.close()
-        done = connections * count * (units or 1)
-        cpu_us = cpu / done * 1e6
-        echo_us = self._echo_us.get(connections, 0.0) if units is None else 0.0
-        Result(what, connections, cpu_us, done / wall, echo_us).show()
-        return cpu_us
+        done = connections * count * units
+        return Row(what, connections), Cost(cpu / done * 1e6, done / wall)
 
-    def run(self, connections: int, count: int, large_mib: int) -> None:
+    def echo(self, what: str, connections: int, count: int) -> tuple[Row, Cost]:
+        """Requests to which both `floor.c` and `echo.py` answer 50 bytes."""
+        request = pack_header(40, StorageCommand.ACTIVE_TEST) + bytes(40)
+
+        def exchange(client: Client, _: int) -> None:
+            client.sock.sendall(request)
+            client.sock.recv(100)
+
+        return self.measure(what, connections, max(1, count // connections), exchange)
+
+    def run(self, connections: int, count: int, large_mib: int) -> Iterator[tuple[Row, Cost]]:
         """All operations, one after the other."""
         content = os.urandom(4096)
         names: dict[int, str] = {}
@@ -204,20 +209,20 @@ class Bench:
             client.call(StorageCommand.DELETE, FileRequest(GROUP, names.pop(i)).encode())
 
         per_connection = count // connections
-        self.measure("upload 4 KiB", connections, per_connection, upload)
-        self.measure("download 4 KiB", connections, per_connection, download)
-        self.measure("file info", connections, per_connection, info)
+        yield self.measure("upload 4 KiB", connections, per_connection, upload)
+        yield self.measure("download 4 KiB", connections, per_connection, download)
+        yield self.measure("file info", connections, per_connection, info)
         # Without metadata first: what an application's files mostly are.
         half = per_connection // 2
-        self.measure("set metadata", connections, per_connection, set_metadata)
-        self.measure("get metadata", connections, per_connection, get_metadata)
-        self.measure("delete (with -m)", connections, half, delete)
+        yield self.measure("set metadata", connections, per_connection, set_metadata)
+        yield self.measure("get metadata", connections, per_connection, get_metadata)
+        yield self.measure("delete (with -m)", connections, half, delete)
         names.clear()
-        self.measure("(upload again)", connections, half, upload)
-        self.measure("delete", connections, half, delete)
-        self._run_large(connections, large_mib)
+        yield self.measure("(upload again)", connections, half, upload)
+        yield self.measure("delete", connections, half, delete)
+        yield from self._run_large(connections, large_mib)
 
-    def _run_large(self, connections: int, mib: int) -> None:
+    def _run_large(self, connections: int, mib: int) -> Iterator[tuple[Row, Cost]]:
         names: dict[int, str] = {}
         content = os.urandom(MIB) * (mib // connections)
         head = UploadHead(0, len(content), "bin").encode()
@@ -234,44 +239,50 @@ class Bench:
             client.drain(10 + len(content))
 
         units = mib // connections
-        self.measure("upload, per MiB", connections, 1, upload, units)
-        self.measure("download, per MiB", connections, 1, download, units)
+        yield self.measure("upload, per MiB", connections, 1, upload, units)
+        yield self.measure("download, per MiB", connections, 1, download, units)
         client = Client(self.address)
         for name in names.values():
             client.call(StorageCommand.DELETE, FileRequest(GROUP, name).encode())
+        client.sock.close()
 
 
-def measure_echo(connections: tuple[int, ...], count: int) -> dict[int, float]:
-    """The lines to compare the others with; CPU us of `echo.py` for each number of connections."""
-    here = Path(__file__).parent
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is not None:
-        with tempfile.TemporaryDirectory(prefix="fdfs-bench-") as directory:
-            program = f"{directory}/echo"
-            subprocess.run([compiler, "-O2", "-o", program, here / "echo.c"], check=True)
-            _measure_echo("echo in C", [program], connections, count)
-    return _measure_echo("echo in Python", [sys.executable, here / "echo.py"], connections, count)
-
-
-def _measure_echo(
-    what: str, command: Sequence[str | Path], connections: tuple[int, ...], count: int
-) -> dict[int, float]:
-    request = pack_header(40, StorageCommand.FILE_INFO) + bytes(40)
-
-    def exchange(client: Client, _: int) -> None:
-        client.sock.sendall(request)
-        client.sock.recv(100)
-
+@contextmanager
+def started(*command: str | Path) -> Iterator[Bench]:
+    """Run a server that prints its port."""
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
-            bench = Bench(("127.0.0.1", int(process.stdout.readline())), process.pid)
-            return {
-                number: bench.measure(what, number, max(1, count // number), exchange)
-                for number in connections
-            }
+            yield Bench(("127.0.0.1", int(process.stdout.readline())), process.pid)
         finally:
-            process.kill()
+            process.terminate()
+
+
+@contextmanager
+def started_floor(base: str | None) -> Iterator[Bench | None]:
+    """`floor.c` at work in a directory of *base*; None where there is no C compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        yield None
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="fdfs-bench-") as directory,
+        tempfile.TemporaryDirectory(prefix="fdfs-bench-", dir=base) as data,
+    ):
+        program = f"{directory}/floor"
+        subprocess.run([compiler, "-O2", "-o", program, HERE / "floor.c"], check=True)
+        with started(program, data) as bench:
+            yield bench
+
+
+@contextmanager
+def started_storage(base: str | None) -> Iterator[Bench]:
+    """A storage of our own with its files in a directory of *base*."""
+    with (
+        tempfile.TemporaryDirectory(prefix="fdfs-bench-", dir=base) as data,
+        started(sys.executable, "-m", "benchmarks.wire", "--serve", data) as bench,
+    ):
+        yield bench
 
 
 def serve_alone(directory: str) -> int:
@@ -321,28 +332,26 @@ def main(
     if serve:
         sys.exit(serve_alone(serve))
     print(
-        f"{'operation':<18} {'connections':>11} {'CPU us/op':>12} {'x echo':>8} "
+        f"{'operation':<18} {'connections':>11} {'CPU us/op':>12} {'floor':>8} {'x floor':>8} "
         f"{'C server':>12} {'op/s':>12}"
     )
-    echo_us = measure_echo(connections, count)
-    if address and pid:
-        host, _, service = address.rpartition(":")
-        for number in connections:
-            Bench((host, int(service)), pid, echo_us).run(number, count, large)
-        return
     base = directory or ("/dev/shm" if os.path.isdir("/dev/shm") else None)
-    data = tempfile.mkdtemp(prefix="fdfs-bench-", dir=base)
-    command = [sys.executable, "-m", "benchmarks.wire", "--serve", data]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
+    with ExitStack() as stack:
+        floor = stack.enter_context(started_floor(base))
         for number in connections:
-            Bench(("127.0.0.1", port), process.pid, echo_us).run(number, count, large)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)
-        shutil.rmtree(data)
+            if floor is not None:
+                show(*floor.echo("echo in C", number, count))
+            with started(sys.executable, HERE / "echo.py") as echo:
+                show(*echo.echo("echo in Python", number, count))
+        if address and pid:
+            host, _, service = address.rpartition(":")
+            storage = Bench((host, int(service)), pid)
+        else:
+            storage = stack.enter_context(started_storage(base))
+        for number in connections:
+            least = {} if floor is None else dict(floor.run(number, count, large))
+            for row, cost in storage.run(number, count, large):
+                show(row, cost, least.get(row))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks import client as client_bench
 from benchmarks import mount as bench
-from benchmarks import replication
+from benchmarks import replication, wire
 
 
 def test_on_any_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,3 +59,12 @@ def test_cost_of_the_clients(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for what in ("bare sockets", "blocking, upload", "trio, download", "trio, delete"):
         assert what in printed
+
+
+def test_cost_of_requests(tmp_path: Path) -> None:
+    arguments = ["--directory", str(tmp_path), "--count", "12", "--large", "4", "-c", "2"]
+    result = CliRunner().invoke(wire.main, arguments)
+    assert result.exit_code == 0, result.output
+    for what in ("echo in Python", "upload 4 KiB", "set metadata", "delete", "download, per MiB"):
+        assert what in result.stdout
+    assert list(tmp_path.iterdir()) == [], "it cleans up"
