@@ -5,6 +5,10 @@ sessions with one each::
 
     python -m benchmarks.names [--directory DIR] [--count N]
 
+With ``--pipelined N`` one session that always has N changes of names in flight, as a mount that
+answers ahead. ``--rate R`` sends R per second, each by itself, or with ``--gather MS`` those of so
+many milliseconds together.
+
 CPU is that of the storage's process (user and system), from /proc.
 """
 
@@ -17,12 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
 
+from benchmarks import pipelined
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.names import NamesSession, open_session
 from fdfsfuse.client.views import Candidate
@@ -136,34 +142,41 @@ class Bench:
             await self.measure(f"create, {sessions} sessions", sessions, create_there)
 
 
-async def main(directory: Path, count: int) -> None:
-    """Start the storage, measure, stop it."""
+@contextmanager
+def storage(directory: Path) -> Iterator[tuple[int, int]]:
+    """A storage: its process id and port."""
     command = [sys.executable, "-m", "benchmarks.names", "--serve", str(directory)]
-    # Nothing else runs on this loop yet.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        address = Address(HOST, int(process.stdout.readline()))
-
-        async def find() -> list[Candidate]:
-            return [Candidate(OWN_ID, address)]
-
-        async with AsyncExitStack() as stack:
-            sessions = []
-            for number in range(SESSIONS):
-                opened = open_session(find, client=f"benchmark {number}")
-                sessions.append(await stack.enter_async_context(opened))
-                await sessions[-1].wait_connected()
-            await Bench(sessions, process.pid, count).run()
+        yield process.pid, int(process.stdout.readline())
     finally:
         process.kill()
         process.wait()
+
+
+async def measure(pid: int, port: int, count: int) -> None:
+    """Measure the storage that listens there."""
+
+    async def find() -> list[Candidate]:
+        return [Candidate(OWN_ID, Address(HOST, port))]
+
+    async with AsyncExitStack() as stack:
+        sessions = []
+        for number in range(SESSIONS):
+            opened = open_session(find, client=f"benchmark {number}")
+            sessions.append(await stack.enter_async_context(opened))
+            await sessions[-1].wait_connected()
+        await Bench(sessions, pid, count).run()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--pipelined", type=int, metavar="N")
+    parser.add_argument("--rate", type=float, default=0, metavar="R", help="with --pipelined")
+    parser.add_argument("--gather", type=float, default=0, metavar="MS", help="with --rate")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -171,6 +184,18 @@ if __name__ == "__main__":
     else:
         base = Path(tempfile.mkdtemp(dir=options.directory))
         try:
-            trio.run(main, base, options.count)
+            with storage(base) as (pid, port):
+                if options.pipelined:
+                    cpu = partial(cpu_s, pid)
+                    pipelined.measure(
+                        (HOST, port),
+                        cpu,
+                        options.count,
+                        options.pipelined,
+                        options.rate,
+                        options.gather / 1000,
+                    )
+                else:
+                    trio.run(measure, pid, port, options.count)
         finally:
             shutil.rmtree(base)
