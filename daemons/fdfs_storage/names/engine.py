@@ -46,7 +46,6 @@ logger = logging.getLogger(__name__)
 BATCH_MAX: Final = 512
 """Changes in one batch at most: about 50 ms of work."""
 BATCH_BYTES_MAX: Final = 8 << 20
-_INLINE_MAX: Final = 64
 _INLINE_BYTES_MAX: Final = 256 << 10
 _SLOW_SYNC_S: Final = 0.003
 _IN_THREAD_FACTOR: Final = 50
@@ -160,7 +159,7 @@ class Engine:
         if (
             time.monotonic() < self._in_thread_until
             or self._pause.locked()
-            or len(queue) > _INLINE_MAX
+            or len(queue) > BATCH_MAX
             or (len(queue) > 1 and sum([work.size for work in queue]) > _INLINE_BYTES_MAX)
             or queue[0].size > _INLINE_BYTES_MAX
         ):
