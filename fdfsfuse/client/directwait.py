@@ -139,7 +139,9 @@ _installed: trio.lowlevel.RunVar[DirectWait | None] = trio.lowlevel.RunVar("dire
 
 
 def install() -> None:
-    """Let tasks of this trio run wait directly."""
+    """Let tasks of this trio run wait directly; fine when it has been done before."""
+    if _installed.get() is not None:
+        return
     try:
         direct = DirectWait(*_inside_trio())
     except (ImportError, AttributeError) as exc:
@@ -164,6 +166,8 @@ def _inside_trio() -> tuple[int, Sized, Callable[[], float], Callable[[], float]
     from trio._core._run import GLOBAL_RUN_CONTEXT
 
     runner: Any = GLOBAL_RUN_CONTEXT.runner
+    if runner.is_guest:
+        raise AttributeError("the loop around trio has work of which trio knows nothing")
     return (
         runner.io_manager._epoll.fileno(),
         runner.runq,

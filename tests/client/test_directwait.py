@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import socket
 import threading
@@ -14,6 +15,7 @@ import pytest
 import trio
 import trio.lowlevel
 import trio.testing
+from outcome import Outcome
 
 from fdfsfuse.client import connection as connection_module
 from fdfsfuse.client import directwait, reading
@@ -215,6 +217,29 @@ async def test_another_trio_waits_in_its_own_way(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(directwait, "_inside_trio", missing)
     directwait.install()
     assert directwait.installed() is None
+
+
+async def test_once_is_enough() -> None:
+    direct = direct_wait()
+    assert direct_wait() is direct
+
+
+def test_a_guest_waits_in_its_own_way() -> None:
+    """The loop around it may have something to do of which trio does not know."""
+    loop: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+    ended: list[Outcome[bool]] = []
+
+    async def main() -> bool:
+        directwait.install()
+        await trio.sleep(0.01)
+        return directwait.installed() is None
+
+    trio.lowlevel.start_guest_run(
+        main, run_sync_soon_threadsafe=loop.put, done_callback=ended.append
+    )
+    while not ended:
+        loop.get()()
+    assert ended[0].unwrap()
 
 
 async def test_waits_in_vain_are_given_up_for_a_while(
