@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from fdfs_storage.changes import Changes
-from fdfs_storage.files import pwrite_all, status_of
+from fdfs_storage.files import pwrite_pieces, status_of
 from fdfs_storage.paths import Paths
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import binlog as ops
@@ -22,17 +23,28 @@ class Appenders:
         self._changes = changes
 
     def pwrite(self, location: Location, offset: int, data: bytes | memoryview) -> None:
-        """Write a small piece at *offset*, in one go, with its binlog record.
+        """`pwrite_pieces` of one."""
+        self.pwrite_pieces(location, [(offset, len(data))], data)
+
+    def pwrite_pieces(
+        self, location: Location, pieces: Sequence[tuple[int, int]], data: bytes | memoryview
+    ) -> None:
+        """Write small *pieces*, (offset, length), that *data* has one behind the other, in one go,
+        with their binlog records.
 
         Raises:
             StatusError: 2 it does not exist, 28, 5; some of it may have been written.
         """
         fd = self._paths.open_to_change(location)
         try:
-            op = ops.APPEND if offset == os.fstat(fd).st_size else ops.MODIFY
-            self._changes.log(op, location, None, f" {offset} {len(data)}")
+            size, changes = os.fstat(fd).st_size, []
+            for offset, length in pieces:
+                op = ops.APPEND if offset == size else ops.MODIFY
+                changes.append((op, f" {offset} {length}"))
+                size = max(size, offset + length)
+            self._changes.log_all(location, changes)
             try:
-                pwrite_all(fd, data, offset)
+                pwrite_pieces(fd, pieces, data)
             finally:
                 self._changes.notify(op, location)
         except OSError as exc:

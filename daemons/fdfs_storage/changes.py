@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fdfs_storage.binlog import Binlog
 from fdfs_storage.counters import Counters
@@ -38,6 +38,13 @@ class Changes:
         if timestamp is None:
             timestamp = int(time.time())
         self.binlog.append(f"{timestamp} {op} {location.name}{extra}\n".encode("ascii"))
+        self.counters.last_source_update = self.logged_at = timestamp
+
+    def log_all(self, location: Location, changes: Sequence[tuple[str, str]]) -> None:
+        """Write lines for changes of one object of our own, (op, extra). Raises OSError."""
+        timestamp = int(time.time())
+        lines = [f"{timestamp} {op} {location.name}{extra}\n" for op, extra in changes]
+        self.binlog.append("".join(lines).encode("ascii"))
         self.counters.last_source_update = self.logged_at = timestamp
 
     def log_received(self, op: str, name: str, timestamp: int, extra: str = "") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,16 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> No
             offset += written
             written = os.pwrite(fd, rest, offset)
             rest = rest[written:]
+
+
+def pwrite_pieces(
+    fd: int, pieces: Sequence[tuple[int, int]], data: bytes | bytearray | memoryview
+) -> None:
+    """Write what *data* has of *pieces*, (offset, length), one behind the other."""
+    view = memoryview(data)
+    for offset, length in pieces:
+        pwrite_all(fd, view[:length], offset)
+        view = view[length:]
 
 
 def replace_file(path: Path, content: bytes, *, sync: bool = False) -> None:

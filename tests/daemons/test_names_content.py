@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from fdfs_storage.names import connection, reads
+from fdfs_storage import files
+from fdfs_storage.disk_pace import DiskPace
+from fdfs_storage.names import connection, reads, writes
 from fdfs_storage.names.reads import Reads, WouldBlock, warm
 from fdfsfuse.client.names import NamesSession
 from fdfsfuse.proto import metadata, names
@@ -319,13 +321,54 @@ async def write_pieces(server: NamesServer, file_id: str, *pieces: tuple[int, by
     return await exchange(server, names.WRITE_OBJECT, len(head).to_bytes(4, "big") + head + data)
 
 
-async def test_several_pieces_in_one_request(server: NamesServer, session: NamesSession) -> None:
+def take_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let writes take one of the ways that data, and the disk, may make them take."""
+    if way == "streamed":
+        monkeypatch.setattr(writes, "GATHER_MAX", 0)
+    monkeypatch.setattr(DiskPace, "is_quick", lambda self, now: way != "in a thread")
+
+
+@pytest.mark.parametrize("way", ["on the loop", "in a thread", "streamed"])
+async def test_several_pieces_in_one_request(
+    server: NamesServer, session: NamesSession, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     attr = await make_big(server, session, b"a")
+    take_way(way, monkeypatch)
     before = server.store.binlog.position
-    assert await write_pieces(server, attr.file_id, (7, b"one"), (BIG, b"end"), (0, b"two")) == 0
+    pieces = (7, b"one"), (BIG, b"end"), (5, b""), (0, b"two")
+    assert await write_pieces(server, attr.file_id, *pieces) == 0
     assert content(server, attr) == b"twobbbbone" + b"b" * (BIG - 10) + b"end"
     lines = [(record.op, record.numbers) for record, _ in server.store.binlog.read(before)]
     assert lines == [("M", (7, 3)), ("A", (BIG, 3)), ("M", (0, 3))]
+    assert await write_pieces(server, attr.file_id, (1, b"")) == 0
+    assert not server.store.intents.take_left()
+
+
+@pytest.mark.parametrize("way", ["on the loop", "in a thread", "streamed"])
+async def test_pieces_that_the_disk_has_no_space_for(
+    server: NamesServer, session: NamesSession, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """What was written all the same, replicas are told of; the next request is carried out."""
+    attr = await make_big(server, session, b"a")
+    take_way(way, monkeypatch)
+    before = server.store.binlog.position
+    pwrite_all = files.pwrite_all
+
+    def write(fd: int, data: memoryview, offset: int) -> None:
+        if offset == 100:
+            raise OSError(errno.ENOSPC, "full")
+        pwrite_all(fd, data, offset)
+
+    for module in (files, writes):
+        monkeypatch.setattr(module, "pwrite_all", write)
+    status = await write_pieces(server, attr.file_id, (7, b"one"), (100, b"two"), (0, b"x"))
+    assert status == errno.ENOSPC
+    assert content(server, attr) == b"b" * 7 + b"one" + b"b" * (BIG - 10)
+    logged = {record.numbers for record, _ in server.store.binlog.read(before)}
+    assert logged >= {(7, 3)}
+    assert await write_pieces(server, attr.file_id, (0, b"yes")) == 0
+    assert content(server, attr).startswith(b"yesb")
+    assert not server.store.intents.take_left()
 
 
 async def test_absurd_pieces(server: NamesServer, session: NamesSession) -> None:

@@ -14,8 +14,8 @@ import pytest
 import trio
 import trio.testing
 
-from fdfs_storage import appenders
 from fdfs_storage import binlog as binlog_module
+from fdfs_storage import files
 from fdfs_storage.binlog import Binlog, BinlogPosition
 from fdfs_storage.binlog_reader import BinlogReader
 from fdfs_storage.recent import RecentContents
@@ -181,7 +181,7 @@ async def test_a_piece_that_was_written_in_part_is_the_same_everywhere(
             os.pwrite(fd, data[:2], position)
             raise OSError(errno.ENOSPC, "full")
 
-        monkeypatch.setattr(appenders, "pwrite_all", write_half)
+        monkeypatch.setattr(files, "pwrite_all", write_half)
         with pytest.raises(StatusError) as raised:
             a.store.appenders.pwrite(appender, offset, b"abcd")
         assert raised.value.errno == errno.ENOSPC

@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from isal import isal_zlib
@@ -170,6 +170,13 @@ class Objects:
         if text != self.stored_metadata(file_id):
             with self._as_own():
                 self.store.write_metadata(self.locate(file_id), text)
+
+    def pwrite_pieces(
+        self, file_id: str, pieces: Sequence[tuple[int, int]], data: memoryview
+    ) -> None:
+        """Write to an appender, see `Appenders.pwrite_pieces`."""
+        with self._as_own():
+            self.store.appenders.pwrite_pieces(self.locate(file_id), pieces, data)
 
     def record_write(self, file_id: str, offset: int, length: int, old_size: int) -> None:
         """Log *length* bytes that were written at *offset* when the object had *old_size*."""

@@ -1,9 +1,10 @@
 """WRITE_OBJECT and TRUNCATE_OBJECT: changing appenders of mounts in place, on plain connections.
 
-The data goes from the socket to the file in pieces, never whole into memory. Each request gets
-its line in the FastDFS binlog when the bytes are in the file and before it is answered, because a
-line tells replicas what to fetch: one line per commit would leave bytes that were written, but
-not committed when a mount died, different on each server.
+Much data goes from the socket to the file bit by bit, never whole into memory. Each piece gets its
+line in the FastDFS binlog before it is answered, because a line tells replicas what to fetch: one
+line per commit would leave bytes that were written, but not committed when a mount died, different
+on each server. Nobody must fetch them before they are in the file, so the line follows them, unless
+all is done without a wait between.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from fdfs_storage.files import pwrite_all
+from fdfs_storage.disk_pace import DiskPace
+from fdfs_storage.files import pwrite_all, pwrite_pieces
 from fdfs_storage.intents import Intent
 from fdfs_storage.names.checks import FILE_SIZE_MAX, fail
 from fdfs_storage.names.objects import Objects
@@ -32,8 +35,9 @@ HEAD_MAX: Final = 4096
 PIECE: Final = 256 << 10
 DISCARD_MAX: Final = 8 << 20
 """A refused request with more data than this costs the connection instead of being read."""
+GATHER_MAX: Final = 512 << 10
+"""So much is received before anything of it is written."""
 _SLOW_S: Final = 0.005
-_SLOW_FOR_S: Final = 2.0
 
 
 class ObjectWriter:
@@ -43,7 +47,7 @@ class ObjectWriter:
         self._reads = reads
         self._objects = objects
         self._view = view
-        self._in_thread_until = 0.0
+        self._pace = DiskPace(_SLOW_S)
         self._buffers: list[bytearray] = []
 
     async def write(self, connection: FramedConnection, length: int) -> None:
@@ -64,10 +68,19 @@ class ObjectWriter:
             raise ProtocolError("a WRITE_OBJECT with absurd pieces")
         if sum(size for _, size in pieces) != rest:
             raise ProtocolError(f"WRITE_OBJECT brings {rest} bytes, not those of its pieces")
+        if rest <= GATHER_MAX:
+            data = memoryview(bytearray(rest))
+            if rest:
+                await connection.recv_into_exactly(data)
+            try:
+                await self._write_gathered(head, pieces, data)
+                status = 0
+            except StatusError as exc:
+                status = exc.errno or errno.EIO
+            await connection.send(pack_response(status=status))
+            return
         try:
-            if any(not 0 <= offset <= FILE_SIZE_MAX - size for offset, size in pieces):
-                raise fail(errno.EFBIG)
-            self._check(head.file_id, head.view)
+            self._check_write(head, pieces)
             fd = self._objects.store.paths.open_to_change(self._objects.locate(head.file_id))
         except StatusError as exc:
             await self._refuse(connection, rest, exc.errno or errno.EIO)
@@ -80,6 +93,47 @@ class ObjectWriter:
             await self._refuse(connection, rest - received, status)
         else:
             await connection.send(pack_response())
+
+    def _check_write(self, head: names.WriteObject, pieces: list[tuple[int, int]]) -> None:
+        """May all that be written? Raises StatusError."""
+        if any(not 0 <= offset <= FILE_SIZE_MAX - size for offset, size in pieces):
+            raise fail(errno.EFBIG)
+        self._check(head.file_id, head.view)
+
+    async def _write_gathered(
+        self, head: names.WriteObject, pieces: list[tuple[int, int]], data: memoryview
+    ) -> None:
+        """Write pieces that are in memory. Raises StatusError: some may have been written."""
+        self._check_write(head, pieces)
+        file_id, intents = head.file_id, self._objects.store.intents
+        pieces = [piece for piece in pieces if piece[1]]
+        start = time.monotonic()
+        if not pieces:
+            return
+        if self._pace.is_quick(start):
+            self._objects.pwrite_pieces(file_id, pieces, data)
+            self._pace.waited(start, time.monotonic())
+            return
+        fd = self._objects.store.paths.open_to_change(self._objects.locate(file_id))
+        try:
+            with ExitStack() as notes:
+                size = os.fstat(fd).st_size
+                for offset, length in pieces:
+                    intent = Intent(file_id, offset, length, size, False)
+                    notes.enter_context(intents.noted(intent))
+                try:
+                    await trio.to_thread.run_sync(pwrite_pieces, fd, pieces, data)
+                finally:
+                    # Also when it failed: how far it came is not known.
+                    end = os.fstat(fd).st_size
+                    for offset, length in pieces:
+                        if offset < end:
+                            written = min(length, end - offset)
+                            self._objects.record_write(file_id, offset, written, size)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        finally:
+            os.close(fd)
 
     async def _receive_pieces(
         self, connection: FramedConnection, fd: int, file_id: str, pieces: list[tuple[int, int]]
@@ -146,14 +200,13 @@ class ObjectWriter:
 
     async def _pwrite(self, fd: int, data: memoryview, offset: int) -> None:
         """Into the page cache from here, which costs less than a thread; but when the kernel
-        makes writers wait for the disk, for a while in a thread."""
-        now = time.monotonic()
-        if now < self._in_thread_until:
+        makes writers wait for the disk, in a thread."""
+        start = time.monotonic()
+        if not self._pace.is_quick(start):
             await trio.to_thread.run_sync(pwrite_all, fd, data, offset)
             return
         pwrite_all(fd, data, offset)
-        if time.monotonic() - now > _SLOW_S:
-            self._in_thread_until = now + _SLOW_FOR_S
+        self._pace.waited(start, time.monotonic())
 
     async def truncate(self, connection: FramedConnection, length: int) -> None:
         """A TRUNCATE_OBJECT whose body has *length* bytes."""
