@@ -154,7 +154,8 @@ class Recalls(Generic[_M]):
 
     def anything_unknown(self, session: int) -> bool:
         """Whether it is unknown what any session but this one holds."""
-        return any(recall.session != session for recall in self._everything)
+        everything = self._everything
+        return bool(everything) and any(recall.session != session for recall in everything)
 
     def _attach(self, recall: Recall[_M], change: Waiting) -> None:
         recall.changes.append(change)

@@ -99,10 +99,11 @@ class Callbacks:
         if not session.caches:
             return
         number, add = session.number, self._holds.add
+        recalls = self._recalls if self._recalls else None
         for ino in inos:
             add(ino, number)
-            if self._recalls:
-                self._recalls.held_again(number, ino)
+            if recalls is not None:
+                recalls.held_again(number, ino)
         if len(self._holds) > self._holds.limit:
             self._give_up_oldest()
 

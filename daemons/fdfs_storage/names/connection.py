@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -37,6 +39,9 @@ QUEUED_MAX: Final = 4096
 QUEUED_BYTES_MAX: Final = 8 << 20
 OUT_BYTES_MAX: Final = 4 << 20
 _ID_MAX: Final = (1 << 63) - 1
+_CHANGES: Final = frozenset(names.CHANGES)
+_ANSWER_HEAD: Final = struct.Struct(">qBBQ")
+"""A header and the id of the request."""
 
 
 class SessionConnection:
@@ -197,16 +202,16 @@ class SessionConnection:
                 if self.session.caches:
                     self._tree.callbacks.hold(self.session, told)
                 self.answer(number, 0, names.encode(answer))
+            elif type(request) in _CHANGES:
+                self._change(number, done_below, request, size)
             elif isinstance(request, names.ListObjects):
                 self._queued += 1
                 self._nursery.start_soon(self._list_objects, number, request)
             elif isinstance(request, names.Grant):
                 self._grant(number, request)
-            elif isinstance(request, names.FormerOutcome):
+            else:
                 self._queued += 1
                 self._nursery.start_soon(self._former_outcome, number, request)
-            else:
-                self._change(number, done_below, request, size)
         except StatusError as exc:
             if isinstance(request, names.Lookup) and exc.errno == errno.ENOENT:
                 if self._waits(number, request, (request.parent,)):
@@ -258,23 +263,26 @@ class SessionConnection:
     def _change(self, number: int, done_below: int, request: Any, size: int) -> None:
         session, tree = self.session, self._tree
         repeatable = number <= session.high
-        session.high = max(session.high, number)
+        if not repeatable:
+            session.high = number
+        make = tree.preparer.operation(request)
+        before: Callable[[int], None] | None = None
+        if make is None:
+            if isinstance(request, names.CloseSession):
+                session.ending = True
+                make = session.end
+                before = self._closing
+            elif isinstance(request, names.MakeWritable):
+                before = partial(self._made_writable, request.ino)
 
         def reply(status: int, answer: bytes) -> None:
             self._queued -= 1
             self._queued_bytes -= size
-            if isinstance(request, names.MakeWritable) and not status:
-                # Perhaps nothing had to be changed, so nothing was committed.
-                tree.callbacks.hold(session, (request.ino,))
-            if isinstance(request, names.CloseSession) and status:
-                session.ending = False  # its lease will end it
+            if before is not None:
+                before(status)
             self.answer(number, status, answer)
             tree.unflushed.add(self)
 
-        make = tree.preparer.operation(request)
-        if isinstance(request, names.CloseSession):
-            session.ending = True
-            make = session.end
         self._queued += 1
         self._queued_bytes += size
         work = Work(
@@ -290,6 +298,15 @@ class SessionConnection:
             tree.engine.submit_lazily(work)
         else:
             tree.start_operation(work, request)
+
+    def _closing(self, status: int) -> None:
+        if status:
+            self.session.ending = False  # its lease will end it
+
+    def _made_writable(self, ino: int, status: int) -> None:
+        if not status:
+            # Perhaps nothing had to be changed, so nothing was committed.
+            self._tree.callbacks.hold(self.session, (ino,))
 
     def _holds(self, request: names.Holds) -> names.Done:
         if not self._tree.sessions.change_holds(self.session, request.added, request.removed):
@@ -365,9 +382,7 @@ class SessionConnection:
         if self._closed:
             return
         size = names.ANSWER_ID.size + len(body)
-        self._out.append(
-            pack_header(size, names.ANSWER, status) + names.ANSWER_ID.pack(number) + body
-        )
+        self._out.append(_ANSWER_HEAD.pack(size, names.ANSWER, status, number) + body)
         self._out_bytes += HEADER_SIZE + size
 
     def push(self, message: names.Push) -> None:

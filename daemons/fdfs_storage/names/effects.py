@@ -8,9 +8,21 @@ exists: it may have been written to since.
 
 from __future__ import annotations
 
+from typing import Final
+
 from fdfs_storage.names.objects import Objects
 from fdfsfuse.proto import names_record
 from fdfsfuse.proto.names_record import Change
+
+_WORK: Final = frozenset(
+    (
+        names_record.PutContent,
+        names_record.MakeFile,
+        names_record.PutXattr,
+        names_record.MakePending,
+    )
+)
+"""Changes with object work; most have none."""
 
 
 def perform(objects: Objects, change: Change) -> str:
@@ -20,6 +32,8 @@ def perform(objects: Objects, change: Change) -> str:
         OSError: it could not be done; what was made is left behind for the caller to undo.
     """
     op = change.op
+    if type(op) not in _WORK:
+        return ""
     if isinstance(op, names_record.PutContent):
         made = ""
         if op.file_id:

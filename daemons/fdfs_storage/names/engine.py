@@ -52,7 +52,7 @@ _IN_THREAD_FACTOR: Final = 50
 """After two slow syncs the next ones are left to a thread for so many times their duration: a slow
 disk stops the loop for one part in so many. One alone may be a process that took the processor."""
 _METADATA: Final = (names_record.PutContent, names_record.PutXattr)
-_CONTENT: Final = (*_METADATA, names_record.MakeFile)
+_CONTENT: Final = frozenset((*_METADATA, names_record.MakeFile))
 """Operations that change object files."""
 _DONE: Final = names.encode(names.Done())
 
@@ -354,8 +354,7 @@ class Engine:
         finally:
             self.objects.end_batch()
         for work, status, answer in answers:
-            waits = later.get(work)
-            if waits is not None:
+            if later and (waits := later.get(work)) is not None:
                 waits.answer = (status, answer)
             elif work.repeatable and self.on_repeat(work.session, work.id, work.reply):
                 continue
@@ -383,7 +382,7 @@ class Engine:
         So does the answer to what was done before: its first answer may not have been given.
         """
         done = {item.work for item in applied}
-        content = {item.work for item in applied if isinstance(item.change.op, _CONTENT)}
+        content = {item.work for item in applied if type(item.change.op) in _CONTENT}
         for work, status, _ in answers:
             if not status and (work in content or (work.repeatable and work not in done)):
                 work.reply = self.gate.held(work.reply)
@@ -398,7 +397,7 @@ class Engine:
             stored = state.results.find(work.session, work.id)
             if stored is not None:
                 return work, 0, stored
-        if self.has_ended(work.session):
+        if work.session and not self.is_live(work.session) and self.has_ended(work.session):
             return work, names.SESSION_ENDED, b""
         replica = self.replica
         position = Position(replica.view.number, replica.last.index + 1 + len(applied))

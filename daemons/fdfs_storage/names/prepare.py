@@ -226,8 +226,9 @@ class Preparer:
         CloseSession, NewObject, NameObject, MakeWritable, CommitWrite and Truncate are not
         decided here.
         """
-        if isinstance(request, _DIRECT):
-            return request
+        if type(request) in _DIRECT:
+            direct: Op = request
+            return direct
         if isinstance(request, names.StoreContent):
             return lambda: self.store_content(
                 request.ino, request.data, request.mtime_ns, based_on=request.based_on
@@ -245,13 +246,15 @@ class Preparer:
         return None
 
 
-_DIRECT = (
-    names.Create,
-    names.Remove,
-    names.Rename,
-    names.Link,
-    names.SetAttr,
-    names.ReserveInodes,
+_DIRECT = frozenset(
+    (
+        names.Create,
+        names.Remove,
+        names.Rename,
+        names.Link,
+        names.SetAttr,
+        names.ReserveInodes,
+    )
 )
 
 

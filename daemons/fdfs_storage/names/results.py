@@ -17,17 +17,25 @@ _PRUNE_EVERY: Final = 32
 class _Answers:
     """The answers of one session that are not in the table yet."""
 
-    __slots__ = ("by_id", "done_below")
+    __slots__ = ("by_id", "done_below", "prune_at")
 
     def __init__(self) -> None:
         self.by_id: dict[int, bytes] = {}
         self.done_below = 0
+        self.prune_at = _PRUNE_EVERY
 
     def add(self, number: int, done_below: int, answer: bytes) -> None:
         self.by_id[number] = answer
-        self.done_below = max(self.done_below, done_below)
-        if len(self.by_id) % _PRUNE_EVERY == 0:
+        if done_below > self.done_below:
+            self.done_below = done_below
+
+    def follow(self, later: _Answers) -> None:
+        """*later* are of batches after these."""
+        self.by_id.update(later.by_id)
+        self.done_below = max(self.done_below, later.done_below)
+        if len(self.by_id) >= self.prune_at:
             self.prune()
+            self.prune_at = len(self.by_id) + _PRUNE_EVERY
 
     def prune(self) -> None:
         below = self.done_below
@@ -77,8 +85,7 @@ class Results:
             if answers is None:
                 self._committed[session] = new
             else:
-                for number, answer in new.by_id.items():
-                    answers.add(number, new.done_below, answer)
+                answers.follow(new)
         self._batch = {}
 
     def write(self) -> None:
