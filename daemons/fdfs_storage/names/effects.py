@@ -14,7 +14,7 @@ from fdfs_storage.names.objects import Objects
 from fdfsfuse.proto import names_record
 from fdfsfuse.proto.names_record import Change
 
-_WORK: Final = frozenset(
+WORK: Final = frozenset(
     (
         names_record.PutContent,
         names_record.MakeFile,
@@ -32,8 +32,6 @@ def perform(objects: Objects, change: Change) -> str:
         OSError: it could not be done; what was made is left behind for the caller to undo.
     """
     op = change.op
-    if type(op) not in _WORK:
-        return ""
     if isinstance(op, names_record.PutContent):
         made = ""
         if op.file_id:

@@ -381,8 +381,10 @@ class Engine:
 
         So does the answer to what was done before: its first answer may not have been given.
         """
-        done = {item.work for item in applied}
         content = {item.work for item in applied if type(item.change.op) in _CONTENT}
+        if not content and not any(work.repeatable for work, _, _ in answers):
+            return
+        done = {item.work for item in applied}
         for work, status, _ in answers:
             if not status and (work in content or (work.repeatable and work not in done)):
                 work.reply = self.gate.held(work.reply)
@@ -434,11 +436,13 @@ class Engine:
             append = replica.propose(changes)[0]
             assert isinstance(append, Append)
             yield append.records
-            with self.gate.gathered():
-                for item in applied:
-                    file_id = effects.perform(self.objects, item.change)
-                    if file_id:
-                        made.append(file_id)
+            work = [item.change for item in applied if type(item.change.op) in effects.WORK]
+            if work:
+                with self.gate.gathered():
+                    for change in work:
+                        file_id = effects.perform(self.objects, change)
+                        if file_id:
+                            made.append(file_id)
             state.commit(lazily=lazily)
             replica.has(replica.own_id, replica.last.index)
         except Exception as exc:
