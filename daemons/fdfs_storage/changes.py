@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from fdfs_storage.binlog import Binlog
 from fdfs_storage.counters import Counters
 from fdfs_storage.recent import Content, RecentContents
+from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.fileid import Location
 
 Observer = Callable[[str, Location, Location | None], None]
@@ -22,6 +23,7 @@ class Changes:
     Attributes:
         logged_at: timestamp of the last line about a change of our own, for observers.
         recent: contents of small new files; None while nobody wants them.
+        coming: name -> content of new files that are logged already and are being made.
     """
 
     def __init__(self, binlog: Binlog, counters: Counters) -> None:
@@ -30,6 +32,7 @@ class Changes:
         self.observers: list[Observer] = []
         self.logged_at = 0
         self.recent: RecentContents | None = None
+        self.coming: dict[str, bytes] = {}
 
     def log(
         self, op: str, location: Location, timestamp: int | None = None, extra: str = ""
@@ -46,6 +49,32 @@ class Changes:
         lines = [f"{timestamp} {op} {location.name}{extra}\n" for op, extra in changes]
         self.binlog.append("".join(lines).encode("ascii"))
         self.counters.last_source_update = self.logged_at = timestamp
+
+    def announce(self, files: Sequence[tuple[Location, bytes, int]]) -> None:
+        """Write the lines of new files of our own: (name, content, Unix seconds) of each.
+
+        Peers may be told of them from now on, so whoever announces a file makes it before anybody
+        else gets a turn, or logs its deletion; both end with `arrived`. Raises OSError.
+        """
+        lines = [f"{timestamp} {ops.CREATE} {file.name}\n" for file, _, timestamp in files]
+        self.binlog.append("".join(lines).encode("ascii"))
+        self.counters.last_source_update = self.logged_at = files[-1][2]
+        for file, content, _ in files:
+            self.coming[file.name] = content
+
+    def arrived(self, location: Location) -> None:
+        """What was announced is in its file, or never will be. Fine when nothing was."""
+        self.coming.pop(location.name, None)
+
+    def content(self, name: str) -> Content | None:
+        """The content of a file, if it is in memory: that of a new one always is.
+
+        May be called in a thread.
+        """
+        content = self.coming.get(name)
+        if content is None and self.recent is not None:
+            return self.recent.get(name)
+        return content
 
     def log_received(self, op: str, name: str, timestamp: int, extra: str = "") -> None:
         """Write a line for a change that a peer sent: *op* is in lower case. Raises OSError."""

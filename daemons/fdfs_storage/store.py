@@ -11,7 +11,9 @@ change          order and why
 =============== =================================================================================
 new file        content into a file without a name (O_TMPFILE), binlog line, name. Before the name
                 is there nothing exists; a line without its file is skipped by every reader. So an
-                object that exists is always in the binlog
+                object that exists is always in the binlog. If what is to be made is on the disk
+                elsewhere (in the log of names), the line may come first: peers get the content
+                from memory while the file is made. What cannot be made is logged as deleted
 delete          binlog line, then unlink. A line whose file still exists is carried out at start
 truncate        binlog line, then truncate; carried out at start as well
 append, modify  a small piece: binlog line, then data, before any peer can be told. Of a line whose
@@ -290,6 +292,52 @@ class Store:
             raise StatusError(status_of(exc)) from exc
         finally:
             new.close()
+
+    def announce(self, files: Sequence[tuple[Location, bytes, int]]) -> None:
+        """Log new objects, so that peers can be sent them while `make` makes them here.
+
+        Args:
+            files: fresh name, content, and mtime (Unix seconds) of each. Each must be followed by
+                its `make` or, also when that fails, `withdraw`.
+
+        Raises:
+            StatusError: 28, 5; then none is logged.
+        """
+        try:
+            self.changes.announce(files)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+
+    def make(self, location: Location, data: bytes, mtime: int) -> None:
+        """Make an object that was announced. Raises StatusError 28, 5, 17."""
+        try:
+            new = self.paths.open_new(location.path_index, location.directory)
+            try:
+                new.write(data)
+                os.utime(new.fd, (mtime, mtime))
+                self.paths.name(new, self.path(location))
+            finally:
+                new.close()
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        self.changes.notify(ops.CREATE, location, content=data)
+        self.changes.arrived(location)
+
+    def withdraw(self, location: Location) -> None:
+        """Take back an object that was announced, whether it was made or not.
+
+        Raises:
+            StatusError: 28, 5; peers may keep it.
+        """
+        self.changes.arrived(location)
+        if self.exists(location):
+            self.delete(location)
+            return
+        try:
+            self.changes.log(ops.DELETE, location)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        self.changes.notify(ops.DELETE, location)
 
     def create_empty(self, location: Location) -> None:
         """Make the empty object *location* (an appender to be written to)."""

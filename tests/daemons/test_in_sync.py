@@ -8,16 +8,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.replication.in_sync import NAME, InSync, InSyncDamaged
 from fdfsfuse.client.names import NamesSession
+from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import cluster_status, copies, names
 from fdfsfuse.proto.cluster import Brief
+from fdfsfuse.proto.fileid import Location
 from fdfsfuse.proto.storage import Truncate
 from fdfsfuse.proto.tracker import ServerStatus
 from tests.common.names_calls import NOW, make, store
@@ -220,6 +224,74 @@ async def test_content_is_on_both_when_a_mount_is_answered(tmp_path: Path) -> No
         )
         await session.call(names.Truncate(ino, 5, NOW))
         assert b.content(attr.file_id) == b"01234"
+
+
+async def test_peers_are_sent_content_before_it_is_made_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with volume(tmp_path) as (a, b, session):
+        stream = a.replication.pushers["2"]._stream
+        assert stream is not None
+        before = 0
+        file_ids: list[str] = []
+
+        def make_late(location: Location, data: bytes, mtime: int) -> None:
+            file_ids.append(location.name)
+            assert stream is not None
+            assert stream.sent == before + 1
+            assert a.content(location.name) is None
+            original(location, data, mtime)
+
+        original = a.store.make
+        sizes = (1, 4000, 70_000, 1 << 20)  # the last two are too large to be kept in memory
+        inos = [await make(session, b"file%d" % size) for size in sizes]
+        await a.wait_until_has_all(b)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        monkeypatch.setattr(a.store, "make", make_late)
+        for ino, size in zip(inos, sizes, strict=True):
+            before = stream.sent
+            attr = await store(session, ino, bytes([size % 251]) * size)
+            assert attr.file_id == file_ids[-1]
+            for node in (a, b):
+                assert node.content(attr.file_id) == bytes([size % 251]) * size
+        assert not a.store.changes.coming
+
+
+@pytest.mark.parametrize("made", [0, 1])
+async def test_content_that_cannot_be_made_here_is_taken_back_from_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: int
+) -> None:
+    async with volume(tmp_path) as (a, b, session):
+        ino = await make(session, b"file")
+        old = await store(session, ino, b"old")
+        left = [made]
+
+        def fail(*args: Any) -> None:
+            if not left[0]:
+                raise OSError(errno.ENOSPC, "no space")
+            left[0] -= 1
+            original(*args)
+
+        assert a.names is not None
+        assert a.names.tree is not None
+        original = a.store.paths.name
+        monkeypatch.setattr(a.store.paths, "name", fail)
+        if made:  # the object is, but not its metadata
+            monkeypatch.setattr(a.names.tree.objects, "metadata", lambda file_id: b"k\x02v")
+        with pytest.raises(StatusError) as caught:
+            await store(session, ino, b"new")
+        assert caught.value.errno == errno.ENOSPC
+        monkeypatch.undo()
+        await a.wait_until_has_all(b)
+        assert a.files() == b.files()
+        assert len(a.files()) == 1
+        own = [line[0] for line in a.lines() if not line.endswith("-m")]
+        assert own == ["C", "C", "D"]
+        assert [line[0] for line in b.lines()] == ["c", "c", "d"]
+        assert not a.store.changes.coming
+        assert (await session.call(names.GetAttr(ino))).file_id == old.file_id
+        attr = await store(session, ino, b"once more")
+        assert b.content(attr.file_id) == b"once more"
 
 
 async def test_a_mount_goes_on_without_a_storage_that_is_gone(tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ async def test_kill_at_each_step_of_a_batch(
             snapshots.append((moment, target))
 
         before_and_after(monkeypatch, tree.log, "append", snapshot)
+        before_and_after(monkeypatch, tree.objects, "announce", snapshot)
         before_and_after(monkeypatch, effects, "perform", snapshot)
         before_and_after(monkeypatch, tree.state, "commit", snapshot)
         makes = [
@@ -169,6 +170,8 @@ async def test_kill_at_each_step_of_a_batch(
     assert [moment for moment, _ in snapshots] == [
         "before append",
         "after append",
+        "before announce",
+        "after announce",
         *["before perform", "after perform"] * 3,  # those with objects
         "before commit",
         "after commit",

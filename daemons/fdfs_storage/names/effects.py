@@ -8,6 +8,7 @@ exists: it may have been written to since.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from fdfs_storage.names.objects import Objects
@@ -23,29 +24,36 @@ WORK: Final = frozenset(
     )
 )
 """Changes with object work; most have none."""
+_MAKING: Final = (names_record.PutContent, names_record.MakeFile)
+
+
+def contents(changes: Iterable[Change]) -> list[tuple[str, bytes]]:
+    """Name and content of the objects that `perform` will make; they are to be announced."""
+    ops = [change.op for change in changes]
+    return [
+        (op.file_id, op.data)
+        for op in ops
+        if isinstance(op, _MAKING) and op.file_id and op.data is not None
+    ]
 
 
 def perform(objects: Objects, change: Change) -> str:
-    """Do the object work of *change*; returns the name of an object that it made, or ''.
+    """Do the object work of *change*; returns the name of an empty object that it made, or ''.
 
     Raises:
-        OSError: it could not be done; what was made is left behind for the caller to undo.
+        OSError, StatusError: it could not be done; what was made is left for the caller to undo.
     """
     op = change.op
     if isinstance(op, names_record.PutContent):
-        made = ""
         if op.file_id:
             if op.data is not None:
-                objects.write(op.file_id, op.data)
-                made = op.file_id
+                objects.make(op.file_id, op.data)
             if op.metadata:
                 objects.put_metadata(op.file_id, op.metadata)
-        return made
-    if isinstance(op, names_record.MakeFile):
+    elif isinstance(op, names_record.MakeFile):
         if op.file_id:
-            objects.write(op.file_id, op.data)
-        return op.file_id
-    if isinstance(op, names_record.PutXattr):
+            objects.make(op.file_id, op.data)
+    elif isinstance(op, names_record.PutXattr):
         if op.metadata is not None:
             objects.put_metadata(op.file_id, op.metadata)
     elif isinstance(op, names_record.MakePending):

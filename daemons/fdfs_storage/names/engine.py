@@ -5,15 +5,15 @@ Everything that waits when the engine gets to it becomes one batch:
 1. in one open transaction of the state each change is made and applied in turn (one that is
    refused leaves no trace and is answered with its status);
 2. the records of all that were applied are appended to the log with one fdatasync;
-3. their object work is done (`effects`);
+3. their object work is done (`effects`), new objects being sent to the peers meanwhile;
 4. the transaction is committed: now lookups see the changes;
 5. all are answered.
 
 Meanwhile the next batch gathers, so the more clients, the fewer syncs per change. A crash before
 the end of 2 loses changes that nobody was told of; after it, replaying the log does 3 and 4.
-When 2, 3 or 4 fails, objects made in 3 are removed, the log is cut off where it was, and the
-transaction rolled back; batches before it that were not settled are applied again from the log.
-When even that fails the engine stops, as it no longer knows what a restart will find.
+When 2, 3 or 4 fails, the log is cut off where it was, objects of 3 are removed, also from the
+peers, and the transaction rolled back; batches before it that were not settled are applied again
+from the log. When even that fails the engine stops, as it no longer knows what a restart will find.
 """
 
 from __future__ import annotations
@@ -438,6 +438,12 @@ class Engine:
             yield append.records
             work = [item.change for item in applied if type(item.change.op) in effects.WORK]
             if work:
+                contents = effects.contents(work)
+                if contents:
+                    # They are on their way to the peers while they are made here.
+                    with self.gate.gathered():
+                        self.objects.announce(contents)
+                        made += [file_id for file_id, _ in contents]
                 with self.gate.gathered():
                     for change in work:
                         file_id = effects.perform(self.objects, change)
@@ -447,13 +453,16 @@ class Engine:
             replica.has(replica.own_id, replica.last.index)
         except Exception as exc:
             try:
-                # Objects first: while their record is in the log, a crash makes them again.
-                for file_id in made:
-                    self.objects.delete(file_id)
+                # The log first: a restart would make again what peers were told is deleted.
                 log.cut(mark)
                 replica.retract(last)
             except Exception as undo:
                 raise EngineBroken(f"after {exc!r} the log could not be cut: {undo!r}") from exc
+            for file_id in made:
+                try:
+                    self.objects.withdraw(file_id)
+                except StatusError as undo:
+                    logger.error("the object %s, which no file has, stays: %s", file_id, undo)
             raise
 
 

@@ -110,8 +110,27 @@ class Objects:
         self.in_flight.add(location.name)
         return location.name
 
+    def announce(self, contents: Sequence[tuple[str, bytes]]) -> None:
+        """Let peers have new objects (name, content) that are made next; their records are durable.
+
+        Raises:
+            StatusError: 28, 5; then no peer gets any.
+        """
+        with self._as_own():
+            self.store.announce([(self.locate(i), data, time_of_name(i)) for i, data in contents])
+
+    def make(self, file_id: str, data: bytes) -> None:
+        """Make an object that was announced."""
+        with self._as_own():
+            self.store.make(self.locate(file_id), data, time_of_name(file_id))
+
+    def withdraw(self, file_id: str) -> None:
+        """Take back an object that was announced, whether it was made or not."""
+        with self._as_own():
+            self.store.withdraw(self.locate(file_id))
+
     def write(self, file_id: str, data: bytes) -> None:
-        """Make the object; its record is durable."""
+        """Make the object again; its record is durable."""
         with self._as_own():
             self.store.write_at(self.locate(file_id), data, time_of_name(file_id))
 

@@ -105,8 +105,7 @@ class Requests:
 
     def _new_file(self, send: Send, record: BinlogRecord, location: Location) -> Request | None:
         """What nearly all records are: in few steps if the file is small."""
-        recent = self._store.changes.recent
-        content = None if recent is None else recent.get(record.name)
+        content = self._store.changes.content(record.name)
         if content is None:
             fd = self._open_path(location)
             if fd < 0:
