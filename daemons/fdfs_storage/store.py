@@ -171,6 +171,7 @@ class Store:
         self.binlog.sync()
         self.binlog.close()
         self.intents.close()
+        self.paths.close()
 
     def configure(
         self,
@@ -311,7 +312,7 @@ class Store:
     def make(self, location: Location, data: bytes, mtime: int) -> None:
         """Make an object that was announced. Raises StatusError 28, 5, 17."""
         try:
-            new = self.paths.open_new(location.path_index, location.directory)
+            new = self.paths.open_dated(location.path_index, location.directory)
             try:
                 new.write(data)
                 os.utime(new.fd, (mtime, mtime))

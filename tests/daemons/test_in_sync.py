@@ -212,6 +212,9 @@ async def test_content_is_on_both_when_a_mount_is_answered(tmp_path: Path) -> No
             ino = await make(session, b"small%d" % number)
             attr = await store(session, ino, b"content %d" % number)
             assert b.content(attr.file_id) == b"content %d" % number
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            # The next ones are opened when nobody waits any more.
+            assert a.store.paths._ahead.keys() == b.store.paths._ahead.keys() == {0}
         ino = await make(session, b"large")
         made = await session.call(names.NewObject(ino))
         await write_object(a, made.file_id, 0, b"0123456789" * 1000)

@@ -37,6 +37,11 @@ def read(store: Store, location: Location) -> bytes:
     return Path(store.path(location)).read_bytes()
 
 
+def open_files() -> int:
+    """Descriptors of this process."""
+    return len(os.listdir("/proc/self/fd"))
+
+
 def log_of(config: StorageConfig) -> Path:
     return Path(config.base_path, "data/sync/binlog.000")
 
@@ -164,6 +169,56 @@ async def test_an_uncommitted_file_leaves_nothing(tmp_path: Path, unnamed: bool)
     new.close()
     files = [path for path in (tmp_path / "path0").rglob("*") if path.is_file()]
     assert files == [Path(store.path(location))]
+    store.close()
+
+
+async def test_files_that_are_opened_ahead(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    store = await open_store(config)
+    paths, data = store.paths, Path(store.data_directory(0))
+
+    def make(directory: str, name: str) -> int:
+        """Make a file; its inode number."""
+        new = paths.open_dated(0, directory)
+        new.write(name.encode())
+        path = data / directory / name
+        paths.name(new, str(path))
+        new.close()
+        assert path.read_bytes() == name.encode()
+        return path.stat().st_ino
+
+    before = open_files()
+    paths.open_ahead()
+    assert open_files() == before  # nobody has made any yet
+    make("00/00", "first")
+    for _ in range(2):
+        paths.open_ahead()
+        assert open_files() == before + 1
+    ahead = os.fstat(paths._ahead[0].fd).st_ino
+    os.rmdir(data / "00/02")
+    assert make("00/02", "elsewhere") != ahead
+    assert make("00/00", "second") == ahead
+    assert open_files() == before
+    make("00/02", "third")
+    paths.open_ahead()
+    make("00/00", "fourth")
+    paths.open_ahead()  # what nobody has taken is closed
+    assert open_files() == before + 1
+    store.close()
+    found = sorted(path.name for path in data.rglob("*") if path.is_file())
+    assert found == ["elsewhere", "first", "fourth", "second", "third"]
+
+
+async def test_without_unnamed_files_none_is_opened_ahead(tmp_path: Path) -> None:
+    store = await open_store(make_config(tmp_path))
+    store.paths.unnamed[0] = False
+    location = store.make_name(1, 0, 1, "", path_index=0)
+    store.announce([(location, b"x", 1)])
+    store.make(location, b"x", 1)
+    before = open_files()
+    store.paths.open_ahead()
+    assert open_files() == before
+    assert read(store, location) == b"x"
     store.close()
 
 

@@ -304,8 +304,10 @@ class Tree:
 
     def _flush(self) -> None:
         """Send what the engine's answers have left in the connections."""
-        while self.unflushed:
-            self.unflushed.pop().flush()
+        if self.unflushed:
+            while self.unflushed:
+                self.unflushed.pop().flush()
+            self.objects.store.paths.open_ahead()
 
     # --- sessions ---------------------------------------------------------------------------
 

@@ -314,6 +314,7 @@ class Receiver:
         if subject.nature is Nature.FIXED:
             self._check_content(connection, subject, head, crc32(content))
         replicas.put_small(location, content, head.timestamp, op)
+        connection.hub.at_turn_end(replicas.open_ahead)
         return False
 
     async def _store_large(

@@ -96,7 +96,11 @@ class Replicas:
 
     def open_new(self, location: Location) -> NewFile:
         """Begin a whole file for `put`. Raises OSError."""
-        return self._paths.open_new(location.path_index, location.directory)
+        return self._paths.open_dated(location.path_index, location.directory)
+
+    def open_ahead(self) -> None:
+        """See `Paths.open_ahead`."""
+        self._paths.open_ahead()
 
     def put(self, location: Location, new: NewFile, timestamp: int, op: str) -> None:
         """Name what was written into *new*, in place of what has the name now. Raises OSError."""
