@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 logger = logging.getLogger(__name__)
+
+# Not in the C library of every Linux.
+_renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
@@ -58,6 +65,26 @@ def replace_file(path: Path, content: bytes, *, sync: bool = False) -> None:
     os.rename(temporary, path)
     if sync:
         sync_directory(path.parent)
+
+
+def exchange(path: str, other: str) -> bool:
+    """Let two names of a file system swap their files, at once; False where that is not possible.
+
+    ext4 writes out at once what a rename puts in the place of a file: the caller waits for a disk.
+    An exchange it just does.
+
+    Raises:
+        OSError: another reason; nothing has changed.
+    """
+    if _renameat2 is None:
+        return False
+    at, names = _AT_FDCWD, (os.fsencode(path), os.fsencode(other))
+    if _renameat2(at, names[0], at, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), path, None, other)
 
 
 def sync_directory(path: Path | str) -> None:

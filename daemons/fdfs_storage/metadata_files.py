@@ -51,8 +51,10 @@ class MetadataFiles:
         finally:
             os.close(fd)
 
-    def write(self, location: Location, text: bytes) -> None:
+    def write(self, location: Location, text: bytes, *, kept: bool = False) -> None:
         """Replace the metadata text; empty *text* removes it. The object itself is not looked at.
+
+        *kept*: see `Paths.replace`.
 
         Raises:
             StatusError: 28, 5.
@@ -65,13 +67,15 @@ class MetadataFiles:
             except FileNotFoundError:
                 old_s = None
             if text:
-                self._write(file, path, text, old_s)
+                self._write(file, path, text, old_s, kept=kept)
             elif old_s is not None:
                 self.delete(file)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
 
-    def _write(self, file: Location, path: str, text: bytes, old_s: int | None) -> None:
+    def _write(
+        self, file: Location, path: str, text: bytes, old_s: int | None, *, kept: bool
+    ) -> None:
         """Log, then name a whole new file: readers, and a crash, see the old text or the new.
 
         The time never goes back, not even when the clock of the storage that made the last change
@@ -88,7 +92,7 @@ class MetadataFiles:
             if old_s is None:
                 self._paths.name(new, path)
             else:
-                self._paths.replace(new, path)
+                self._paths.replace(new, path, kept=kept)
         finally:
             new.close()
         self._changes.notify(op, file, content=text)

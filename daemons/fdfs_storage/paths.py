@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 
 from fdfs_storage import directories
-from fdfs_storage.files import status_of
+from fdfs_storage.files import exchange, status_of, unlink_quietly
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.trunk import SlotPlace
 from fdfsfuse.errors import ProtocolError, StatusError
@@ -130,8 +130,13 @@ class Paths:
         else:
             directories.link_unnamed(new.fd, path)
 
-    def replace(self, new: NewFile, path: str) -> None:
-        """Put *new* where *path* is: readers see the old file or the new one. Raises OSError."""
+    def replace(self, new: NewFile, path: str, *, kept: bool = False) -> None:
+        """Put *new* where *path* is: readers see the old file or the new one. Raises OSError.
+
+        Args:
+            kept: its content is found elsewhere if the machine loses its power, so it need not be
+                written out soon.
+        """
         if new.temporary:
             os.rename(new.temporary, path)
             new.temporary = ""
@@ -139,7 +144,10 @@ class Paths:
         temporary = self.temporary(new.path_index)
         directories.link_unnamed(new.fd, temporary)
         try:
-            os.rename(temporary, path)
+            if kept and exchange(temporary, path):
+                unlink_quietly(temporary)
+            else:
+                os.rename(temporary, path)
         except OSError:
             os.unlink(temporary)
             raise

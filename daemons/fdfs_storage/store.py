@@ -20,7 +20,8 @@ append, modify  a small piece: binlog line, then data, before any peer can be to
                 data is not there, or in part, peers are sent what there is. What is received in
                 pieces: a note (`intents`), data, then binlog line; the note is dealt with at start
 new metadata    as a new file
-metadata again  binlog line (U), then rename of a whole temporary file: readers see old or new
+metadata again  binlog line (U), then a whole temporary file in place of the old one: readers see
+                old or new
 link            as a new file: binlog line (L), then the symbolic link
 rename          binlog line (R), then rename; carried out at start as well
 =============== =================================================================================
@@ -499,13 +500,15 @@ class Store:
         """The metadata text, or None when there is none (or no object)."""
         return self._metadata.read(location)
 
-    def write_metadata(self, location: Location, text: bytes) -> None:
+    def write_metadata(self, location: Location, text: bytes, *, kept: bool = False) -> None:
         """Replace the metadata text; empty *text* removes it. The object itself is not looked at.
+
+        *kept*: see `Paths.replace`.
 
         Raises:
             StatusError: 28, 5.
         """
-        self._metadata.write(location, text)
+        self._metadata.write(location, text, kept=kept)
 
     # --- durability -------------------------------------------------------------------------
 

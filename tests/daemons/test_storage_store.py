@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from fdfs_storage import directories
+from fdfs_storage import directories, files
 from fdfs_storage.binlog import Binlog, BinlogPosition
 from fdfs_storage.store import Store
 from fdfsfuse.core.config import ReservedSpace, StorageConfig
@@ -220,6 +220,36 @@ async def test_without_unnamed_files_none_is_opened_ahead(tmp_path: Path) -> Non
     assert open_files() == before
     assert read(store, location) == b"x"
     store.close()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("can_exchange", [False, True])
+@pytest.mark.parametrize("unnamed", [False, True])
+async def test_metadata_is_replaced_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool, can_exchange: bool, unnamed: bool
+) -> None:
+    store = await open_store(make_config(tmp_path))
+    if not can_exchange:
+        monkeypatch.setattr(files, "_renameat2", None)
+    store.paths.unnamed[0] = store.paths.unnamed[0] and unnamed
+    location = put(store, b"content")
+    for text in (b"a\x021", b"b\x02other", b"b"):
+        store.write_metadata(location, text, kept=kept)
+        assert store.read_metadata(location) == text
+    found = [path for path in Path(store.data_directory(0)).rglob("*") if path.is_file()]
+    assert len(found) == 2  # and no temporary file
+    store.close()
+
+
+def test_files_are_exchanged(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"1")
+    with pytest.raises(FileNotFoundError):
+        files.exchange(str(one), str(two))
+    two.write_bytes(b"2")
+    if not files.exchange(str(one), str(two)):
+        pytest.skip("this file system cannot exchange files")
+    assert (one.read_bytes(), two.read_bytes()) == (b"2", b"1")
 
 
 async def test_names_are_never_given_twice(tmp_path: Path) -> None:

@@ -185,10 +185,10 @@ class Objects:
         self._metadata[file_id] = text
 
     def put_metadata(self, file_id: str, text: bytes) -> None:
-        """Replace the metadata text if it is another one."""
+        """Replace the metadata text if it is another one; it is in the log."""
         if text != self.stored_metadata(file_id):
             with self._as_own():
-                self.store.write_metadata(self.locate(file_id), text)
+                self.store.write_metadata(self.locate(file_id), text, kept=True)
 
     def pwrite_pieces(
         self, file_id: str, pieces: Sequence[tuple[int, int]], data: memoryview

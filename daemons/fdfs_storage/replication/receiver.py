@@ -313,7 +313,8 @@ class Receiver:
             return True
         if subject.nature is Nature.FIXED:
             self._check_content(connection, subject, head, crc32(content))
-        replicas.put_small(location, content, head.timestamp, op)
+        again = connection.is_own_kind
+        replicas.put_small(location, content, head.timestamp, op, again=again)
         connection.hub.at_turn_end(replicas.open_ahead)
         return False
 
@@ -335,7 +336,7 @@ class Receiver:
             if self._judge(connection, location, subject, head, op) is Verdict.KEEP:
                 replicas.note(location, head.timestamp, op)
                 return True
-            replicas.put(location, new, head.timestamp, op)
+            replicas.put(location, new, head.timestamp, op, again=connection.is_own_kind)
         finally:
             new.close()
         return False

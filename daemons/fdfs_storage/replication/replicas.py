@@ -102,24 +102,35 @@ class Replicas:
         """See `Paths.open_ahead`."""
         self._paths.open_ahead()
 
-    def put(self, location: Location, new: NewFile, timestamp: int, op: str) -> None:
-        """Name what was written into *new*, in place of what has the name now. Raises OSError."""
+    def put(
+        self, location: Location, new: NewFile, timestamp: int, op: str, *, again: bool
+    ) -> None:
+        """Name what was written into *new*, in place of what has the name now.
+
+        Args:
+            again: the sender sends it once more if this machine loses its power soon.
+
+        Raises:
+            OSError: it could not be done.
+        """
         path = self._paths.of(location)
         os.utime(new.fd, (timestamp, timestamp))
         self._changes.log_received(op, location.name, timestamp)
         try:
             self._paths.name(new, path)
         except FileExistsError:
-            self._paths.replace(new, path)
+            self._paths.replace(new, path, kept=again)
         self._changes.notify(op, location)
 
-    def put_small(self, location: Location, content: memoryview, timestamp: int, op: str) -> None:
-        """A whole file that is in memory. Raises StatusError 28, 5."""
+    def put_small(
+        self, location: Location, content: memoryview, timestamp: int, op: str, *, again: bool
+    ) -> None:
+        """A whole file that is in memory; *again*: see `put`. Raises StatusError 28, 5."""
         try:
             new = self.open_new(location)
             try:
                 new.write(content)
-                self.put(location, new, timestamp, op)
+                self.put(location, new, timestamp, op, again=again)
             finally:
                 new.close()
         except OSError as exc:
