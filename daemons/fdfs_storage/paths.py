@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 
 from fdfs_storage import directories
-from fdfs_storage.files import exchange, status_of, unlink_quietly
+from fdfs_storage.files import exchange, status_of, unlink_quietly, write_all
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.trunk import SlotPlace
 from fdfsfuse.errors import ProtocolError, StatusError
@@ -122,6 +122,26 @@ class Paths:
         """Close what is open."""
         while self._ahead:
             self._ahead.popitem()[1].close()
+
+    def create(self, location: Location, content: bytes | memoryview) -> None:
+        """Make a file with its whole content; nothing is left of it if that fails.
+
+        It is under its name while it is written. That costs less than a file without a name, but
+        kill -9 may leave a part of it. Raises OSError; FileExistsError: it is never replaced.
+        """
+        path = self.data[location.path_index] + location.relative
+        try:
+            fd = os.open(path, _CREATE_FLAGS, 0o644)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            fd = os.open(path, _CREATE_FLAGS, 0o644)
+        try:
+            write_all(fd, content)
+        except OSError:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
 
     def name(self, new: NewFile, path: str) -> None:
         """Give *new* its name. Raises OSError; FileExistsError: *path* is never replaced."""

@@ -14,6 +14,9 @@ new file        content into a file without a name (O_TMPFILE), binlog line, nam
                 object that exists is always in the binlog. If what is to be made is on the disk
                 elsewhere (in the log of names), the line may come first: peers get the content
                 from memory while the file is made. What cannot be made is logged as deleted
+small new file  binlog line, file under its name, content, with nothing else between: the line of a
+                file that is not whole is the last one, and the file is removed at start. (Of an
+                appender that cannot be told; nobody knows the name of what stays)
 delete          binlog line, then unlink. A line whose file still exists is carried out at start
 truncate        binlog line, then truncate; carried out at start as well
 append, modify  a small piece: binlog line, then data, before any peer can be told. Of a line whose
@@ -37,7 +40,7 @@ import errno
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +65,7 @@ from fdfs_storage.metadata_files import MetadataFiles
 from fdfs_storage.naming import NAME_TRIES, Naming
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.paths import Paths, metadata_location
+from fdfs_storage.recent import Content
 from fdfs_storage.space import PathSpace, Space, TotalSpace
 from fdfs_storage.unfinished import finish_changes, finish_interrupted
 from fdfsfuse.errors import StatusError
@@ -358,6 +362,29 @@ class Store:
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
 
+    def create(
+        self,
+        path_index: int | None,
+        content: bytes | memoryview,
+        crc32: int,
+        extension: str,
+        *,
+        appender: bool = False,
+    ) -> Location:
+        """Make an object of *content*, which is small and does not change.
+
+        Raises:
+            StatusError: 16 no unique name, 28, 5.
+        """
+        size = len(content)
+        index = self._naming.choose_path(path_index, size)
+        directory = self._naming.next_directory()
+
+        def put(location: Location) -> None:
+            self.paths.create(location, content)
+
+        return self._put(put, content, index, directory, size, crc32, extension, appender)
+
     def open_new_at(self, near: Location) -> NewFile:
         """Begin a file in the directory of the existing object *near*, for `commit_at`.
 
@@ -396,17 +423,38 @@ class Store:
         Raises:
             StatusError: 16 no unique name, 28, 5.
         """
+
+        def put(location: Location) -> None:
+            self.paths.name(new, self.path(location))
+
+        index, directory = new.path_index, new.directory
+        return self._put(put, new.content, index, directory, size, crc32, extension, appender)
+
+    def _put(
+        self,
+        put: Callable[[Location], None],
+        content: Content | None,
+        index: int,
+        directory: str,
+        size: int,
+        crc32: int,
+        extension: str,
+        appender: bool,
+    ) -> Location:
+        """Call *put*, which makes the file, with a new name that is in the binlog."""
         now = int(time.time())
         for _ in range(NAME_TRIES):
             location = self._naming.new_location(
-                new.path_index, new.directory, size, crc32, now, extension, appender
+                index, directory, size, crc32, now, extension, appender
             )
             try:
-                self._publish(new, location, now)
+                self.changes.log(ops.CREATE, location, now)
+                put(location)
             except FileExistsError:
-                continue  # linking never replaces, so there is no need to look first
+                continue  # nothing is replaced, so there is no need to look first
             except OSError as exc:
                 raise StatusError(status_of(exc)) from exc
+            self.changes.notify(ops.CREATE, location, content=content)
             return location
         raise StatusError(errno.EBUSY, "no unique name found")
 

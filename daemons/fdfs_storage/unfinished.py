@@ -12,7 +12,7 @@ from fdfs_storage.files import unlink_quietly
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.binlog import BinlogRecord
-from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location
+from fdfsfuse.proto.fileid import METADATA_SUFFIX, FileKind, Location, decode_name
 
 if TYPE_CHECKING:
     from fdfs_storage.store import Store
@@ -22,8 +22,11 @@ logger = logging.getLogger(__name__)
 
 def finish_interrupted(store: Store) -> None:
     """Carry out what is the last record of its object and was logged before a crash only."""
+    records = store.binlog.tail()
+    if records:
+        _take_back_part(store, records[-1])
     last: dict[str, BinlogRecord] = {}
-    for record in store.binlog.tail():
+    for record in records:
         last.pop(record.name, None)
         last[record.name] = record
     order = {name: number for number, name in enumerate(last)}
@@ -70,6 +73,24 @@ def finish_changes(store: Store) -> None:
         except (ProtocolError, StatusError, OSError) as exc:
             logger.warning("an interrupted change of %s: %s", name, exc)
     store.intents.clear()
+
+
+def _take_back_part(store: Store, record: BinlogRecord) -> None:
+    """Remove what *record*, the last one, has made if its content is not whole.
+
+    That is not logged: after a loss of power, peers may have the whole file.
+    """
+    if record.op != ops.CREATE:
+        return
+    try:
+        location, info = store.locate(record.name), decode_name(record.name)
+        if info.kind is not FileKind.NORMAL or info.in_trunk:
+            return
+        if store.stat(location).st_size != info.size:
+            store.remove(location)
+            logger.info("removed a part of %s, whose upload was cut off", record.name)
+    except (ProtocolError, StatusError, OSError):
+        pass  # it is no upload, or there is nothing of it
 
 
 def _is_of(record: BinlogRecord, offset: int, length: int) -> bool:

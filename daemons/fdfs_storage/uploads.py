@@ -73,22 +73,31 @@ class Uploads:
     def _upload_small(self, body: bytes, *, appender: bool) -> bytes:
         head = UploadHead.decode(body[:UPLOAD_HEAD_SIZE], len(body))
         content = memoryview(body)[UPLOAD_HEAD_SIZE:]
-        new = self._begin(head)
-        try:
-            new.write(content)
-            return self._commit(new, head, crc32(content), appender)
-        finally:
-            new.close()
+        store, counters = self._store, self._store.counters
+        path_index = self._path_index(head)
+        counters.total_upload_count += 1
+        counters.total_upload_bytes += head.size
+        location = store.create(
+            path_index, content, crc32(content), head.extension, appender=appender
+        )
+        counters.success_upload_count += 1
+        counters.success_upload_bytes += head.size
+        return self._stored(location)
 
     def _begin(self, head: UploadHead) -> NewFile:
         store, counters = self._store, self._store.counters
-        path_index = None if head.path_index == ANY_STORE_PATH else head.path_index
-        if path_index is not None and path_index >= store.path_count:
-            raise ProtocolError(f"store path {path_index} of {store.path_count}")
+        path_index = self._path_index(head)
         new = store.open_new(path_index, head.size)
         counters.total_upload_count += 1
         counters.total_upload_bytes += head.size
         return new
+
+    def _path_index(self, head: UploadHead) -> int | None:
+        if head.path_index == ANY_STORE_PATH:
+            return None
+        if head.path_index >= self._store.path_count:
+            raise ProtocolError(f"store path {head.path_index} of {self._store.path_count}")
+        return head.path_index
 
     def _commit(self, new: NewFile, head: UploadHead, crc: int, appender: bool) -> bytes:
         location = self._store.commit(new, head.size, crc, head.extension, appender=appender)

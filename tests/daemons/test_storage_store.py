@@ -142,6 +142,55 @@ async def test_interrupted_deletion_and_truncation_are_finished(tmp_path: Path) 
     store.close()
 
 
+async def test_a_part_of_an_upload_is_removed_at_start(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    store = await open_store(config)
+    whole, part, other = (
+        store.create(0, content, zlib.crc32(content), "bin")
+        for content in (b"whole", b"cut off", b"other")
+    )
+    appender = store.create(0, b"initial", 0, "bin", appender=True)
+    store.close()
+    lines = log_of(config).read_text().splitlines(keepends=True)
+    assert [line.split()[2] for line in lines] == [
+        location.name for location in (whole, part, other, appender)
+    ]
+
+    async def start_with(last: Location) -> list[bool]:
+        """Which of the files are there after a start with *last* as the last in the binlog."""
+        log_of(config).write_text(
+            "".join(sorted(lines, key=lambda line: line.split()[2] == last.name))
+        )
+        store = await open_store(config)
+        store.close()
+        return [store.exists(location) for location in (whole, part, other, appender)]
+
+    os.truncate(store.path(part), 3)
+    os.truncate(store.path(appender), 3)
+    assert await start_with(whole) == [True, True, True, True]
+    assert await start_with(appender) == [True, True, True, True]
+    assert await start_with(part) == [True, False, True, True]
+    assert log_of(config).read_text().endswith(f" C {part.name}\n"), "no peer hears of it"
+    assert await start_with(part) == [True, False, True, True]
+
+
+async def test_an_upload_that_does_not_fit_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_store(make_config(tmp_path))
+
+    def fill_up(fd: int, data: bytes) -> None:
+        os.write(fd, data[:2])
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("fdfs_storage.paths.write_all", fill_up)
+    with pytest.raises(StatusError) as caught:
+        store.create(0, b"abc", 0, "bin")
+    assert caught.value.errno == errno.ENOSPC
+    assert [path for path in (tmp_path / "path0").rglob("*") if path.is_file()] == []
+    store.close()
+
+
 async def test_leftover_temporaries_are_removed_at_start(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     store = await open_store(config)
