@@ -63,6 +63,16 @@ class Grants:
         self._granted[ino] = _Grant(session)
         return True
 
+    def made(self, ino: int, session: int) -> None:
+        """Grant a directory that the session has just made, and of which it alone knows."""
+        self._granted[ino] = _Grant(session)
+
+    def removed(self, ino: int) -> None:
+        """The directory is no more. A recall under way ends by itself."""
+        grant = self._granted.get(ino)
+        if grant is not None and grant.revocation is None:
+            del self._granted[ino]
+
     def found(self, session: int) -> Revocation:
         """After a restart: the session may have any grant, until this recall of all is over."""
         revocation = self._unknown[session] = Revocation(session)

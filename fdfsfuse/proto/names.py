@@ -68,6 +68,7 @@ from fdfsfuse.proto.names_answers import (
     Xattrs,
 )
 from fdfsfuse.proto.names_calls import (
+    ANY_INODE,
     ANY_VERSION,
     Adopt,
     CloseSession,
@@ -100,9 +101,11 @@ from fdfsfuse.proto.names_calls import (
     StatFs,
     StoreContent,
     Truncate,
+    unlinked,
 )
 
 __all__ = [
+    "ANY_INODE",
     "ANY_VERSION",
     "Adopt",
     "Attr",
@@ -157,11 +160,13 @@ __all__ = [
     "View",
     "WriteObject",
     "Xattrs",
+    "unlinked",
 ]
 
-VERSION = 4
-"""4: a storage heeds ``based_on``, and grants directories. 3: it answers `FormerOutcome`.
-2: sessions hold what they were told, and are recalled. 1: they never rely on anything."""
+VERSION = 5
+"""5: a storage heeds the inode numbers in `Create`, `Remove` and `Rename`. 4: it heeds
+``based_on``, and grants directories. 3: it answers `FormerOutcome`. 2: sessions hold what they were
+told, and are recalled. 1: they never rely on anything."""
 
 QUERY_VIEW = 128
 OPEN_SESSION = 129

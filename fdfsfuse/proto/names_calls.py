@@ -10,6 +10,15 @@ from fdfsfuse.proto.names_answers import Attr, Message
 
 ANY_VERSION = -1
 """``based_on`` of a change that takes nothing from the content that it replaces."""
+ANY_INODE = -1
+"""Whatever a name stands for is right."""
+
+
+def unlinked(attr: Attr, now_ns: int) -> Attr:
+    """The attributes of an inode after it has lost a name; a directory has no other."""
+    nlink = 0 if stat.S_ISDIR(attr.mode) else attr.nlink - 1
+    return replace(attr, nlink=nlink, ctime_ns=now_ns)
+
 
 # --- requests that read; they see committed state only ----------------------------------------
 
@@ -156,6 +165,9 @@ class Create(Message, tag=32, frozen=True):
     default ACL, which is inherited. A set-group-id parent hands on its group (and the bit, to
     directories). EEXIST, ENOENT or ESTALE (parent deleted), ENOTDIR,
     ENAMETOOLONG, EPERM (a reserved name ``M00`` .. ``MFF`` in the root).
+
+    ``ino``: a reserved number for it, or 0; EINVAL as in `CreateFile`. A directory of such a number
+    is granted to the session (`Grant`).
     """
 
     parent: int
@@ -167,25 +179,42 @@ class Create(Message, tag=32, frozen=True):
     rdev: int = 0
     target: bytes = b""
     umask: int = 0
+    ino: int = 0
+
+    def made_in(self, directory_mode: int, directory_gid: int, ino: int) -> Attr:
+        """The new inode's attributes in a directory without a default ACL."""
+        mode, gid = self.mode, self.gid
+        is_directory = stat.S_ISDIR(mode)
+        if directory_mode & stat.S_ISGID:
+            gid = directory_gid
+            if is_directory:
+                mode |= stat.S_ISGID
+        if not stat.S_ISLNK(mode):
+            mode &= ~self.umask
+        times = (self.now_ns, self.now_ns, self.now_ns)
+        nlink, size = 2 if is_directory else 1, len(self.target)
+        return Attr(ino, mode, nlink, self.uid, gid, self.rdev, size, *times, 0, "", self.target)
 
 
 class Remove(Message, tag=33, frozen=True):
     """unlink, or rmdir when ``directory``. -> Attr as it is afterwards (nlink may be 0).
 
-    ENOENT, EISDIR, ENOTDIR, ENOTEMPTY.
+    ENOENT, EISDIR, ENOTDIR, ENOTEMPTY. ESTALE when the name stands for another inode than ``ino``.
     """
 
     parent: int
     name: bytes
     directory: bool
     now_ns: int
+    ino: int = ANY_INODE
 
 
 class Rename(Message, tag=34, frozen=True):
     """POSIX rename. -> Renamed. ``flags`` as renameat2: 1 NOREPLACE, 2 EXCHANGE.
 
     EEXIST, ENOTEMPTY, EISDIR, ENOTDIR, EINVAL (directory into itself), ENOENT, EPERM (reserved).
-    Two names of one inode: nothing happens, as POSIX says.
+    Two names of one inode: nothing happens, as POSIX says. ESTALE when the name stands for another
+    inode than ``ino``, or the new one for another than ``replaces`` (0: it must not be there).
     """
 
     parent: int
@@ -194,6 +223,8 @@ class Rename(Message, tag=34, frozen=True):
     new_name: bytes
     flags: int
     now_ns: int
+    ino: int = ANY_INODE
+    replaces: int = ANY_INODE
 
 
 class Link(Message, tag=35, frozen=True):

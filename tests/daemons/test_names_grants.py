@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import socket
 import stat
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,9 +14,13 @@ from typing import Any
 import pytest
 import trio
 
+from fdfsfuse.client.address import Address
+from fdfsfuse.client.connection import connect
 from fdfsfuse.client.names import NamesSession, open_session
+from fdfsfuse.client.opening import exchange_open
 from fdfsfuse.core import acl
 from fdfsfuse.proto import names, names_record
+from fdfsfuse.proto.header import pack_header
 from tests.common.names_calls import (
     DIRECTORY,
     NOW,
@@ -24,7 +30,7 @@ from tests.common.names_calls import (
     status_of,
     wait_for,
 )
-from tests.common.names_server import NamesServer, names_server
+from tests.common.names_server import HOST, NamesServer, names_server
 
 DATA = b"made without asking"
 
@@ -344,3 +350,138 @@ async def test_sessions_without_numbers_are_not_waited_for(tmp_path: Path) -> No
     async with names_server(tmp_path) as server, server.session() as other:
         with trio.fail_after(server.tree.sessions.lease_s / 2):
             assert await status_of(other.call(names.Lookup(ROOT, b"x"))) == errno.ENOENT
+
+
+async def test_a_directory_made_with_a_reserved_number_is_granted(server: NamesServer) -> None:
+    async with maker(server) as one, server.session() as other:
+        ino = await one.number()
+        mode = DIRECTORY | 0o770
+        request = names.Create(ROOT, b"d", mode, 5, 6, NOW, umask=0o022, ino=ino)
+        attr = await one.session.call(request)
+        assert attr == request.made_in(0o755, 0, ino)
+        assert await one.session.call(names.GetAttr(ino)) == attr
+        one.unborn.append((ino, b"x"))
+        assert (await other.call(names.Lookup(ino, b"x"))).size == len(DATA)
+        assert [recall.grants for recall in one.recalled] == [[ino]]
+        # A removed one is not granted any more; nor is anything but a directory.
+        second, third = await one.number(), await one.number()
+        for number, kind in ((second, mode), (third, stat.S_IFIFO | 0o600)):
+            name = b"%d" % number
+            await one.session.call(names.Create(ROOT, name, kind, 5, 6, NOW, ino=number))
+        assert len(server.tree.callbacks.grants) == 1
+        await one.session.call(names.Remove(ROOT, b"%d" % second, True, NOW))
+        assert len(server.tree.callbacks.grants) == 0
+        assert server.tree.state.inodes == 5  # with the root, x, and what is garbage now
+        for number in (ino, third, ROOT, third + 10_000):
+            status = status_of(
+                one.session.call(names.Create(ROOT, b"e", mode, 5, 6, NOW, ino=number))
+            )
+            assert await status == errno.EINVAL
+        assert await status_of(one.session.call(names.Lookup(ROOT, b"e"))) == errno.ENOENT
+
+
+async def test_who_makes_too_many_directories_gives_grants_back(
+    server: NamesServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.tree.callbacks.grants.limit = 5
+    async with maker(server) as one:
+        for number in range(12):
+            ino = await one.number()
+            name = b"%d" % number
+            await one.session.call(names.Create(ROOT, name, DIRECTORY, 5, 6, NOW, ino=ino))
+        await wait_for(lambda: len(server.tree.callbacks.grants) <= 5)
+        assert one.recalled
+
+
+async def test_a_set_group_id_directory_and_an_acl_are_inherited_with_a_number(
+    server: NamesServer,
+) -> None:
+    async with maker(server) as one:
+        await one.session.call(names.SetAttr(ROOT, NOW, mode=0o2755, gid=77))
+        request = names.Create(
+            ROOT, b"d", DIRECTORY | 0o777, 5, 6, NOW, umask=0o022, ino=await one.number()
+        )
+        attr = await one.session.call(request)
+        assert (attr.mode, attr.gid) == (stat.S_IFDIR | 0o2755, 77)
+        assert attr == request.made_in(stat.S_IFDIR | 0o2755, 77, attr.ino)
+        entries = acl.encode(
+            [acl.Entry(tag, 7) for tag in (acl.OWNER, acl.OWNING_GROUP, acl.OTHERS)]
+        )
+        await one.session.call(names.SetXattr(ROOT, acl.DEFAULT, entries, 0, NOW))
+        attr = await one.session.call(
+            names.Create(ROOT, b"e", DIRECTORY | 0o777, 5, 6, NOW, umask=0o022)
+        )
+        assert attr.mode == stat.S_IFDIR | 0o2777
+
+
+async def test_a_change_that_comes_late_does_nothing_else(server: NamesServer) -> None:
+    """The name stands for another inode by now."""
+    async with server.session() as session:
+        first = await make(session, b"a")
+        second = await make(session, b"b")
+        d = await make(session, b"d", DIRECTORY)
+
+        async def refused(request: names.Request) -> int:
+            return await status_of(session.call(request))
+
+        assert await refused(names.Remove(ROOT, b"a", False, NOW, second)) == errno.ESTALE
+        assert await refused(names.Remove(ROOT, b"d", True, NOW, first)) == errno.ESTALE
+        assert await refused(names.Remove(ROOT, b"a", False, NOW, 0)) == errno.ESTALE
+        for ino, replaces in ((second, second), (first, first), (first, 0), (first, d)):
+            request = names.Rename(ROOT, b"a", ROOT, b"b", 0, NOW, ino, replaces)
+            assert await refused(request) == errno.ESTALE
+        request = names.Rename(ROOT, b"a", ROOT, b"new", 0, NOW, first, second)
+        assert await refused(request) == errno.ESTALE
+        assert await refused(names.Remove(ROOT, b"a", False, NOW, -2)) == errno.ESTALE
+        assert [e.name for e in (await session.call(names.ReadDir(ROOT, 0, 10))).entries] == [
+            b"a", b"b", b"d",
+        ]  # fmt: skip
+        renamed = await session.call(names.Rename(ROOT, b"a", ROOT, b"b", 0, NOW, first, second))
+        assert renamed.moved.ino == first
+        await session.call(names.Rename(ROOT, b"b", ROOT, b"c", 0, NOW, first, 0))
+        await session.call(names.Remove(ROOT, b"c", False, NOW, first))
+        await session.call(names.Remove(ROOT, b"d", True, NOW, d))
+        assert not (await session.call(names.ReadDir(ROOT, 0, 10))).entries
+
+
+@pytest.mark.parametrize("takes_answers", [False, True])
+async def test_what_a_mount_had_sent_is_carried_out_when_it_is_gone(
+    server: NamesServer, takes_answers: bool
+) -> None:
+    count = 500
+    connection = await connect(Address(HOST, server.port))
+    sock = connection.detach()
+    try:
+        opened = await exchange_open(sock, 0, b"t" * 16, "test:/mnt:2", 0.0)
+        frames = []
+        for number in range(1, count + 1):
+            body = names.encode(names.Create(ROOT, b"%d" % number, DIRECTORY, 0, 0, NOW))
+            frames.append(
+                pack_header(names.FRAME_IDS.size + len(body), names.REQUEST)
+                + names.FRAME_IDS.pack(number, 1)
+                + body
+            )
+        data = memoryview(b"".join(frames))
+        while data:
+            try:
+                data = data[sock.send(data) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(sock)
+        if takes_answers:
+            # Not all of them: the connection is reset.
+            await trio.lowlevel.wait_readable(sock)
+            sock.recv(10)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    finally:
+        sock.close()
+    async with server.session() as session:
+
+        async def made() -> int:
+            listing: names.Listing = await session.call(names.ReadDir(ROOT, 0, 1024))
+            return len(listing.entries)
+
+        with trio.fail_after(60):
+            while await made() < count:  # noqa: ASYNC110 (no event tells)
+                await trio.sleep(0.01)
+    assert opened.session

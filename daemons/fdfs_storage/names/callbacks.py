@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -196,6 +197,8 @@ class Callbacks:
             session = self._sessions.get(work.session)
             if session is not None:
                 self.hold(session, found.attrs)
+                self._follow(item.change.op, item.outcome, session.number)
+        self._revoke(self.grants.give_up(_GRANTS_GIVEN_UP))
         for number, message in messages.items():
             # The storage's own changes (by clients of objects) wait for nobody.
             waiting = [change for change in message.changes if change.key[0]]
@@ -204,6 +207,14 @@ class Callbacks:
         for change in waits.values():
             self._deferred[change.key] = change
         return waits
+
+    def _follow(self, op: Any, outcome: Any, session: int) -> None:
+        """The grants of directories that come and go."""
+        if type(op) is names.Create:
+            if op.ino and stat.S_ISDIR(op.mode):
+                self.grants.made(op.ino, session)
+        elif type(op) is names.Remove and op.directory:
+            self.grants.removed(outcome.ino)
 
     def _is_known_to_others(self, own: int, inos: Iterable[int]) -> bool:
         """Whether another session may hold one of the inodes."""

@@ -133,7 +133,7 @@ def _former_outcome(request: names.FormerOutcome) -> None:
 
 def _create(request: names.Create) -> None:
     name(request.name)
-    _ino(request.parent)
+    _ino(request.parent, request.ino)
     _ids(request.uid, request.gid)
     _int64(request.now_ns)
     mode = request.mode
@@ -177,9 +177,16 @@ def _reserve_inodes(request: names.ReserveInodes) -> None:
         raise fail(errno.EINVAL, "count")
 
 
+def _expected(*inos: int) -> None:
+    for ino in inos:
+        if ino != names.ANY_INODE:
+            _ino(ino)
+
+
 def _remove(request: names.Remove) -> None:
     name(request.name)
     _ino(request.parent)
+    _expected(request.ino)
     _int64(request.now_ns)
 
 
@@ -187,6 +194,7 @@ def _rename(request: names.Rename) -> None:
     name(request.name)
     name(request.new_name)
     _ino(request.parent, request.new_parent)
+    _expected(request.ino, request.replaces)
     _int64(request.now_ns)
     if request.flags not in (0, NOREPLACE, EXCHANGE):
         raise fail(errno.EINVAL, "flags")

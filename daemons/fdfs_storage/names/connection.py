@@ -63,6 +63,7 @@ class SessionConnection:
         self._ended = trio.Event()
         self._problem: ConnectionProblem | ProtocolError | None = None
         self._closed = False
+        self._mute = False
         reads: Reads = tree.reads
         self._reads: dict[type, Callable[[Any], Any]] = {
             names.Lookup: reads.lookup,
@@ -379,7 +380,7 @@ class SessionConnection:
 
     def answer(self, number: int, status: int, body: bytes = b"") -> None:
         """Queue an answer; `flush` sends it."""
-        if self._closed:
+        if self._closed or self._mute:
             return
         size = names.ANSWER_ID.size + len(body)
         self._out.append(_ANSWER_HEAD.pack(size, names.ANSWER, status, number) + body)
@@ -394,7 +395,7 @@ class SessionConnection:
 
     def flush(self) -> None:
         """Hand what is queued to the kernel, as far as it takes it; the rest follows by itself."""
-        if not self._out or self._unsent or self._closed:
+        if not self._out or self._unsent or self._closed or self._mute:
             return
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         self._out.clear()
@@ -404,8 +405,7 @@ class SessionConnection:
         except BlockingIOError:
             sent = 0
         except OSError:
-            # The reader notices as well, and ends.
-            self.shutdown()
+            self._nobody_listens()
             return
         if sent < len(data):
             self._unsent = data[sent:]
@@ -427,12 +427,21 @@ class SessionConnection:
                         except BlockingIOError:
                             continue
                 except OSError:
-                    # The reader notices as well, and ends.
-                    self.shutdown()
+                    self._nobody_listens()
                     return
                 self._unsent = b""
                 self.flush()
                 self._room.set()
+
+    def _nobody_listens(self) -> None:
+        """The mount is gone. What it had sent is carried out all the same, up to the end.
+
+        It may have told its programs that it will be (changes answered ahead of the storage).
+        """
+        self._mute = True
+        self._out.clear()
+        self._out_bytes, self._unsent = 0, b""
+        self._room.set()
 
     def shutdown(self) -> None:
         """End the connection from this side; `run` returns soon."""

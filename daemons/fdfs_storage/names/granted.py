@@ -35,8 +35,7 @@ def make_file(state: State, index: int, change: Change, op: names_record.MakeFil
     """A file with attributes and content, under a new name."""
     db, ino = state.db, op.ino
     tree.check_directory(db, op.parent)
-    if ino >= state.next_ino or tree.find_attr(db, ino) is not None:
-        raise fail(errno.EINVAL, "inode number")
+    tree.check_reserved(state, ino)
     try:
         # The unique index finds an existing name; a statement that fails has done nothing.
         db.execute("INSERT INTO dirent VALUES (?, ?, ?, ?)", (op.parent, index, op.name, ino))

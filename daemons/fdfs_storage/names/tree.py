@@ -120,13 +120,13 @@ def _check_removable(db: sqlite3.Connection, attr: Attr, directory: bool) -> Non
 
 def drop_link(state: State, attr: Attr, now_ns: int) -> Attr:
     """Take one name off an inode; without one it becomes an orphan."""
-    nlink = 0 if stat.S_ISDIR(attr.mode) else attr.nlink - 1
+    attr = names.unlinked(attr, now_ns)
     state.db.execute(
-        "UPDATE inode SET nlink = ?, ctime_ns = ? WHERE ino = ?", (nlink, now_ns, attr.ino)
+        "UPDATE inode SET nlink = ?, ctime_ns = ? WHERE ino = ?", (attr.nlink, now_ns, attr.ino)
     )
-    if nlink == 0:
+    if attr.nlink == 0:
         state.add_garbage(attr.ino, None)
-    return replace(attr, nlink=nlink, ctime_ns=now_ns)
+    return attr
 
 
 def get_xattr(db: sqlite3.Connection, ino: int, name: bytes) -> bytes:
@@ -144,44 +144,66 @@ def create(state: State, index: int, change: Change, op: names.Create) -> Attr:
     """A new inode under a new name."""
     db = state.db
     parent_mode, parent_gid, default = check_directory(db, op.parent)
-    mode, gid = op.mode, op.gid
-    is_directory = stat.S_ISDIR(mode)
-    if parent_mode & stat.S_ISGID:
-        gid = parent_gid
-        if is_directory:
-            mode |= stat.S_ISGID
+    is_directory = stat.S_ISDIR(op.mode)
+    ino = op.ino or state.next_ino
+    if op.ino:
+        check_reserved(state, op.ino)
+    attr = op.made_in(parent_mode, parent_gid, ino)
     access = b""
-    if not stat.S_ISLNK(mode):
-        if default:
-            entries, mode = acl.inherit(acl.decode(default), mode)
-            access = b"" if acl.is_minimal(entries) else acl.encode(entries)
-        else:
-            mode &= ~op.umask
-    ino = state.next_ino
+    if default and not stat.S_ISLNK(op.mode):
+        entries, mode = acl.inherit(acl.decode(default), attr.mode | op.mode)
+        access = b"" if acl.is_minimal(entries) else acl.encode(entries)
+        attr = replace(attr, mode=mode)
     try:
         # The unique index finds an existing name; a statement that fails has done nothing.
         db.execute("INSERT INTO dirent VALUES (?, ?, ?, ?)", (op.parent, index, op.name, ino))
     except sqlite3.IntegrityError:
         raise fail(errno.EEXIST) from None
-    state.new_ino()
-    nlink = 2 if is_directory else 1
-    size, now = len(op.target), op.now_ns
+    if op.ino:
+        state.inodes += 1
+    else:
+        state.new_ino()
+    now = op.now_ns
     db.execute(
         "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, NULL, ?, 0)",
-        (ino, mode, nlink, op.uid, gid, op.rdev, size, now, now, now, op.target),
+        (
+            ino,
+            attr.mode,
+            attr.nlink,
+            op.uid,
+            attr.gid,
+            op.rdev,
+            attr.size,
+            now,
+            now,
+            now,
+            op.target,
+        ),
     )
     if access:
         put_xattr(db, ino, acl.ACCESS, access)
     if default and is_directory:
         put_xattr(db, ino, acl.DEFAULT, default)
     _touch_directory(db, op.parent, now, is_directory)
-    return Attr(ino, mode, nlink, op.uid, gid, op.rdev, size, now, now, now, 0, "", op.target)
+    return attr
+
+
+def check_reserved(state: State, ino: int) -> None:
+    """Raise EINVAL unless the number was reserved and is not in use."""
+    if ino >= state.next_ino or find_attr(state.db, ino) is not None:
+        raise fail(errno.EINVAL, "inode number")
+
+
+def _check_inode(found: int, wanted: int) -> None:
+    if wanted not in (names.ANY_INODE, found):
+        raise fail(errno.ESTALE, "another inode")
 
 
 def remove(state: State, index: int, change: Change, op: names.Remove) -> Attr:
     """unlink and rmdir."""
     db = state.db
     cookie, attr = _require_entry(db, op.parent, op.name)
+    _check_inode(attr.ino, op.ino)
     _check_removable(db, attr, op.directory)
     db.execute("DELETE FROM dirent WHERE parent = ? AND cookie = ?", (op.parent, cookie))
     _touch_directory(db, op.parent, op.now_ns, -int(op.directory))
@@ -245,6 +267,8 @@ def rename(state: State, index: int, change: Change, op: names.Rename) -> Rename
     if moves:
         check_directory(db, op.new_parent)
     entry = _find_named(db, op.new_parent, op.new_name)
+    _check_inode(source.ino, op.ino)
+    _check_inode(entry[1].ino if entry is not None else 0, op.replaces)
     if entry is not None and op.flags == NOREPLACE:
         raise fail(errno.EEXIST)
     if entry is None and op.flags == EXCHANGE:
