@@ -28,6 +28,7 @@ _TO_LIBFUSE = frozenset(
         "dirsync",
     )
 )
+_OPPOSITE = {"async": frozenset(("sync",)), "sync": frozenset(("async",))}
 _IGNORED = frozenset(
     (
         "rw",
@@ -128,7 +129,10 @@ def _apply(options: MountOptions, part: str) -> MountOptions:
     if name in _FLAGS:
         return replace(options, vfs=replace(options.vfs, **_FLAGS[name]))
     if name in _TO_LIBFUSE:
-        return replace(options, libfuse=options.libfuse | {name})
+        # The kernel leaves it to us how soon a change of names is stored.
+        libfuse = options.libfuse - _OPPOSITE.get(name, frozenset()) | {name}
+        vfs = replace(options.vfs, dirsync=not libfuse.isdisjoint(("sync", "dirsync")))
+        return replace(options, libfuse=libfuse, vfs=vfs)
     if name in _IGNORED:
         libfuse = options.libfuse - {"ro"} if name == "rw" else options.libfuse
         return replace(options, libfuse=libfuse)

@@ -262,6 +262,12 @@ def _volumes(report: dict[str, Any]) -> list[str]:
                 **volume["remembered"]
             )
         )
+        ahead = volume.get("ahead")  # mounts of older releases have none
+        if ahead:
+            shown.append(
+                "  changes of names answered ahead: {answered}, of which {unanswered} wait for the"
+                " storage and {refused} were refused".format(**ahead)
+            )
         for call, counted in volume["calls"].items():
             mean = _duration(counted["seconds"] / counted["count"])
             shown.append(f"  {call:<14}{counted['count']:>12} calls, mean {mean}")

@@ -132,6 +132,11 @@ class FrameWriter:
                 self._draining = True
                 self._nursery.start_soon(self._drain)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are frames that the kernel has not taken yet."""
+        return bool(self._backlog)
+
     def close(self) -> None:
         """Send nothing more. The socket may be closed then."""
         self._closed = True

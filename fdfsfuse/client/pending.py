@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import trio
@@ -16,7 +16,8 @@ class Call:
     """A request without an answer.
 
     ``ended`` tells whether there is one now: ``answer``, or ``error``. ``wanted`` tells whether
-    anybody waits for it; that is ``task`` unless the caller reads from the socket itself.
+    anybody waits for it; that is ``task`` unless the caller reads from the socket itself, or wants
+    ``on_end`` to be called with the error, or None.
     ``sent_at`` is the boottime when it was last written to a connection of this session; 0: never.
     ``former`` is asked first: what became of the call in a session that ended.
     """
@@ -29,6 +30,7 @@ class Call:
         "error",
         "former",
         "kind",
+        "on_end",
         "sent_at",
         "task",
         "wanted",
@@ -40,6 +42,7 @@ class Call:
         self.deadline = deadline
         self.wanted = wanted
         self.task: Task | None = None
+        self.on_end: Callable[[Exception | None], None] | None = None
         self.ended = False
         self.answer: Any = None
         self.error: Exception | None = None
@@ -66,6 +69,8 @@ class Call:
         task, self.task = self.task, None
         if task is not None:
             trio.lowlevel.reschedule(task)
+        elif self.on_end is not None:
+            self.on_end(self.error)
 
     def result(self) -> Any:
         """The answer, or the error raised; once the call has ended."""

@@ -140,6 +140,11 @@ class NamesSession(NamesCalls):
     def connected(self) -> bool:
         return self._socket is not None
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether requests wait until they can be sent."""
+        return self._writer is None or self._writer.is_behind
+
     async def wait_connected(self) -> None:
         """Wait until requests are answered.
 
@@ -191,6 +196,16 @@ class NamesSession(NamesCalls):
             call.wanted = False
             self._calls.discard(call)
             raise
+
+    def post(self, request: names.Request, on_end: Callable[[Exception | None], None]) -> None:
+        """Send a change behind all requests before, and do not wait for the answer.
+
+        It is sent again like any other, without a limit of time. *on_end*, which must not raise, is
+        called with None when it was made, else with what `call` would raise.
+        """
+        call = Call(type(request), names.encode(request), math.inf, True)
+        call.on_end = on_end
+        self._add(call)
 
     @property
     def no_names(self) -> bool:

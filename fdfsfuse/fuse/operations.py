@@ -333,7 +333,7 @@ class Operations(pyfuse3.Operations):
         await self._vfs.files.flush(fh)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._vfs.files.flush(fh)
+        await self._vfs.files.sync(fh)
 
     async def release(self, fh: int) -> None:
         await self._vfs.files.release(fh)
@@ -361,7 +361,6 @@ class Operations(pyfuse3.Operations):
         self._vfs.directories.release(fh)
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        # Changes of names are durable when they are answered, but for files made on our own.
         await self._vfs.tell_of_directory(fh)
 
 

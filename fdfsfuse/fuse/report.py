@@ -134,6 +134,11 @@ def _volume(volume: Volume) -> dict[str, Any]:
     return {
         "down": volume.down,
         "times_down": volume.times_down,
+        "ahead": {
+            "answered": volume.own_changes.count,
+            "unanswered": len(volume.own_changes),
+            "refused": volume.own_changes.refused,
+        },
         "waiting": volume.waiting,
         "remembered": volume.memory.usage(),
         **volume.backend.state(),

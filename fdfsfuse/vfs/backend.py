@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from fdfsfuse.proto import names
@@ -59,6 +59,10 @@ class Backend(Protocol):
         """Whether the session is up right now."""
 
     @property
+    def takes_at_once(self) -> bool:
+        """Whether what is sent now is on its way, also when this process ends."""
+
+    @property
     def lease_until(self) -> float:
         """Until when (`lease_clock`) what was told, and not recalled, may be relied upon."""
 
@@ -80,6 +84,12 @@ class Backend(Protocol):
 
     async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
         """Send a names request; return the answer struct that belongs to it."""
+
+    def post(self, request: names.Request, done: Callable[[Exception | None], None]) -> None:
+        """Send a change, while it `takes_at_once`.
+
+        *done* is called with None when it was made, else with the error.
+        """
 
     def recalled(self, number: int, kept: Sequence[int]) -> None:
         """Confirm a recall; see `names.Recalled`."""

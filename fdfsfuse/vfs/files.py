@@ -448,8 +448,10 @@ class FileState(MergingFile):
             self.dirty = False
             self.content = None
             if self.birth is not None:
-                self.volume.recalls.never_made(self.birth.parent, self.birth.name, self.ino)
-                self._end_birth(self.birth)
+                birth = self.birth
+                entry = (birth.parent, birth.name)
+                self.volume.recalls.never_made([self.ino, birth.parent], [entry])
+                self._end_birth(birth)
         else:
             self._drop_content()
 

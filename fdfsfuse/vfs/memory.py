@@ -43,7 +43,7 @@ class Memory:
         limit: most inodes, and most names, that are remembered.
 
     Attributes:
-        granted: directories in which this mount may make files on its own.
+        granted: directories in which this mount may make files on its own, and answer changes.
     """
 
     def __init__(
@@ -113,6 +113,17 @@ class Memory:
             parent in self.granted
             and self.lookup(parent, name) == MISSING
             and self.attr(parent) is not None
+        )
+
+    def is_empty(self, ino: int) -> bool:
+        """Whether a directory is known to have no entries."""
+        directory = self._directories.get(ino)
+        return (
+            directory is not None
+            and directory.complete
+            and not directory.unknown
+            and not any(directory.names.values())
+            and self._now() < self._lease_until()
         )
 
     def listing(self, ino: int) -> names.Listing | None:
@@ -324,6 +335,8 @@ class Memory:
         is_directory = stat.S_ISDIR(request.mode)
         if is_directory and self._is_fresh(answer.ino, began):
             self._directory(answer.ino).complete = True
+            if request.ino:
+                self.granted.add(answer.ino)
         self._changed_in(request.parent, request.now_ns, int(is_directory), began)
 
     def made(self, parent: int, name: bytes, attr: Attr, now_ns: int) -> None:
@@ -337,6 +350,21 @@ class Memory:
         self.learn(request, answer, began)
         self.end(began)
         self._xattrs[answer.ino] = {}
+
+    def foreseen(self, request: names.Request, answer: Any) -> None:
+        """A request that was sent just now is answered here; see `fdfsfuse.vfs.ownchanges`."""
+        if self._flights:
+            # What was asked before may be answered as it was before, or as it is after this.
+            for ino in _changed(request, answer):
+                self._recalled[ino] = self._serial
+            if any(type(flight) in _TELL_NAMES for flight in self._flights.values()):
+                for ino in _directories(request):
+                    self._recalled[ino] = self._serial
+        began = self.begin(request)
+        self.learn(request, answer, began)
+        self.end(began)
+        if isinstance(request, names.Create):
+            self._xattrs[answer.ino] = {}
 
     def _learn_file(self, request: names.CreateFile, answer: Attr, began: int) -> None:
         # The directory has changed when the file was made.
@@ -356,6 +384,8 @@ class Memory:
         self._attr(answer, began)
         self._name(request.parent, request.name, MISSING, began)
         self._changed_in(request.parent, request.now_ns, -int(request.directory), began)
+        if request.directory:
+            self.granted.discard(answer.ino)
 
     def _learn_rename(self, request: names.Rename, answer: names.Renamed, began: int) -> None:
         moved, replaced = answer.moved, answer.replaced
@@ -364,9 +394,11 @@ class Memory:
         if replaced is not None:
             self._attr(replaced, began)
         # Renaming one name of an inode over another one does nothing at all.
-        unclear = replaced is None and (moved.nlink > 1 or old == new)
+        is_directory = stat.S_ISDIR(moved.mode)
+        unclear = replaced is None and ((moved.nlink > 1 and not is_directory) or old == new)
+        moves = is_directory and request.parent != request.new_parent
         for parent in {request.parent, request.new_parent}:
-            if unclear or stat.S_ISDIR(moved.mode) or (replaced and stat.S_ISDIR(replaced.mode)):
+            if unclear or moves or (replaced and stat.S_ISDIR(replaced.mode)):
                 # How times or link counts change is not worth following.
                 self._attrs.pop(parent, None)
             else:
@@ -454,6 +486,13 @@ class Memory:
         self._derived.clear()
 
 
+def _changed(request: Any, answer: Any) -> list[int]:
+    """The inodes whose attributes an answer tells."""
+    if isinstance(answer, names.Renamed):
+        return [attr.ino for attr in (answer.moved, answer.replaced) if attr is not None]
+    return [answer.ino]
+
+
 def _directories(request: Any) -> tuple[int, ...]:
     """Inodes that the kernel may have locked while the request is in flight."""
     find = _LOCKED.get(type(request))
@@ -487,6 +526,8 @@ _LOCKED: dict[type, Callable[[Any], tuple[int, ...]]] = {
     names.CommitWrite: _ino,
     names.MakeWritable: _ino,
 }
+
+_TELL_NAMES = frozenset((names.Lookup, names.ReadDir, names.Open))
 
 _LEARN: dict[type, Callable[[Memory, Any, Any, int], None]] = {
     names.Lookup: Memory._learn_lookup,

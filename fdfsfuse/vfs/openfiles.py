@@ -244,8 +244,14 @@ class OpenFiles:
         await opened.state.write(offset, data, append=opened.append)
 
     async def flush(self, handle: int) -> None:
-        """close() and fsync(): see `FileState.flush`."""
+        """close(): see `FileState.flush`."""
         await self._get(handle).state.flush()
+
+    async def sync(self, handle: int) -> None:
+        """fsync(): the names by which the file is to be found are stored as well."""
+        state = self._get(handle).state
+        await state.flush()
+        await state.volume.wait_for_changes()
 
     async def truncate(self, number: int, size: int, handle: int | None) -> None:
         """Set the size; without a handle it is stored at once."""
@@ -328,4 +334,7 @@ class OpenFiles:
         async with trio.open_nursery() as nursery:
             for state in states:
                 nursery.start_soon(state.write_back)
+            for volume in self._volumes.by_name.values():
+                # Of changes that are given up each is logged.
+                nursery.start_soon(volume.own_changes.wait)
         return sum(state.dirty for state in states)

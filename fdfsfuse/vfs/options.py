@@ -29,6 +29,7 @@ class VfsOptions:
         hard: calls wait for as long as it takes instead.
         lease_s: how long the mount may be out of touch before others' changes stop waiting for it;
             0 for what the volume grants, which is also the most.
+        dirsync: changes of names are answered when the storage has made them, always.
         acl: POSIX ACLs are kept, and the kernel checks them.
         cached_entries: most inodes, and most names, of a volume that are remembered.
         attr_timeout_s: how old attributes may be that nobody recalls: those of objects without a
@@ -58,6 +59,7 @@ class VfsOptions:
     timeout_s: float = 30.0
     hard: bool = False
     lease_s: float = 0.0
+    dirsync: bool = False
     acl: bool = False
     attr_timeout_s: float = 1.0
     cached_entries: int = 65_536

@@ -72,7 +72,7 @@ class OwnFiles:
             or not volume.backend.connected
         ):
             return 0
-        if parent not in memory.granted and not await self._ask_for(parent):
+        if parent not in memory.granted and not await self.ask_for(parent):
             return 0
         if self._next == self._end:
             await self._reserve()
@@ -82,9 +82,14 @@ class OwnFiles:
         self._next += 1
         return self._next - 1
 
-    async def _ask_for(self, directory: int) -> bool:
+    def may_ask_for(self, directory: int) -> bool:
+        """Whether the grant of a directory was not refused just now."""
         now = time.monotonic()
-        if self._refused.get(directory, now) > now:
+        return self._refused.get(directory, now) <= now
+
+    async def ask_for(self, directory: int) -> bool:
+        """Ask for the grant of a directory, unless it was refused just now. Whether it is given."""
+        if not self.may_ask_for(directory):
             return False
         try:
             await self._volume.call(names.Grant(directory))
@@ -133,12 +138,13 @@ class OwnFiles:
             ConnectFailed: for want of an answer. The request's own would not be right: a directory
                 that looks empty would go. What the storage has refused to make is not there.
         """
-        states = self._concerned(request)
+        states = self.concerned(request)
         if states and any(state.unreachable for state in await tell(states)):
             raise ConnectFailed("the storage could not be told of a file that was made")
 
-    def _concerned(self, request: Any) -> Collection[FileState]:
-        if isinstance(request, _NOT_CONCERNED):
+    def concerned(self, request: Any) -> Collection[FileState]:
+        """The unborn files that *request* may concern."""
+        if not self._by_ino or isinstance(request, _NOT_CONCERNED):
             return ()
         found: dict[int, FileState] = {}
         directories: set[int] = set()

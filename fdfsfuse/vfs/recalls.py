@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -126,6 +126,7 @@ class Recalls:
 
     async def _give_back(self, number: int, directories: list[int] | None) -> None:
         """Confirm the recall of grants once the storage knows of all files that were made there."""
+        await self._volume.own_changes.wait()
         untold = await tell(self._volume.own_files.inside(directories))
         if any(state.unreachable for state in untold):
             return  # the storage repeats the recall, or the lease ends
@@ -173,10 +174,17 @@ class Recalls:
         finally:
             self.late -= len(entries)
 
-    def never_made(self, parent: int, name: bytes, ino: int) -> None:
-        """A file that the kernel was told of could not be told to the storage."""
-        self._volume.memory.recall([ino, parent], [(parent, name)])
-        self._forget_later([], [(parent, name)])
+    def never_made(self, inos: Collection[int], entries: list[tuple[int, bytes]]) -> None:
+        """The kernel was told of something that did not become so at the storage."""
+        memory, context = self._volume.memory, self._context
+        memory.recall(inos, entries)
+        for number in map(self._number, inos):
+            state = context.states.get(number)
+            if state is not None:
+                state.recalled()
+            if context.numbers.known(number):
+                context.kernel.forget_attributes(number)
+        self._forget_later([], entries)
 
     def refuse_orphan(self) -> bool:
         """Whether opening an inode without a name is to fail with ESTALE.

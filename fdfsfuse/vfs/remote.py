@@ -90,6 +90,11 @@ class RemoteBackend:
     def connected(self) -> bool:
         return self._session is not None and self._session.connected
 
+    @property
+    def takes_at_once(self) -> bool:
+        session = self._session
+        return session is not None and session.connected and not session.is_behind
+
     def replicas(self) -> list[str]:
         return [str(storage.address) for storage in self._storages]
 
@@ -176,6 +181,16 @@ class RemoteBackend:
             raise DeadlineExceeded(f"the storages of {self.group} did not answer in time") from None
         finally:
             self._count(type(request).__name__, start)
+
+    def post(self, request: names.Request, done: Callable[[Exception | None], None]) -> None:
+        assert self._session is not None
+        name, start = type(request).__name__, time.perf_counter_ns()
+
+        def ended(error: Exception | None) -> None:
+            self._count(name, start)
+            done(error)
+
+        self._session.post(request, ended)
 
     async def read_into(self, file_id: str, offset: int, buffer: memoryview) -> int:
         body = Download(self.group, file_id, offset, len(buffer)).encode()

@@ -210,9 +210,12 @@ class Tree:
             raise TreeError(errno.EPERM)
         state = self._context.states.get(number)
         request = changes.request(ino)
+        attr: Attr | None
         if state is not None:
-            return self._context.entry(volume, await state.set_attributes(request))
-        return self._context.entry(volume, await volume.call(request))
+            attr = await state.set_attributes(request)
+        else:
+            attr = volume.own_changes.set_attributes(request) or await volume.call(request)
+        return self._context.entry(volume, attr)
 
     async def create(
         self,
@@ -232,7 +235,11 @@ class Tree:
         volume, ino = self._parent(parent)
         now = time.time_ns()
         request = names.Create(ino, name, mode, owner.uid, owner.gid, now, rdev, target, umask)
-        attr: Attr = await volume.call(request)
+        attr: Attr | None = None
+        if not stat.S_ISREG(mode):
+            attr = await volume.own_changes.create(request)
+        if attr is None:
+            attr = await volume.call(request)
         return self._context.entry(volume, attr, ino, name)
 
     async def remove(self, parent: int, name: bytes, *, directory: bool) -> None:
@@ -248,7 +255,8 @@ class Tree:
         volume, ino = found
         if ino == names.ROOT_INO and store_path_of(name) is not None:
             raise TreeError(errno.EPERM)
-        attr: Attr = await volume.call(names.Remove(ino, name, directory, time.time_ns()))
+        request = names.Remove(ino, name, directory, time.time_ns())
+        attr: Attr = volume.own_changes.remove(request) or await volume.call(request)
         self._directories.removed(parent, name)
         self._context.told(volume, attr)
 
@@ -289,9 +297,8 @@ class Tree:
             or (new_ino == names.ROOT_INO and store_path_of(new_name) is not None)
         ):
             raise TreeError(errno.EPERM)
-        answer: names.Renamed = await volume.call(
-            names.Rename(ino, name, new_ino, new_name, flags, time.time_ns())
-        )
+        request = names.Rename(ino, name, new_ino, new_name, flags, time.time_ns())
+        answer: names.Renamed = volume.own_changes.rename(request) or await volume.call(request)
         if not flags & RENAME_EXCHANGE:
             self._directories.removed(parent, name)
         self._renamed(volume, answer)

@@ -109,17 +109,21 @@ class Vfs:
         return self.directories.open(handle)
 
     async def tell_of_directory(self, handle: int) -> None:
-        """fsyncdir(): the storage is told of the files that this mount has made in it.
+        """fsyncdir(): the storage has made all changes in it, and all files that this mount made.
 
         Raises:
-            TreeError: EIO, it could not be told of all; those who have them open hear why.
+            TreeError: EIO, it could not be told of all; those who have them open hear why. What a
+                change failed with that was answered before.
         """
         number = self.directories.get(handle).number
         volume = self._volume_of(number)
-        if volume is not None and volume.own_files and id_directory(number) is None:
+        if volume is not None and id_directory(number) is None:
             _, ino, _ = self.tree.inode(number)
-            if await tell(volume.own_files.inside([ino])):
-                raise TreeError(errno.EIO)
+            untold = await tell(volume.own_files.inside([ino]))
+            await volume.wait_for_changes()
+            refused = volume.own_changes.take_error(ino)
+            if untold or refused:
+                raise TreeError(refused or errno.EIO)
 
     def _volume_of(self, number: int) -> Volume | None:
         return None if number == self.context.volumes_at else self.tree.volume(number)

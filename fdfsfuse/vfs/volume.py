@@ -16,12 +16,20 @@ from typing import Any
 import trio
 from trio.lowlevel import ParkingLot
 
-from fdfsfuse.errors import ConnectFailed, ConnectionProblem, FdfsError, StatusError
+from fdfsfuse.errors import (
+    ConnectFailed,
+    ConnectionProblem,
+    DeadlineExceeded,
+    FdfsError,
+    StatusError,
+)
 from fdfsfuse.proto import names
+from fdfsfuse.vfs import ownchanges
 from fdfsfuse.vfs.ahead import Ahead
 from fdfsfuse.vfs.backend import Backend, lease_clock
 from fdfsfuse.vfs.context import Context
 from fdfsfuse.vfs.memory import Memory
+from fdfsfuse.vfs.ownchanges import OwnChanges
 from fdfsfuse.vfs.ownfiles import OwnFiles
 from fdfsfuse.vfs.recalls import Recalls
 
@@ -40,7 +48,8 @@ class Volume:
     ``root_attr`` are the last attributes of the root that the storage told. ``memory`` has what
     may be relied upon of all that the storage told; ``recalls`` carries out what it calls back.
     ``files_ahead`` and ``names_ahead`` decide on what is asked for ahead of need.
-    ``own_files``: those that the storage was not told of yet.
+    ``own_files``: those that the storage was not told of yet. ``own_changes``: those of names that
+    it has not answered yet.
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class Volume:
         self._options = options
         self.recalls = Recalls(context, self)
         self.own_files = OwnFiles(self)
+        self.own_changes = OwnChanges(context, self)
         self._waiting: dict[int, float] = {}
         self._tickets = 0
         self._went_down = trio.Event()
@@ -93,6 +103,8 @@ class Volume:
         try:
             if self.own_files:
                 await self.own_files.tell_before(request)
+            if self.own_changes and not ownchanges.is_in_turn(request):
+                await self.wait_for_changes(timeout_s)
             answer = await self.backend.call(request, timeout_s=timeout_s)
             if self._answers_held is not None:
                 await self._wait_for_answers()
@@ -110,6 +122,19 @@ class Volume:
             if self._landed:
                 self._landed.unpark_all()
         return answer
+
+    async def wait_for_changes(self, timeout_s: float | None = None) -> None:
+        """Wait until the storage has made all changes that were answered here.
+
+        Raises:
+            DeadlineExceeded: within *timeout_s*, or the patience of the mount, it has not.
+        """
+        if not self.own_changes:
+            return
+        with trio.move_on_after(timeout_s or self._options.patience_s) as scope:
+            await self.own_changes.wait()
+        if scope.cancelled_caught:
+            raise DeadlineExceeded(f"the volume {self.backend.group} does not answer in time")
 
     async def _wait_for_answers(self) -> None:
         while self._answers_held is not None:

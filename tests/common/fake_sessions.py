@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import stat
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -120,7 +121,12 @@ class SessionBackend(FakeBackend):
     def _execute(self, request: names.Request) -> Any:
         if isinstance(request, names.Grant):
             return self._grant(request)
-        return self._shared.storage.execute(request)
+        answer = self._shared.storage.execute(request)
+        if isinstance(request, names.Create) and request.ino and stat.S_ISDIR(request.mode):
+            self._shared.grants.made(request.ino, self.number)
+        elif isinstance(request, names.Remove) and request.directory:
+            self._shared.grants.removed(answer.ino)
+        return answer
 
     def _grant(self, request: names.Grant) -> names.Done:
         shared = self._shared
@@ -129,9 +135,8 @@ class SessionBackend(FakeBackend):
             raise StatusError(errno.EAGAIN)
         return names.Done()
 
-    async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
+    async def _carry_out(self, request: names.Request, timeout_s: float | None) -> Any:
         shared = self._shared
-        self.requests[type(request).__name__] += 1
         await shared.delay()
         waiting: list[trio.Event] = []
         while True:
@@ -331,12 +336,21 @@ class Machine:
             self.kernel.attrs.pop(parent, None)
             return opened.handle
 
-    async def unlink(self, parent: int, name: bytes) -> None:
+    async def create(self, parent: int, name: bytes, mode: int, target: bytes = b"") -> None:
+        """mkdir, symlink."""
+        async with self.kernel.locks[parent]:
+            if await self._lookup(parent, name):
+                raise TreeError(errno.EEXIST)
+            entry = await self.vfs.tree.create(parent, name, mode, OWNER, target=target)
+            self.kernel.given(parent, name, self.vfs.remember(entry))
+            self.kernel.attrs.pop(parent, None)
+
+    async def unlink(self, parent: int, name: bytes, *, directory: bool = False) -> None:
         async with self.kernel.locks[parent]:
             number = await self._lookup(parent, name)
             if not number:
                 raise TreeError(errno.ENOENT)
-            await self.vfs.tree.remove(parent, name, directory=False)
+            await self.vfs.tree.remove(parent, name, directory=directory)
             self.kernel.names.pop((parent, name), None)
             for changed in (parent, number):
                 self.kernel.attrs.pop(changed, None)

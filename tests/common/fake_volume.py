@@ -35,7 +35,8 @@ class Directory:
 class FakeBackend:
     """One volume. ``requests`` counts them by kind; ``down`` lets calls time out.
 
-    ``lease_s`` is always left of the lease; ``confirmed`` has the recalls that were confirmed.
+    ``posted`` is the number of changes that wait for their turn. ``lease_s`` is always left of the
+    lease; ``confirmed`` has the recalls that were confirmed.
     """
 
     def __init__(self, group: str) -> None:
@@ -67,6 +68,9 @@ class FakeBackend:
         self.most_writing = 0
         self.grants = True
         self.granted: set[int] = set()
+        self.posted = 0
+        self._less_posted = trio.lowlevel.ParkingLot()
+        self._to_post, self._from_post = trio.open_memory_channel[Any](10_000)
         self._next_ino = 2
         self._cookie = 0
         self._serial = 0
@@ -105,6 +109,10 @@ class FakeBackend:
     def state(self) -> dict[str, Any]:
         return {"connected": self.connected}
 
+    @property
+    def takes_at_once(self) -> bool:
+        return self.connected
+
     def replicas(self) -> list[str]:
         return ["127.0.0.3:23000"]
 
@@ -115,7 +123,26 @@ class FakeBackend:
     async def run(self, listener: Listener) -> None:
         self.listener = listener
         await listener.resumed()
-        await self.closing.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._carry_out_posted)
+            await self.closing.wait()
+            nursery.cancel_scope.cancel()
+
+    def post(self, request: names.Request, done: Callable[[Exception | None], None]) -> None:
+        self.requests[type(request).__name__] += 1
+        self.posted += 1
+        self._to_post.send_nowait((request, done))
+
+    async def _carry_out_posted(self) -> None:
+        async for request, done in self._from_post:
+            error: Exception | None = None
+            try:
+                await self._carry_out(request, None)
+            except (StatusError, DeadlineExceeded) as exc:
+                error = exc
+            self.posted -= 1
+            self._less_posted.unpark_all()
+            done(error)
 
     def recalled(self, number: int, kept: Sequence[int]) -> None:
         self.confirmed.append((number, list(kept)))
@@ -124,8 +151,14 @@ class FakeBackend:
         self.closing.set()
 
     async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
+        self.requests[type(request).__name__] += 1
+        if isinstance(request, (*names.CHANGES, names.Grant)):
+            while self.posted:
+                await self._less_posted.park()
+        return await self._carry_out(request, timeout_s)
+
+    async def _carry_out(self, request: names.Request, timeout_s: float | None) -> Any:
         kind = type(request)
-        self.requests[kind.__name__] += 1
         await self._pass(kind, timeout_s)
         return self._handlers[kind](request)
 
@@ -277,7 +310,10 @@ class FakeBackend:
 
     def _create(self, request: names.Create) -> Attr:
         self._check_free(request.parent, request.name)
-        ino = self._new_ino()
+        ino = request.ino or self._new_ino()
+        assert ino < self._next_ino
+        if ino in self.attrs:
+            raise StatusError(errno.EINVAL)
         attr = _attr(ino, request.mode, request.uid, request.gid, request.now_ns)
         if stat.S_ISDIR(request.mode):
             attr = replace(attr, nlink=2)
@@ -339,6 +375,7 @@ class FakeBackend:
 
     def _remove(self, request: names.Remove) -> Attr:
         ino = self._lookup(names.Lookup(request.parent, request.name)).ino
+        _check_inode(ino, request.ino)
         is_directory = ino in self.directories
         if is_directory != request.directory:
             raise StatusError(errno.ENOTDIR if request.directory else errno.EISDIR)
@@ -355,6 +392,8 @@ class FakeBackend:
     def _rename(self, request: names.Rename) -> names.Renamed:
         moved = self._lookup(names.Lookup(request.parent, request.name))
         target = self._directory(request.new_parent).entries.get(request.new_name)
+        _check_inode(moved.ino, request.ino)
+        _check_inode(target[1] if target is not None else 0, request.replaces)
         replaced = None
         if target is not None and target[1] == moved.ino:
             return names.Renamed(moved)
@@ -553,6 +592,11 @@ class FakeBackend:
         content = content[: request.size] + bytes(max(0, request.size - len(content)))
         file_id = self.upload(content)
         return self._name(request.ino, file_id, request.size, request.mtime_ns, True)
+
+
+def _check_inode(found: int, wanted: int) -> None:
+    if wanted not in (names.ANY_INODE, found):
+        raise StatusError(errno.ESTALE)
 
 
 def _attr(ino: int, mode: int, uid: int, gid: int, now_ns: int) -> Attr:

@@ -38,6 +38,11 @@ class Making(Mounted):
             await self.lookup(f"{PLACE}/{name}")
         return await self.create(f"{PLACE}/{name}", mode)
 
+    async def settled(self) -> None:
+        """Until the storage has made all changes."""
+        (volume,) = self.vfs.volumes.by_name.values()
+        await volume.wait_for_changes()
+
     def stored(self) -> set[bytes]:
         """What the storage has."""
         return set(self.volume.directories[self.ino].entries)
@@ -55,6 +60,7 @@ async def making(**options: Any) -> AsyncIterator[Making]:
         found = Making(mount.vfs, mount.cluster)
         parent = (await found.lookup("vol")).number
         await found.vfs.tree.create(parent, b"d", stat.S_IFDIR | 0o755, OWNER)
+        await wait_until(lambda: 1 in found.volume.granted)
         found.spent()
         yield found
 
@@ -112,16 +118,19 @@ async def test_requests_that_concern_a_file_wait_until_the_storage_knows_it() ->
         top = (await mount.lookup("vol")).number
 
         async def check(name: bytes, after: dict[str, int], remains: bytes = b"") -> None:
+            await mount.settled()
             assert mount.spent() == {"CreateFile": 1, **after}
             assert mount.stored() == ({remains or name} if remains != b"-" else set())
             await mount.close(opened.handle)
             for left in mount.stored():
                 await tree.remove(place, left, directory=False)
+            await mount.settled()
             mount.spent()
 
         opened, entry = await mount.make("first")
         await mount.close(opened.handle)
         await tree.remove(place, b"first", directory=False)
+        await mount.settled()
         mount.spent()
 
         opened, entry = await mount.make("a")

@@ -1,0 +1,282 @@
+"""Changes of names that this mount answers itself, before the storage has.
+
+In a directory of which it has the grant (`names.Grant`) nobody else can come between, so the mount
+can tell what becomes of a change there as well as the storage. It sends the change, and the program
+goes on at once; the storage carries out what it gets in the order of sending, whatever happens to
+the connection or to this process. A change says which inodes it is about, so that it does nothing
+else when it arrives late. What was not answered yet is waited for
+
+* by requests of this mount that read, as the storage would still show them what was before;
+* when the grant is recalled, because another mount wants to look;
+* by fsync of a file or a directory.
+
+A change that the storage refuses after all, for example because its disk is full, is told to the
+next fsync of the directory, and changes are waited for again for a while. See the names protocol in
+the documentation.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import stat
+import time
+from collections.abc import Collection
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
+from trio.lowlevel import ParkingLot
+
+from fdfsfuse.core import acl
+from fdfsfuse.errors import StatusError
+from fdfsfuse.proto import names
+from fdfsfuse.proto.names import Attr
+from fdfsfuse.vfs.directory import MISSING
+
+if TYPE_CHECKING:
+    from fdfsfuse.vfs.context import Context
+    from fdfsfuse.vfs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+UNANSWERED_MAX: Final = 256
+"""Another mount that looks has to wait for all of them."""
+_SLOW_S: Final = 1.0
+_SUSPENDED_S: Final = 5.0
+_RENAME_NOREPLACE: Final = 1
+_ERRORS_MAX: Final = 1000
+_IN_TURN: Final = (
+    names.Create,
+    names.CreateFile,
+    names.Remove,
+    names.Rename,
+    names.Link,
+    names.SetAttr,
+    names.SetXattr,
+    names.RemoveXattr,
+    names.StoreContent,
+    names.NewObject,
+    names.ReserveInodes,
+    names.Grant,
+)
+
+
+def is_in_turn(request: names.Request) -> bool:
+    """Whether the storage carries *request* out behind the changes that it got before.
+
+    All others show what has been made so far.
+    """
+    return isinstance(request, _IN_TURN)
+
+
+class OwnChanges:
+    """The changes of a volume that were answered here and not by the storage.
+
+    Attributes:
+        count: how many there have been.
+        refused: how many of them the storage has refused.
+    """
+
+    def __init__(self, context: Context, volume: Volume) -> None:
+        self.count = 0
+        self.refused = 0
+        self._context = context
+        self._volume = volume
+        self._unanswered: dict[int, float] = {}
+        self._answered = ParkingLot()
+        self._waiting = 0
+        self._asked: set[int] = set()
+        self._suspended_until = float("-inf")
+        self._errors: dict[int, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._unanswered)
+
+    def __len__(self) -> int:
+        return len(self._unanswered)
+
+    # --- changes ---------------------------------------------------------------------------------
+
+    async def create(self, request: names.Create) -> Attr | None:
+        """Make an inode other than a file.
+
+        None, here and below: the storage has to be waited for.
+        """
+        volume, memory = self._volume, self._volume.memory
+        if not self._may(request.parent):
+            return None
+        ino = await volume.own_files.number_for(request.parent, request.name)
+        directory = memory.attr(request.parent)
+        if not ino or directory is None or not self._may(request.parent):
+            return None
+        request = replace(request, ino=ino)
+        attr = request.made_in(directory.mode, directory.gid, ino)
+        self._send(request, attr, (request.parent,))
+        return attr
+
+    def remove(self, request: names.Remove) -> Attr | None:
+        """unlink and rmdir."""
+        memory = self._volume.memory
+        if not self._may(request.parent):
+            return None
+        attr = self._only_name(request.parent, request.name)
+        if attr is None or stat.S_ISDIR(attr.mode) != request.directory:
+            return None
+        if request.directory and not (self._may(attr.ino) and memory.is_empty(attr.ino)):
+            return None
+        request = replace(request, ino=attr.ino)
+        if self._volume.own_files.concerned(request):
+            return None
+        answer = names.unlinked(attr, request.now_ns)
+        self._send(request, answer, (request.parent,))
+        return answer
+
+    def rename(self, request: names.Rename) -> names.Renamed | None:
+        """rename, perhaps over a file."""
+        old, new = (request.parent, request.name), (request.new_parent, request.new_name)
+        if request.flags & ~_RENAME_NOREPLACE or old == new:
+            return None
+        if not (self._may(request.parent) and self._may(request.new_parent)):
+            return None
+        moved = self._only_name(*old)
+        there = self._volume.memory.lookup(*new)
+        if moved is None or there is None:
+            return None
+        is_directory = stat.S_ISDIR(moved.mode)
+        if is_directory and request.parent != request.new_parent:
+            return None  # whether it would go into itself the storage knows
+        replaced: Attr | None = None
+        if there != MISSING:
+            replaced = self._only_name(*new)
+            if replaced is None or request.flags or is_directory or stat.S_ISDIR(replaced.mode):
+                return None
+        request = replace(request, ino=moved.ino, replaces=there)
+        if self._volume.own_files.concerned(request):
+            return None
+        answer = names.Renamed(
+            replace(moved, ctime_ns=request.now_ns),
+            None if replaced is None else names.unlinked(replaced, request.now_ns),
+        )
+        self._send(request, answer, {request.parent, request.new_parent})
+        return answer
+
+    def set_attributes(self, request: names.SetAttr) -> Attr | None:
+        """chmod, chown and utimens of a directory."""
+        memory = self._volume.memory
+        attr = memory.attr(request.ino)
+        if attr is None or not stat.S_ISDIR(attr.mode) or not self._may(request.ino):
+            return None
+        xattrs = memory.xattrs(request.ino)
+        if request.mode is not None and (xattrs is None or acl.ACCESS in xattrs):
+            return None
+        if self._volume.own_files.concerned(request):
+            return None
+        answer = request.applied_to(attr)
+        self._send(request, answer, (request.ino,))
+        return answer
+
+    def _may(self, directory: int) -> bool:
+        """Whether changes in a directory may be answered here. If only for want of its grant, that
+        is asked for.
+        """
+        volume, unanswered = self._volume, self._unanswered
+        if self._context.options.dirsync or self._waiting:
+            return False
+        if volume.down or not volume.backend.takes_at_once:
+            return False
+        now = time.monotonic()
+        if now < self._suspended_until or len(unanswered) >= UNANSWERED_MAX:
+            return False
+        if unanswered and now - next(iter(unanswered.values())) > _SLOW_S:
+            return False
+        if directory in volume.memory.granted:
+            return True
+        self._ask_for(directory)
+        return False
+
+    def _only_name(self, parent: int, name: bytes) -> Attr | None:
+        """The inode that a name stands for, if it has no other name by which others may look."""
+        memory = self._volume.memory
+        ino = memory.lookup(parent, name)
+        attr = memory.attr(ino) if ino else None
+        if attr is None or (attr.nlink != 1 and not stat.S_ISDIR(attr.mode)):
+            return None
+        return attr
+
+    def _ask_for(self, directory: int) -> None:
+        """Ask for a grant behind the change that is made now."""
+        if directory not in self._asked and self._volume.own_files.may_ask_for(directory):
+            self._asked.add(directory)
+            self._context.spawn(self._ask, directory)
+
+    async def _ask(self, directory: int) -> None:
+        try:
+            await self._volume.own_files.ask_for(directory)
+        finally:
+            self._asked.discard(directory)
+
+    # --- answers ---------------------------------------------------------------------------------
+
+    def _send(self, request: Any, answer: Any, directories: Collection[int]) -> None:
+        self.count += 1
+        self._volume.memory.foreseen(request, answer)
+        number = self.count
+        self._unanswered[number] = time.monotonic()
+        self._volume.backend.post(request, partial(self._ended, number, request, directories))
+
+    def _ended(
+        self,
+        number: int,
+        request: names.Request,
+        directories: Collection[int],
+        error: Exception | None,
+    ) -> None:
+        del self._unanswered[number]
+        if error is not None:
+            self._refuse(request, directories, error)
+        if self._answered:
+            self._answered.unpark_all()
+
+    def _refuse(
+        self, request: names.Request, directories: Collection[int], error: Exception
+    ) -> None:
+        volume = self._volume
+        self.refused += 1
+        self._suspended_until = time.monotonic() + _SUSPENDED_S
+        log.error(
+            "%s: a change that was answered already could not be made: %s: %s",
+            volume.name.decode("ascii", "replace"),
+            request,
+            error,
+        )
+        status = error.errno if isinstance(error, StatusError) else None
+        for directory in directories:
+            if len(self._errors) < _ERRORS_MAX:
+                self._errors[directory] = status or errno.EIO
+        inos, entries = _about(request)
+        volume.memory.revoke([*directories, *inos])
+        volume.recalls.never_made([*directories, *inos], entries)
+
+    async def wait(self) -> None:
+        """Wait until the storage has answered everything; meanwhile nothing is answered here."""
+        self._waiting += 1
+        try:
+            while self._unanswered:
+                await self._answered.park()
+        finally:
+            self._waiting -= 1
+
+    def take_error(self, directory: int) -> int:
+        """The errno of a change in the directory that was refused, told once; 0: none."""
+        return self._errors.pop(directory, 0)
+
+
+def _about(request: Any) -> tuple[list[int], list[tuple[int, bytes]]]:
+    """The inodes and names that a change is about."""
+    if isinstance(request, names.SetAttr):
+        return [request.ino], []
+    if isinstance(request, names.Rename):
+        inos = [ino for ino in (request.ino, request.replaces) if ino]
+        return inos, [(request.parent, request.name), (request.new_parent, request.new_name)]
+    return [request.ino], [(request.parent, request.name)]
