@@ -19,6 +19,7 @@ from fdfs_storage import files
 from fdfs_storage.binlog import Binlog, BinlogPosition
 from fdfs_storage.binlog_reader import BinlogReader
 from fdfs_storage.recent import RecentContents
+from fdfs_storage.replication.requests import Request, Requests
 from fdfs_storage.replication.stream import Stream
 from fdfs_storage.transfer import crc32
 from fdfsfuse.errors import StatusError
@@ -165,6 +166,52 @@ async def test_changes_of_one_file_in_a_row(tmp_path: Path) -> None:
         assert b.content(kept.name + "-m") == b"b\x02last"
         assert b.content(appender.name) == b"0123abc"
         assert b.content(gone.name) is None
+
+
+async def test_files_stay_open_between_their_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(1)
+    async with caught_up_pair(tmp_path) as (a, b):
+        one, other = (a.store.make_name(0, 0, 1, "", appender=True) for _ in range(2))
+        for location in (one, other):
+            a.store.write_at(location, bytes(1 << 20))
+        before = a.store.binlog.position
+        with a.replication.in_sync.gathered():
+            # Large parts are sent from their file, which has to stay open for that.
+            for location, length in [(one, 700), (one, 100_000), (one, 700), (other, 700)] * 3:
+                data = rng.randbytes(length)
+                a.store.appenders.pwrite(location, rng.randrange(1 << 20), data)
+            a.store.appenders.pwrite_pieces(other, [(5, 2), (2 << 20, 3), (0, 1)], b"xyendz")
+        await a.wait_until_has_all(b)
+        for location in (one, other):
+            assert b.content(location.name) == a.content(location.name)
+        records = [record for record, _ in a.store.binlog.read(before)]
+        requests, opened = Requests(a.store, "group1"), list[str]()
+        os_open, descriptors = os.open, len(os.listdir("/proc/self/fd"))
+
+        def watched(path: str, flags: int) -> int:
+            opened.append(path)
+            return os_open(path, flags)
+
+        expected = [read_all(requests.make(record)) for record in records]
+        with monkeypatch.context() as patch, requests.keeping_open():
+            patch.setattr(os, "open", watched)
+            made = [requests.make(record) for record in records]
+        assert [read_all(request) for request in made] == expected
+        first, second = a.store.path(one), a.store.path(other)
+        assert opened == [first, first, second] * 3
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def read_all(request: Request | None) -> bytes:
+    """All that a request sends."""
+    assert request is not None
+    data = request.data + bytes(request.content)
+    if request.fd >= 0:
+        data += os.pread(request.fd, request.count, request.offset)
+    request.close()
+    return data
 
 
 @pytest.mark.parametrize("offset", [2, 10])

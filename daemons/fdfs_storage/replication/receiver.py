@@ -375,6 +375,17 @@ class Receiver:
         if len(content) > INLINE_MAX or not self._store.locks.is_free(location):
             return None
         self._store.counters.total_sync_in_bytes += head.second
+        return self._part_now(connection, location, head, content, op)
+
+    def _part_now(
+        self,
+        connection: FramedConnection,
+        location: Location,
+        head: RangeHead,
+        content: memoryview,
+        op: str,
+    ) -> bytes:
+        """Deal with a part in memory. Without an await, so a free lock need not be taken."""
         verdict = self._judge_part(connection, location, head, op)
         if verdict is RangeVerdict.WRITE:
             self._replicas.write(location, head.first, content, head.timestamp, op)
@@ -417,14 +428,15 @@ class Receiver:
         content: memoryview | None = None
         if head.second <= INLINE_MAX:
             content = memoryview(await connection.recv_exactly(head.second))
+            if self._store.locks.is_free(location):
+                return self._part_now(connection, location, head, content, op)
         async with self._store.locks.hold(location):
+            if content is not None:
+                return self._part_now(connection, location, head, content, op)
             verdict = self._judge_part(connection, location, head, op)
             if verdict is RangeVerdict.WRITE:
-                if content is None:
-                    await self._write_large(connection, location, head, op)
-                else:
-                    self._replicas.write(location, head.first, content, head.timestamp, op)
-            elif content is None:
+                await self._write_large(connection, location, head, op)
+            else:
                 await connection.discard(head.second)
         return self._part_done(connection, head, verdict)
 

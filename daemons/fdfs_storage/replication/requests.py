@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fdfs_storage.transfer import CHUNK, INLINE_MAX, crc32
@@ -82,6 +84,22 @@ class Requests:
         self._store = store
         self._group = group
         self._group_field = pack_text(group, GROUP_NAME_SIZE)
+        self._keeps = False
+        self._kept: _File | None = None
+        self._kept_name = ""
+
+    @contextmanager
+    def keeping_open(self) -> Iterator[None]:
+        """Parts of one file often come in a row: it stays open while the block runs.
+
+        The block must not wait, nor run in a thread: files must not change meanwhile.
+        """
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps = False
+            self._let_go()
 
     def make(self, record: BinlogRecord, *, again: bool = False) -> Request | None:
         """The request for *record*, None when there is nothing to send.
@@ -97,7 +115,8 @@ class Requests:
             return self._new_file(_WHOLE[kind], record, location)
         if kind in (ops.LINK, ops.DELETE, ops.RENAME):
             return self._without_content(record, location)
-        file = self._open(location)
+        part = kind in (ops.APPEND, ops.MODIFY)
+        file = self._open_kept(location) if part and self._keeps else self._open(location)
         if file is None:
             return None
         send = plan(record, Own(file.size), again=again)
@@ -177,6 +196,17 @@ class Requests:
             return None
         return _File(fd, info.st_size)
 
+    def _open_kept(self, location: Location) -> _File | None:
+        if self._kept is None or self._kept_name != location.name:
+            self._let_go()
+            self._kept, self._kept_name = self._open(location), location.name
+        return self._kept
+
+    def _let_go(self) -> None:
+        if self._kept is not None:
+            os.close(self._kept.fd)
+            self._kept = None
+
     def _open_path(self, location: Location) -> int:
         """A descriptor, -1 when there is nothing or a link. Whether it is a file is yet to see."""
         try:
@@ -227,6 +257,8 @@ class Requests:
                 count = min(count, self._store.intents.settled.get(record.name, count))
             if count > INLINE_MAX:
                 keep = True
+                if file is self._kept:
+                    self._kept = None  # it is the request's
                 data = self._head(send, record, count)
                 return Request(send, data, b"", file.fd, file.start + offset, count)
             content = os.pread(file.fd, count, file.start + offset) if count else b""
@@ -234,7 +266,7 @@ class Requests:
                 return None  # it has become shorter just now
             return Request(send, self._head(send, record, len(content)), content)
         finally:
-            if not keep:
+            if not keep and file is not self._kept:
                 os.close(file.fd)
 
     def _head(self, send: Send, record: BinlogRecord, count: int) -> bytes:

@@ -187,7 +187,7 @@ class Stream:
             records = self._reader.read(_AT_ONCE)
             entries = self._take_over(records)
             if entries:
-                self._queue(entries, self._make_all(entries), self._store.binlog.position)
+                self._queue(entries, self._make_now(entries), self._store.binlog.position)
                 self._row.send_nowait()
         except Exception as exc:
             self._failure = exc  # for the task to end with
@@ -294,7 +294,7 @@ class Stream:
         if entries[0].again or time.time() - entries[0].record.timestamp > OLD_S:
             requests = await trio.to_thread.run_sync(self._make_all, entries)
         else:
-            requests = self._make_all(entries)
+            requests = self._make_now(entries)
         self._queue(entries, requests, covers)
         await self._send_row()
 
@@ -316,6 +316,10 @@ class Stream:
                 entries.append(entry)
                 self._unfinished.append(entry)
         return entries
+
+    def _make_now(self, entries: list[Entry]) -> list[Request | OSError | None]:
+        with self._requests.keeping_open():
+            return self._make_all(entries)
 
     def _make_all(self, entries: list[Entry]) -> list[Request | OSError | None]:
         return [self._make(entry) for entry in entries]
