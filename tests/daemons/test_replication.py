@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from fdfs_storage.transfer import crc32
+from fdfsfuse.proto import sync
 from fdfsfuse.proto.derived import CreateLink
 from fdfsfuse.proto.storage import FileRequest, ModifyHead, SlaveHead, StoredFile, Truncate
 from fdfsfuse.proto.tracker import ServerStatus
@@ -379,6 +381,35 @@ async def test_damaged_content_is_not_stored(
             assert b.content(bad) is None
             assert b.content(last) == b"last"
             assert f"{bad} is damaged here" in caplog.text
+
+
+@pytest.mark.parametrize("there", ["same", "damaged", "short", "link", "nothing"])
+@pytest.mark.parametrize("content", [b"whole", b"evil!"])
+async def test_a_file_that_is_sent_where_something_has_its_name(
+    tmp_path: Path, there: str, content: bytes
+) -> None:
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "b", "2") as b, b.connect() as sender:
+            name = b.store.make_name(5, crc32(b"whole"), 1, "").name
+            path = b.path(name)
+            if there == "link":
+                path.symlink_to("nowhere")
+            elif there != "nothing":
+                path.write_bytes({"same": b"whole", "damaged": b"whale", "short": b"who"}[there])
+            hello = sync.Hello(sync.VERSION, GROUP, "1")
+            assert (await sender.call(150, sync.encode_struct(hello)))[0] == 0
+            head = sync.FileHead(name, 5, 1, GROUP)
+            status, _ = await sender.call(16, head.encode() + content)
+            if there == "same":
+                assert (status, b.content(name)) == (errno.EEXIST, b"whole")
+            elif content == b"whole":
+                assert (status, b.content(name)) == (0, b"whole")
+                assert not path.is_symlink()
+            else:
+                assert status == errno.EBADMSG
+                assert b.content(name) != content
+            logged = status in (0, errno.EEXIST)
+            assert b.lines() == [f"c {name}"] * logged
 
 
 async def test_a_removed_peer(tmp_path: Path) -> None:

@@ -86,6 +86,13 @@ class Replicas:
         except OSError:
             return False
 
+    def _fits(self, location: Location, subject: Subject) -> bool:
+        """True when there is a regular file of that name, as it promises."""
+        found = self.find(location)
+        return (
+            found is not None and found.size == subject.size and self.fits_name(location, subject)
+        )
+
     def is_same(self, location: Location, content: memoryview) -> bool:
         """True when the file has exactly this content."""
         try:
@@ -103,12 +110,20 @@ class Replicas:
         self._paths.open_ahead()
 
     def put(
-        self, location: Location, new: NewFile, timestamp: int, op: str, *, again: bool
-    ) -> None:
-        """Name what was written into *new*, in place of what has the name now.
+        self,
+        location: Location,
+        new: NewFile,
+        timestamp: int,
+        op: str,
+        *,
+        again: bool,
+        unless: Subject | None = None,
+    ) -> bool:
+        """Name what was written into *new*, in place of what has the name now; True when done.
 
         Args:
             again: the sender sends it once more if this machine loses its power soon.
+            unless: what the name promises; a file that fits it stays, and the record is logged.
 
         Raises:
             OSError: it could not be done.
@@ -119,18 +134,28 @@ class Replicas:
         try:
             self._paths.name(new, path)
         except FileExistsError:
+            if unless is not None and self._fits(location, unless):
+                return False
             self._paths.replace(new, path, kept=again)
         self._changes.notify(op, location)
+        return True
 
     def put_small(
-        self, location: Location, content: memoryview, timestamp: int, op: str, *, again: bool
-    ) -> None:
-        """A whole file that is in memory; *again*: see `put`. Raises StatusError 28, 5."""
+        self,
+        location: Location,
+        content: memoryview,
+        timestamp: int,
+        op: str,
+        *,
+        again: bool,
+        unless: Subject | None = None,
+    ) -> bool:
+        """A whole file that is in memory; see `put`. Raises StatusError 28, 5."""
         try:
             new = self.open_new(location)
             try:
                 new.write(content)
-                self.put(location, new, timestamp, op, again=again)
+                return self.put(location, new, timestamp, op, again=again, unless=unless)
             finally:
                 new.close()
         except OSError as exc:

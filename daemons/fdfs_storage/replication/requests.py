@@ -106,11 +106,16 @@ class Requests:
 
         *again*: see `plan`. Raises OSError: the file cannot be read.
         """
+        kind = record.op.upper()
+        if kind in _WHOLE:
+            content = self._store.changes.content(record.name)
+            if content is not None:
+                send = _WHOLE[kind]
+                return Request(send, self._head(send, record, len(content)), content)
         try:
             location = self._store.locate(record.name)
         except ProtocolError:
             return None
-        kind = record.op.upper()
         if kind in _WHOLE and not is_trunk_name(location):
             return self._new_file(_WHOLE[kind], record, location)
         if kind in (ops.LINK, ops.DELETE, ops.RENAME):
@@ -124,26 +129,24 @@ class Requests:
 
     def _new_file(self, send: Send, record: BinlogRecord, location: Location) -> Request | None:
         """What nearly all records are: in few steps if the file is small."""
-        content = self._store.changes.content(record.name)
-        if content is None:
-            fd = self._open_path(location)
-            if fd < 0:
-                return None
-            keep = False
-            try:
-                content = os.read(fd, _READ_FIRST)
-                # Nothing is also what a fifo has.
-                grows = record.name in self._store.intents.settled
-                if not content or len(content) == _READ_FIRST or grows:
-                    info = os.fstat(fd)
-                    keep = stat.S_ISREG(info.st_mode)
-                    file = _File(fd, info.st_size)
-                    return self._with_content(send, record, file) if keep else None
-            except IsADirectoryError:
-                return None
-            finally:
-                if not keep:
-                    os.close(fd)
+        fd = self._open_path(location)
+        if fd < 0:
+            return None
+        keep = False
+        try:
+            content = os.read(fd, _READ_FIRST)
+            # Nothing is also what a fifo has.
+            grows = record.name in self._store.intents.settled
+            if not content or len(content) == _READ_FIRST or grows:
+                info = os.fstat(fd)
+                keep = stat.S_ISREG(info.st_mode)
+                file = _File(fd, info.st_size)
+                return self._with_content(send, record, file) if keep else None
+        except IsADirectoryError:
+            return None
+        finally:
+            if not keep:
+                os.close(fd)
         return Request(send, self._head(send, record, len(content)), content)
 
     def whole(self, record: BinlogRecord, send: Send) -> Request | None:
