@@ -71,6 +71,8 @@ BACKOFF_MAX_S = 1.0
 STOCK_PROBE_S = 30.0
 """How often a group without names is asked whether it has them now."""
 CLOSE_TIMEOUT_S = 1.0
+PROMPT_S = 0.05
+"""After so long without an answer the storage may have died or hang."""
 OUTSTANDING_MAX = 64 << 20
 """Bytes of requests without an answer; callers wait beyond it."""
 HOLDS_PER_REQUEST = 50_000
@@ -141,9 +143,13 @@ class NamesSession(NamesCalls):
         return self._socket is not None
 
     @property
-    def is_behind(self) -> bool:
-        """Whether requests wait until they can be sent."""
-        return self._writer is None or self._writer.is_behind
+    def is_prompt(self) -> bool:
+        """Whether requests are sent without waiting, and were answered until a moment ago."""
+        return (
+            self._writer is not None
+            and not self._writer.is_behind
+            and boottime() - self._last_received < PROMPT_S
+        )
 
     async def wait_connected(self) -> None:
         """Wait until requests are answered.

@@ -59,8 +59,10 @@ class Backend(Protocol):
         """Whether the session is up right now."""
 
     @property
-    def takes_at_once(self) -> bool:
-        """Whether what is sent now is on its way, also when this process ends."""
+    def is_prompt(self) -> bool:
+        """Whether what is sent now is on its way, also when this process ends, and the storage has
+        answered until a moment ago.
+        """
 
     @property
     def lease_until(self) -> float:
@@ -86,7 +88,7 @@ class Backend(Protocol):
         """Send a names request; return the answer struct that belongs to it."""
 
     def post(self, request: names.Request, done: Callable[[Exception | None], None]) -> None:
-        """Send a change, while it `takes_at_once`.
+        """Send a change, while it `is_prompt`.
 
         *done* is called with None when it was made, else with the error.
         """

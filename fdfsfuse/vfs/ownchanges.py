@@ -183,7 +183,7 @@ class OwnChanges:
         volume, unanswered = self._volume, self._unanswered
         if self._context.options.dirsync or self._waiting:
             return False
-        if volume.down or not volume.backend.takes_at_once:
+        if volume.down or not volume.backend.is_prompt:
             return False
         now = time.monotonic()
         if now < self._suspended_until or len(unanswered) >= UNANSWERED_MAX:

@@ -91,9 +91,8 @@ class RemoteBackend:
         return self._session is not None and self._session.connected
 
     @property
-    def takes_at_once(self) -> bool:
-        session = self._session
-        return session is not None and session.connected and not session.is_behind
+    def is_prompt(self) -> bool:
+        return self._session is not None and self._session.is_prompt
 
     def replicas(self) -> list[str]:
         return [str(storage.address) for storage in self._storages]

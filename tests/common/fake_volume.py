@@ -110,7 +110,7 @@ class FakeBackend:
         return {"connected": self.connected}
 
     @property
-    def takes_at_once(self) -> bool:
+    def is_prompt(self) -> bool:
         return self.connected
 
     def replicas(self) -> list[str]:

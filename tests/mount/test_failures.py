@@ -76,7 +76,7 @@ def test_the_other_volume_works_on(failure: str, tmp_path: Path, fuse: None) -> 
     """A volume takes neither the requests of the others nor their time, however many wait."""
     with (
         Cluster(tmp_path / "cluster", groups=("one", "two")) as cluster,
-        cluster.mount(tmp_path / "mnt", "timeout=6") as mount,
+        cluster.mount(tmp_path / "mnt", "timeout=6", "dirsync") as mount,
     ):
         one, two = mount.path / "one", mount.path / "two"
         directories = [one / f"d{i}" for i in range(150)]

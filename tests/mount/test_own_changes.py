@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from fdfsfuse.client.session import PROMPT_S
 from tests.common.cluster import Cluster
 from tests.common.waiting import wait_until
 from tests.mount.test_coherence import sync_directory
@@ -128,6 +130,23 @@ def test_nothing_is_lost_with_the_storage(fuse: None, tmp_path: Path) -> None:
         sync_directory(place)
         mount.remount()
         assert shown(place) == worker.model
+
+
+def test_a_storage_that_hangs_is_waited_for(fuse: None, tmp_path: Path) -> None:
+    with Cluster(tmp_path) as cluster, cluster.mount(tmp_path / "mnt", "timeout=2") as mount:
+        place = mount.path / "group1" / "place"
+        place.mkdir()
+        for number in range(10):
+            (place / f"before{number}").mkdir()
+        sync_directory(place)
+        storage = cluster.storage()
+        storage.signal(signal.SIGSTOP)
+        try:
+            time.sleep(2 * PROMPT_S)
+            with pytest.raises(OSError, match="Input/output error"):
+                (place / "after").mkdir()
+        finally:
+            storage.signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("option", ["sync", "dirsync"])
