@@ -8,6 +8,7 @@ it has made there, or cannot make any more (see `fdfsfuse.core.holds.Recalls`). 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -44,10 +45,14 @@ class Grants:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._granted: dict[int, _Grant] = {}
+        self._count: Counter[int] = Counter()
         self._unknown: dict[int, Revocation] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._granted) or bool(self._unknown)
+    def others_have_any(self, session: int) -> bool:
+        """Whether a session besides this one may have a grant."""
+        if len(self._granted) > self._count[session]:
+            return True
+        return any(holder != session for holder in self._unknown)
 
     def __len__(self) -> int:
         return len(self._granted)
@@ -60,18 +65,28 @@ class Grants:
         # A session that does not confirm keeps what is given up for a lease.
         if self._unknown or len(self._granted) >= 2 * self.limit:
             return False
-        self._granted[ino] = _Grant(session)
+        self._add(ino, session)
         return True
 
     def made(self, ino: int, session: int) -> None:
         """Grant a directory that the session has just made, and of which it alone knows."""
+        self._add(ino, session)
+
+    def _add(self, ino: int, session: int) -> None:
         self._granted[ino] = _Grant(session)
+        self._count[session] += 1
+
+    def _remove(self, ino: int) -> None:
+        session = self._granted.pop(ino).session
+        self._count[session] -= 1
+        if not self._count[session]:
+            del self._count[session]
 
     def removed(self, ino: int) -> None:
         """The directory is no more. A recall under way ends by itself."""
         grant = self._granted.get(ino)
         if grant is not None and grant.revocation is None:
-            del self._granted[ino]
+            self._remove(ino)
 
     def found(self, session: int) -> Revocation:
         """After a restart: the session may have any grant, until this recall of all is over."""
@@ -126,7 +141,7 @@ class Grants:
     def ended(self, revocation: Revocation) -> None:
         """The recall is over: the session has confirmed it, or has lost its lease."""
         for ino in revocation.inos:
-            del self._granted[ino]
+            self._remove(ino)
         if self._unknown.get(revocation.session) is revocation:
             del self._unknown[revocation.session]
 
@@ -138,4 +153,4 @@ class Grants:
             if grant.session == session and grant.revocation is None
         ]
         for ino in gone:
-            del self._granted[ino]
+            self._remove(ino)

@@ -42,6 +42,7 @@ def test_after_a_restart_everybody_waits_for_those_who_may_have_grants() -> None
     assert grants.in_the_way(A, [5]) == (None, [])
     assert grants.in_the_way(B, [5]) == (revocation, [])
     assert grants.in_the_way(B, [5], known_only=True) == (None, [])
+    assert (grants.others_have_any(A), grants.others_have_any(B)) == (False, True)
     assert not grants.grant(5, A)
     assert not grants.grant(5, B)
     grants.ended(revocation)
@@ -87,7 +88,9 @@ def test_a_session_that_has_ended_has_no_grants() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["grant", "look", "end", "drop"]), st.integers(1, 3), st.integers(1, 3)
+            st.sampled_from(["grant", "look", "end", "drop", "remove"]),
+            st.integers(1, 3),
+            st.integers(1, 3),
         ),
         max_size=80,
     )
@@ -114,4 +117,10 @@ def test_nobody_looks_where_another_has_a_grant(steps: list[tuple[str, int, int]
             grants.drop(session)
             revoked_inos = {gone for revocation in under_way for gone in revocation.inos}
             model = {i: s for i, s in model.items() if s != session or i in revoked_inos}
+        elif step == "remove":
+            grants.removed(ino)
+            if not any(ino in revocation.inos for revocation in under_way):
+                model.pop(ino, None)
         assert len(grants) == len(model)
+        for one in range(1, 4):
+            assert grants.others_have_any(one) == any(s != one for s in model.values())

@@ -163,7 +163,7 @@ class Callbacks:
         Then that is recalled, and *resume*, which must not raise, is called when it is over: look
         again. *known_only*: see `Grants.in_the_way`.
         """
-        if not self.grants:
+        if not self.grants.others_have_any(session):
             return False
         waits, new = self.grants.in_the_way(session, inos, known_only=known_only)
         self._revoke(new)

@@ -280,7 +280,7 @@ class Tree:
 
         Not so for the storage's own changes: they concern no names that the session makes.
         """
-        if not work.session or not self.callbacks.grants:
+        if not work.session or not self.callbacks.grants.others_have_any(work.session):
             return False
         inos = granted.changes_in(self.state.db, op)
         # Files from before a restart are told before it is known that there were no others.
