@@ -44,6 +44,15 @@ class Holds:
         elif session not in holders:
             self._holders[ino] = (*holders, session)
 
+    def any_others(self, inos: Iterable[int], session: int) -> bool:
+        """Whether anybody besides *session* holds one of the inodes."""
+        find, alone = self._holders.get, self._alone.get(session)
+        for ino in inos:
+            holders = find(ino)
+            if holders is not None and holders is not alone and holders != (session,):
+                return True
+        return False
+
     def others(self, ino: int, session: int) -> tuple[int, ...]:
         """Who holds the inode besides *session*."""
         holders = self._holders.get(ino)

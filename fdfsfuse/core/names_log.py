@@ -138,15 +138,18 @@ class Replica:
         if not self.is_primary:
             raise NotPrimary(f"{self.view.primary} is the primary of view {self.view.number}")
         after, number = self.last, self.view.number
+        # Lists where generators would do, here and below: a batch is often a single change.
         records = tuple(
-            Record(number, index, payload)
-            for index, payload in enumerate(payloads, after.index + 1)
+            [
+                Record(number, index, payload)
+                for index, payload in enumerate(payloads, after.index + 1)
+            ]
         )
         if not records:
             return []
         self.last = Position(number, records[-1].index)
-        others = (m for m in self.view.members if m != self.own_id)
-        return [Append(records), *(Send(m, after, records) for m in others)]
+        others = [m for m in self.view.members if m != self.own_id]
+        return [Append(records), *[Send(m, after, records) for m in others]]
 
     def has(self, member: str, index: int, *, view: int | None = None) -> list[Output]:
         """*member* has synced everything up to *index*; *view*: the view it says that in.
@@ -216,7 +219,7 @@ class Replica:
 
     def _advance(self) -> list[Output]:
         """Commit what every member has."""
-        return self._commit_to(min(self._has.get(m, 0) for m in self.view.members))
+        return self._commit_to(min([self._has.get(m, 0) for m in self.view.members]))
 
     def _commit_to(self, index: int) -> list[Output]:
         if index <= self.commit:

@@ -62,6 +62,8 @@ def test_holds_are_a_set_of_pairs(steps: list[tuple[str, int, int]]) -> None:
             others = holds.others(ino, session)
             assert len(others) == len(set(others))
             assert set(others) == {s for i, s in model if i == ino and s != session}
+            assert holds.any_others([ino], session) == bool(others)
+            assert holds.any_others([9, ino], session) == bool(others)
 
 
 def test_the_oldest_are_asked_for_in_turn() -> None:

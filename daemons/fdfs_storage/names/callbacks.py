@@ -220,7 +220,7 @@ class Callbacks:
         """Whether another session may hold one of the inodes."""
         if self._recalls.anything_unknown(own):
             return True
-        return any(self._holds.others(ino, own) for ino in inos)
+        return self._holds.any_others(inos, own)
 
     def _collect(
         self, op: Any, found: Touched, change: Deferred, messages: dict[int, _Message]
