@@ -18,7 +18,7 @@ from fdfs_storage.metadata_files import MetadataFiles, deletion_time
 from fdfs_storage.paths import Paths, metadata_location
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import binlog as ops
-from fdfsfuse.proto.fileid import Location, is_slave
+from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location, is_slave
 from fdfsfuse.proto.trunk import is_trunk_name
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ class Deletions:
             return
         try:
             info = os.lstat(path)
-            if stat.S_ISLNK(info.st_mode) and is_slave(location.name, in_trunk=False):
-                self._delete_link_target(location)
-            elif not stat.S_ISREG(info.st_mode) and not stat.S_ISLNK(info.st_mode):
-                raise StatusError(errno.EINVAL, "neither a file nor a link")
-            metadata = metadata_location(location)
-            has_metadata = os.access(self._paths.of(metadata), os.F_OK)
+            if not stat.S_ISREG(info.st_mode):
+                if not stat.S_ISLNK(info.st_mode):
+                    raise StatusError(errno.EINVAL, "neither a file nor a link")
+                if is_slave(location.name, in_trunk=False):
+                    self._delete_link_target(location)
+            has_metadata = os.access(path + METADATA_SUFFIX, os.F_OK)
             # Names of other files are given once, whatever their times say.
             reusable = info.st_mtime > time.time() and is_slave(location.name, in_trunk=False)
             timestamp = deletion_time(info) if reusable else None
@@ -82,7 +82,7 @@ class Deletions:
             self._unlink(path, info.st_size, location.path_index)
             self._changes.notify(ops.DELETE, location)
             if has_metadata:
-                self._metadata.delete(metadata)
+                self._metadata.delete(metadata_location(location))
         except StatusError:
             raise
         except OSError as exc:

@@ -10,7 +10,7 @@ from fdfs_storage.files import status_of
 from fdfs_storage.paths import Paths, metadata_location
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import binlog as ops
-from fdfsfuse.proto.fileid import Location
+from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location
 
 _READ_SIZE = 16 << 10
 """More than nearly all metadata: one read shows its end."""
@@ -35,7 +35,7 @@ class MetadataFiles:
     def read(self, location: Location) -> bytes | None:
         """The metadata text of the object, or None when there is none (or no object)."""
         try:
-            fd = os.open(self._paths.of(metadata_location(location)), os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self._paths.of(location) + METADATA_SUFFIX, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         except OSError as exc:

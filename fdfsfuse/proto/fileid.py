@@ -39,6 +39,8 @@ _APPENDER_BIT = 1 << 58
 _RANDOM_SHIFT = 32
 _RANDOM_MASK = (1 << 23) - 1
 _LOW_32 = 0xFFFFFFFF
+_new = tuple.__new__
+"""Makes a named tuple for half of what calling its class costs."""
 _POWERS = tuple(10**digits for digits in range(7))
 
 _BASE64_LENGTH = 27
@@ -156,7 +158,7 @@ def parse_location(name: str, path_count: int) -> Location:
     if _USUAL_NAME.match(name):  # one match for what nearly all names look like
         index = _STORE_PATH_INDEX[name[:4]]
         if index < path_count:
-            return Location(index, name[4:])
+            return _new(Location, (index, name[4:]))
     if len(name) <= 10:
         raise ProtocolError(f"file name {name!r} is too short")
     index, rest = 0, name
@@ -199,7 +201,7 @@ def decode_name(name: str) -> NameInfo:
             kind = FileKind.APPENDER
     if kind is FileKind.NORMAL and len(name) > NORMAL_NAME_LENGTH and is_slave(name, in_trunk):
         kind = FileKind.SLAVE
-    return NameInfo(source, source_is_id, timestamp, size, crc, kind, in_trunk)
+    return _new(NameInfo, (source, source_is_id, timestamp, size, crc, kind, in_trunk))
 
 
 @functools.lru_cache(maxsize=1024)
