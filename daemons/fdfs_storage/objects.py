@@ -19,8 +19,8 @@ from fdfs_storage.store import Store
 from fdfs_storage.transfer import INLINE_MAX, file_crc32
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import metadata
-from fdfsfuse.proto.fileid import FileKind, Location, NameInfo, decode_name
-from fdfsfuse.proto.header import pack_response, pack_text
+from fdfsfuse.proto.fileid import FileKind, Location, NameInfo, decode_name, usual_location
+from fdfsfuse.proto.header import GROUP_NAME_SIZE, pack_response, pack_text
 from fdfsfuse.proto.storage import NO_CRC, FileRequest, SetMetadata, Truncate, pack_file_info
 
 _OK = pack_response()
@@ -34,19 +34,28 @@ class Objects:
     ) -> None:
         self._store = store
         self._group = group
+        self._group_field = pack_text(group, GROUP_NAME_SIZE)
         # Few sources, many questions: the packed field of each is kept.
         self._ip_field = functools.lru_cache(maxsize=1024)(
             lambda source: pack_text(source_ip(source), ip_size)
         )
 
-    def _locate(self, request: FileRequest | SetMetadata) -> Location:
+    def _locate(self, body: bytes) -> Location:
+        """The file that a `FileRequest` is about; the usual ones need not be decoded for that."""
+        if body.startswith(self._group_field):
+            location = usual_location(body, GROUP_NAME_SIZE, self._store.path_count)
+            if location is not None:
+                return location
+        return self._locate_in(FileRequest.decode(body))
+
+    def _locate_in(self, request: FileRequest | SetMetadata) -> Location:
         if request.group != self._group:
             raise ProtocolError(f"group {request.group!r} is not ours")
         return self._store.locate(request.name)
 
     def delete(self, body: bytes, _flags: int) -> bytes:
         """12: the object and its metadata."""
-        location = self._locate(FileRequest.decode(body))
+        location = self._locate(body)
         counters = self._store.counters
         counters.total_delete_count += 1
         self._store.delete(location)
@@ -55,7 +64,7 @@ class Objects:
 
     def get_metadata(self, body: bytes, _flags: int) -> bytes:
         """15: status 2 both for no object and for no metadata."""
-        location = self._locate(FileRequest.decode(body))
+        location = self._locate(body)
         counters = self._store.counters
         counters.total_get_meta_count += 1
         text = self._store.read_metadata(location)
@@ -67,7 +76,7 @@ class Objects:
     def set_metadata(self, body: bytes, _flags: int) -> bytes:
         """13: overwrite or merge. What is stored is always clean and sorted."""
         request = SetMetadata.decode(body)
-        location = self._locate(request)
+        location = self._locate_in(request)
         store = self._store
         store.counters.total_set_meta_count += 1
         if not store.exists(location):
@@ -101,7 +110,7 @@ class Objects:
         return self._info(info, status, await trio.to_thread.run_sync(self._crc32, location))
 
     def _stat(self, body: bytes) -> tuple[Location, NameInfo, os.stat_result]:
-        location = self._locate(FileRequest.decode(body))
+        location = self._locate(body)
         status = self._store.stat(location)
         return location, decode_name(location.name), status
 

@@ -50,8 +50,11 @@ _FROM_STANDARD_BASE64 = bytes.maketrans(b"+/", b"-_")
 _HEX = tuple(f"{number:02X}" for number in range(256))
 _STORE_PATHS = tuple(f"M{number:02X}/" for number in range(256))
 _STORE_PATH_INDEX = {text: number for number, text in enumerate(_STORE_PATHS)}
+_STORE_PATH_FIELD = {text.encode(): number for text, number in _STORE_PATH_INDEX.items()}
 _GROUP = re.compile(r"[A-Za-z0-9]{1,16}\Z")
-_USUAL_NAME = re.compile(r"M[0-9A-F]{2}/[0-9A-F]{2}/[0-9A-F]{2}/[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
+_USUAL = r"M[0-9A-F]{2}/[0-9A-F]{2}/[0-9A-F]{2}/[A-Za-z0-9_-][A-Za-z0-9._-]{0,116}\Z"
+_USUAL_NAME = re.compile(_USUAL)
+_USUAL_FIELD = re.compile(_USUAL.encode())
 # Blanks and control characters would break the lines of the binlog; no storage makes such names.
 _RELATIVE = re.compile(r"[0-9A-F]{2}/[0-9A-F]{2}/[!-.0-~]+\Z")
 EXTENSION = re.compile(r"[A-Za-z0-9._-]{0,6}\Z")
@@ -172,6 +175,18 @@ def parse_location(name: str, path_count: int) -> Location:
     if not _RELATIVE.match(rest) or rest[6:] in (".", ".."):
         raise ProtocolError(f"file name {name!r} is malformed")
     return Location(index, rest)
+
+
+def usual_location(body: bytes, start: int, path_count: int) -> Location | None:
+    """`parse_location` for the name from *start* to the end of *body*, if it looks as usual.
+
+    None for what has to be looked at more closely, be it valid or not.
+    """
+    if _USUAL_FIELD.match(body, start):
+        index = _STORE_PATH_FIELD[body[start : start + 4]]
+        if index < path_count:
+            return _new(Location, (index, body[start + 4 :].decode("ascii")))
+    return None
 
 
 def is_slave(name: str, in_trunk: bool) -> bool:

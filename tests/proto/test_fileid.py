@@ -19,7 +19,9 @@ from fdfsfuse.proto.fileid import (
     slave_name,
     split_file_id,
     time_of_name,
+    usual_location,
 )
+from fdfsfuse.proto.header import FILE_NAME_MAX
 
 N = FileKind.NORMAL
 A = FileKind.APPENDER
@@ -189,6 +191,25 @@ def test_any_text_is_a_location_or_a_protocol_error(text: str) -> None:
     assert "/" not in location.base
     assert location.base not in (".", "..")
     assert location.path_index in (0, 1)
+
+
+@given(
+    st.binary(max_size=20),
+    st.from_regex(rb"M0[01]/0[0-9A-F]/[0-9A-F]{2}/[!-~]{0,130}\x00?", fullmatch=True) | st.binary(),
+)
+def test_usual_names_in_requests_are_those_of_all_names(front: bytes, field: bytes) -> None:
+    location = usual_location(front + field, len(front), 1)
+    if location is not None:
+        assert location == parse_location(field.decode("ascii"), 1)
+        assert len(field) <= FILE_NAME_MAX
+
+
+def test_usual_names_in_requests() -> None:
+    name = "M01/0A/1B/" + "x" * (FILE_NAME_MAX - 10)
+    assert usual_location(b"front" + name.encode(), 5, 2) == parse_location(name, 2)
+    for unusual in (f"{name}x", f"{name[:50]}\0", f"{name[:50]}\n", name.lower(), name[:10], ""):
+        assert usual_location(unusual.encode(), 0, 2) is None
+    assert usual_location(name.encode(), 0, 1) is None
 
 
 @given(st.text())
