@@ -16,9 +16,16 @@ from fdfs_storage.store import Store
 from fdfs_storage.transfer import INLINE_MAX, read_cached
 from fdfs_storage.trunk import SlotPlace
 from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
-from fdfsfuse.proto.fileid import Location
-from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_header, pack_header_into
-from fdfsfuse.proto.storage import Download
+from fdfsfuse.proto.fileid import Location, usual_location
+from fdfsfuse.proto.header import (
+    GROUP_NAME_SIZE,
+    HEADER_SIZE,
+    RESPONSE,
+    pack_header,
+    pack_header_into,
+    pack_text,
+)
+from fdfsfuse.proto.storage import DOWNLOAD_HEAD_SIZE, RANGE_SIZE, Download, decode_range
 from fdfsfuse.proto.trunk import is_trunk_name
 from fdfsfuse.server.connection import FramedConnection
 
@@ -34,6 +41,7 @@ class Downloads:
     def __init__(self, store: Store, group: str) -> None:
         self._store = store
         self._group = group
+        self._group_field = pack_text(group, GROUP_NAME_SIZE)
         self._paces: dict[int, DiskPace] = {}
         """By the device of the file system."""
 
@@ -47,45 +55,42 @@ class Downloads:
             ProtocolError, StatusError: nothing has been sent yet.
             ConnectionBroken: the connection cannot go on.
         """
-        request = Download.decode(body)
-        location = self._begin(request)
+        location, offset, length = self._begin(body)
         if is_trunk_name(location) and (slot := self._store.slot(location)) is not None:
-            self._count_success(await _send_slot(connection, slot, request))
+            self._count_success(await _send_slot(connection, slot, offset, length))
             return
         fd = self._open(location)
         try:
             status = os.fstat(fd)
-            count = _count(status, request)
+            count = _count(status, offset, length)
             if count <= INLINE_MAX:
-                await connection.send(await _read_small(fd, request.offset, count, status.st_dev))
+                await connection.send(await _read_small(fd, offset, count, status.st_dev))
             else:
                 await connection.send(pack_header(count, RESPONSE), socket.MSG_MORE)
-                await connection.send_file(fd, request.offset, count)
+                await connection.send_file(fd, offset, count)
         finally:
             os.close(fd)
         self._count_success(count)
 
     def download_small(self, body: bytes, _flags: int) -> bytearray | None:
         """The response, if it is small and there at once, or soon; None: that is for `download`."""
-        request = Download.decode(body)
-        location = self._begin(request)
-        response = None if is_trunk_name(location) else self._read_soon(location, request)
+        location, offset, length = self._begin(body)
+        response = None if is_trunk_name(location) else self._read_soon(location, offset, length)
         if response is None:
             self._store.counters.total_download_count -= 1  # `download` will count it
         else:
             self._count_success(len(response) - HEADER_SIZE)
         return response
 
-    def _read_soon(self, location: Location, request: Download) -> bytearray | None:
+    def _read_soon(self, location: Location, offset: int, length: int) -> bytearray | None:
         """From the page cache, or from a disk that has been quick of late."""
         fd = self._open(location)
         try:
             status = os.fstat(fd)
-            count = _count(status, request)
+            count = _count(status, offset, length)
             if count > INLINE_MAX:
                 return None
             response, content = _new_response(count)
-            offset = request.offset
             got = read_cached(fd, content, offset, status.st_dev)
             if got != count:
                 pace = self._paces.setdefault(status.st_dev, DiskPace(_SLOW_READ_S))
@@ -98,12 +103,19 @@ class Downloads:
         finally:
             os.close(fd)
 
-    def _begin(self, request: Download) -> Location:
-        if request.group != self._group:
-            raise ProtocolError(f"group {request.group!r} is not ours")
-        location = self._locate(request.name)
+    def _begin(self, body: bytes) -> tuple[Location, int, int]:
+        """The file, offset and length of a `Download`; the usual ones need not be decoded whole."""
+        offset, length = decode_range(body)
+        location = None
+        if body.startswith(self._group_field, RANGE_SIZE):
+            location = usual_location(body, DOWNLOAD_HEAD_SIZE, self._store.path_count)
+        if location is None:
+            request = Download.decode(body)
+            if request.group != self._group:
+                raise ProtocolError(f"group {request.group!r} is not ours")
+            location = self._locate(request.name)
         self._store.counters.total_download_count += 1
-        return location
+        return location, offset, length
 
     def _open(self, location: Location) -> int:
         try:
@@ -128,26 +140,28 @@ class Downloads:
             raise
 
 
-async def _send_slot(connection: FramedConnection, slot: SlotPlace, request: Download) -> int:
+async def _send_slot(
+    connection: FramedConnection, slot: SlotPlace, offset: int, length: int
+) -> int:
     """Answer with a range of a file inside a trunk file; returns how many bytes that were."""
     fd = slot.open()
     try:
-        count = _count(slot.stat(), request)
+        count = _count(slot.stat(), offset, length)
         await connection.send(pack_header(count, RESPONSE), socket.MSG_MORE)
-        await connection.send_file(fd, slot.start + request.offset, count)
+        await connection.send_file(fd, slot.start + offset, count)
     finally:
         os.close(fd)
     return count
 
 
-def _count(status: os.stat_result, request: Download) -> int:
+def _count(status: os.stat_result, offset: int, length: int) -> int:
     """How many bytes to deliver. Raises StatusError 21, 22."""
     if not stat.S_ISREG(status.st_mode):
         raise StatusError(errno.EISDIR)
-    rest = status.st_size - request.offset
+    rest = status.st_size - offset
     if rest <= 0:
         raise StatusError(errno.EINVAL, "offset at or behind the end")
-    return min(request.length or rest, rest)
+    return min(length or rest, rest)
 
 
 async def _read_small(fd: int, offset: int, count: int, device: int) -> bytearray:

@@ -81,7 +81,10 @@ UPLOAD_HEAD_SIZE = 15
 SLAVE_HEAD_SIZE = 38
 APPEND_HEAD_SIZE = 16
 MODIFY_HEAD_SIZE = 24
+DOWNLOAD_HEAD_SIZE = 32
 """Bytes of the fixed part of a head; the name, if any, follows."""
+RANGE_SIZE = 16
+"""Bytes of offset and length of a `Download`, which the group follows."""
 
 OVERWRITE = b"O"
 MERGE = b"M"
@@ -89,7 +92,7 @@ MERGE = b"M"
 _UPLOAD = struct.Struct(">Bq6s")
 _SLAVE = struct.Struct(">qq16s6s")
 _SET_METADATA = struct.Struct(">qqc16s")
-_DOWNLOAD = struct.Struct(">qq16s")
+_RANGE = struct.Struct(">qq")
 _APPEND = struct.Struct(">qq")
 _MODIFY = struct.Struct(">qqq")
 _INFO = struct.Struct(">qqq")
@@ -281,19 +284,25 @@ class Download(NamedTuple):
     def encode(self) -> bytes:
         """The body."""
         group = pack_text(self.group, GROUP_NAME_SIZE)
-        return _DOWNLOAD.pack(self.offset, self.length, group) + self.name.encode("ascii")
+        return _RANGE.pack(self.offset, self.length) + group + self.name.encode("ascii")
 
     @classmethod
     def decode(cls, body: bytes) -> Download:
         """Raises ProtocolError. Trailing NULs behind the name are tolerated."""
-        fixed = _DOWNLOAD.size
-        if len(body) <= fixed:
-            raise ProtocolError(f"download request of {len(body)} bytes is too short")
-        offset, length, group = _DOWNLOAD.unpack_from(body)
-        if offset < 0 or length < 0:
-            raise ProtocolError(f"download of {length} bytes at {offset}")
-        name = decode_file_name(body[fixed:].rstrip(b"\0"))
-        return _new(cls, (unpack_group(group), name, offset, length))
+        offset, length = decode_range(body)
+        group = unpack_group(body[RANGE_SIZE:DOWNLOAD_HEAD_SIZE])
+        name = decode_file_name(body[DOWNLOAD_HEAD_SIZE:].rstrip(b"\0"))
+        return _new(cls, (group, name, offset, length))
+
+
+def decode_range(body: bytes) -> tuple[int, int]:
+    """Offset and length of a `Download`; nothing else of it is checked. Raises ProtocolError."""
+    if len(body) <= DOWNLOAD_HEAD_SIZE:
+        raise ProtocolError(f"download request of {len(body)} bytes is too short")
+    offset, length = _RANGE.unpack_from(body)
+    if offset < 0 or length < 0:
+        raise ProtocolError(f"download of {length} bytes at {offset}")
+    return offset, length
 
 
 def pack_file_info(size: int, mtime: int, crc32: int, ip_field: bytes) -> bytes:
