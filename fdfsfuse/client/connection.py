@@ -11,10 +11,11 @@ A `Connection` is used by one task at a time; how exchanges end: `fdfsfuse.clien
 
 from __future__ import annotations
 
+import math
 import os
 import socket
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias, TypeVar
 
 import trio
 from trio.lowlevel import wait_readable, wait_writable
@@ -33,8 +34,10 @@ from fdfsfuse.client.sockets import (
     set_options,
 )
 from fdfsfuse.client.sources import CHUNK_SIZE, Progress, Source
-from fdfsfuse.errors import ConnectFailed
+from fdfsfuse.errors import ConnectFailed, DeadlineExceeded
 from fdfsfuse.proto.header import HEADER_SIZE, pack_header
+
+_T = TypeVar("_T")
 
 _YIELD_EVERY = 4 << 20
 
@@ -93,12 +96,18 @@ async def _connect_socket(family: int, target: _Target) -> socket.socket:
 
 
 class Connection(BaseConnection):
-    """See the module."""
+    """See the module.
 
-    __slots__ = ("_watch",)
+    Attributes:
+        deadline: trio time at which exchanges end with DeadlineExceeded. A cancel scope would cost
+            each of them as much as a system call; this costs only those that have to wait.
+    """
+
+    __slots__ = ("_watch", "deadline")
 
     def __init__(self, sock: socket.socket, address: Address, watch: Watch | None = None) -> None:
         super().__init__(sock, address)
+        self.deadline = math.inf
         self._watch = watch
 
     def close(self) -> None:
@@ -199,7 +208,8 @@ class Connection(BaseConnection):
             got -= HEADER_SIZE
             if got > length:
                 raise sent_too_much(self.address)
-            await self._fill(buffer[got:length])
+            if got < length:
+                await self._by_deadline(self._fill, buffer[got:length])
             return length
         except BaseException as exc:
             self._broke_off(exc)
@@ -243,7 +253,7 @@ class Connection(BaseConnection):
 
     async def _send_rest(self, view: memoryview) -> None:
         while view:
-            await wait_writable(self._sock)
+            await self._by_deadline(wait_writable, self._sock)
             view = view[self._send_nowait(view) :]
 
     async def _send(self, data: bytes | memoryview) -> None:
@@ -270,7 +280,22 @@ class Connection(BaseConnection):
 
     async def _wait_readable(self) -> None:
         if self._watch is None or not self._watch.wait(DIRECT_S):
-            await wait_readable(self._sock)
+            await self._by_deadline(wait_readable, self._sock)
+
+    async def _by_deadline(self, wait: Callable[[_T], Awaitable[None]], what: _T) -> None:
+        """Call *wait*. Raises DeadlineExceeded."""
+        deadline = self.deadline
+        if deadline == math.inf:
+            await wait(what)
+            return
+        self.deadline = math.inf
+        try:
+            with trio.move_on_at(deadline):
+                await wait(what)
+                return
+            raise DeadlineExceeded(f"{self.address} did not answer in time")
+        finally:
+            self.deadline = deadline
 
     async def _fill(self, view: memoryview) -> None:
         unyielded = 0

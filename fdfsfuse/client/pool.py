@@ -6,6 +6,7 @@ the borrower; giving it back never blocks. What was closed meanwhile is not kept
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TypeVar
@@ -16,7 +17,7 @@ from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import Connection, connect
 from fdfsfuse.client.shelf import CONNECTIONS_MAX, IDLE_MAX, IDLE_MAX_S, Shelf
 from fdfsfuse.client.sockets import CONNECT_TIMEOUT_S
-from fdfsfuse.errors import ConnectFailed, ConnectionBroken, UsageError
+from fdfsfuse.errors import ConnectFailed, ConnectionBroken, DeadlineExceeded, UsageError
 
 T = TypeVar("T")
 
@@ -134,6 +135,7 @@ class Pool:
     def give_back(self, connection: Connection) -> None:
         """End a loan. A connection that is no longer usable is dropped."""
         host = self._hosts[connection.address]
+        connection.deadline = math.inf
         if self._closed:
             connection.close()
         host.shelf.put(connection, trio.current_time())
@@ -146,25 +148,43 @@ class Pool:
         exchange: Callable[[Connection], Awaitable[T]],
         *,
         repeatable: bool,
+        deadline: float = math.inf,
     ) -> T:
         """Borrow a connection for one *exchange*.
 
         A *repeatable* exchange (one that may be carried out twice), or one that the peer cannot
         have got whole, is tried again, once, on a new connection when a kept one proves stale.
+
+        Args:
+            deadline: trio time until which all that may take.
+
+        Raises:
+            DeadlineExceeded: it took longer.
         """
-        connection = await self.borrow(address, probe=not repeatable)
+        connection = self.borrow_nowait(address, probe=not repeatable)
+        if connection is None:
+            connection = await self._borrow_by(deadline, address)
         try:
+            connection.deadline = deadline
             return await exchange(connection)
         except ConnectionBroken as exc:
             if not (exc.stale and (repeatable or exc.unsent)):
                 raise
         finally:
             self.give_back(connection)
-        connection = await self.borrow(address, fresh=True)
+        connection = await self._borrow_by(deadline, address, fresh=True)
         try:
+            connection.deadline = deadline
             return await exchange(connection)
         finally:
             self.give_back(connection)
+
+    async def _borrow_by(
+        self, deadline: float, address: Address, *, fresh: bool = False
+    ) -> Connection:
+        with trio.move_on_at(deadline):
+            return await self.borrow(address, fresh=fresh)
+        raise DeadlineExceeded(f"{address} did not answer in time")
 
 
 class _Borrowed:

@@ -210,16 +210,14 @@ class RemoteBackend:
                 return await self._stock.read(file_id, exchange)
             raise DeadlineExceeded(f"no storage of {self.group} answered in time")
         problem = ""
-        # One scope per try: they are a good part of what a small read costs.
         deadline = trio.current_time() + self._timeout_s
         while (now := trio.current_time()) < deadline:
             sources = self._sources(file_id)
             limit_s = _SILENT_S if len(sources) > 1 else math.inf
             for address in sources:
                 try:
-                    with trio.move_on_at(min(deadline, now + limit_s)):
-                        return await self._pool.call(address, exchange, repeatable=True)
-                    problem = f"{address} did not answer within {trio.current_time() - now:.3g} s"
+                    until = min(deadline, now + limit_s)
+                    return await self._pool.call(address, exchange, repeatable=True, deadline=until)
                 except ConnectionProblem as exc:
                     problem = str(exc)
                 except StatusError as exc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from fdfsfuse.client.sources import FileRange
 from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionBroken,
+    DeadlineExceeded,
     FdfsError,
     ProtocolError,
     StatusError,
@@ -260,6 +262,55 @@ async def test_a_peer_that_never_accepts() -> None:
 
 
 # --- the pool ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", pack_header(6, 100)[:4], pack_header(6, 100), pack_header(6, 100) + b"abc"]
+)
+async def test_an_exchange_ends_at_its_deadline(answer: bytes) -> None:
+    async def stops(connection: PeerConnection) -> None:
+        if (await connection.receive()).body:
+            await connection.answer(b"abcdef")
+            await connection.receive()
+        await connection.send(answer)
+        await trio.sleep_forever()
+
+    async with running_peer(stops) as peer, Pool() as pool:
+        body, buffer = b"x", memoryview(bytearray(6))
+
+        async def exchange(connection: Connection) -> int:
+            return await connection.request_into(ECHO, body, buffer)
+
+        async def call(after_s: float) -> int:
+            deadline = trio.current_time() + after_s
+            return await pool.call(peer.address, exchange, repeatable=True, deadline=deadline)
+
+        assert await call(60) == 6
+        body = b""
+        for _ in range(2):  # on a kept connection, and on a new one
+            with pytest.raises(DeadlineExceeded):
+                await call(0.05)
+            assert pool.borrow_nowait(peer.address) is None
+        body = b"x"
+        assert await call(60) == 6
+
+
+async def test_a_deadline_ends_the_wait_for_a_connection_as_well() -> None:
+    async with running_peer(echo) as peer, Pool(limit=1) as pool:
+
+        async def exchange(connection: Connection) -> bytes:
+            return await connection.request(ECHO, b"x")
+
+        async with pool.connection(peer.address):
+            with pytest.raises(DeadlineExceeded):
+                await pool.call(peer.address, exchange, repeatable=True, deadline=0.0)
+        deadline = trio.current_time() + 60
+        call = pool.call(peer.address, exchange, repeatable=True, deadline=deadline)
+        assert await call == b"x"
+        async with pool.connection(peer.address) as connection:
+            assert connection.reused
+            assert connection.deadline == math.inf
+        assert peer.connections == 1
 
 
 async def test_the_pool_reuses_connections() -> None:
