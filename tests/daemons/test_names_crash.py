@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -375,6 +376,33 @@ async def test_collecting_goes_on_after_a_crash(
                 await trio.sleep(0.01)
         assert set(objects_on_disk(crashed)) == {plain.name, entries(tree)[b"a"][1]}
         assert tree.state.inodes == 2
+
+
+async def test_others_get_their_turn_while_much_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_tree(tmp_path) as tree:
+        turns = 0
+        deleted_in: list[int] = []
+        before_and_after(monkeypatch, tree.objects, "delete", lambda _: deleted_in.append(turns))
+        await together(tree, [create(b"a")])
+        for number in range(65):
+            await together(tree, [put(tree, b"a", b"%d" % number)])
+        async with trio.open_nursery() as nursery:
+
+            async def take_turns() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await trio.lowlevel.checkpoint()
+
+            nursery.start_soon(take_turns)
+            await tree.housekeeping._delete(garbage(tree))
+            nursery.cancel_scope.cancel()
+        assert len(deleted_in) == 2 * 64
+        assert max(Counter(deleted_in).values()) <= 2 * 16
+        assert not garbage(tree)
+        assert len(objects_on_disk(tmp_path)) == 1
 
 
 async def test_what_the_storage_was_making_is_dropped_at_the_start(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ RESULTS_KEPT_S: Final = 600.0
 """Outcomes of an ended session can be asked for this long."""
 _TICK_S: Final = 1.0
 _COLLECT_MAX: Final = 256
+_TURN: Final = 16
+"""Objects that are deleted before others on the loop get their turn: about a millisecond."""
 _POLL_MAX: Final = 4096
 _WAL_SOFT: Final = 8 << 20
 _WAL_HARD: Final = 64 << 20
@@ -203,7 +205,9 @@ class Housekeeping:
             f"SELECT id, file_id FROM garbage WHERE collected = 1 AND id IN ({marks})", rows
         ).fetchall()
         deleted: list[tuple[int, str]] = []
-        for row_id, file_id in found:
+        for number, (row_id, file_id) in enumerate(found):
+            if number % _TURN == _TURN - 1:
+                await trio.lowlevel.checkpoint()
             try:
                 self._objects.delete(file_id)
             except StatusError as exc:

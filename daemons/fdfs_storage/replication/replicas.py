@@ -249,7 +249,7 @@ class Replicas:
         nature = subject_of(location.name).nature
         known = self._deleted.at(location.name) is not None
         self._deleted.add(location.name, timestamp, by)
-        if later_stays and outlives(nature, self.find(location), timestamp):
+        if later_stays and self._outlives(nature, location, timestamp):
             return
         try:
             missing = not self._store.remove(location)
@@ -264,10 +264,14 @@ class Replicas:
         self._changes.notify("d", location)
 
     def _delete_metadata(self, metadata: Location, master: Nature, timestamp: int, by: str) -> None:
-        if not outlives(master, self.find(metadata), timestamp) and self._store.remove(metadata):
+        if not self._outlives(master, metadata, timestamp) and self._store.remove(metadata):
             self._deleted.add(metadata.name, timestamp, by)
             self._changes.log_received("d", metadata.name, timestamp)
             self._changes.notify("d", metadata)
+
+    def _outlives(self, nature: Nature, location: Location, timestamp: int) -> bool:
+        """See `outlives`. Of files that are made once there is no need to look."""
+        return nature is Nature.REPLACED and outlives(nature, self.find(location), timestamp)
 
     def link(self, location: Location, target: Location, timestamp: int, by: str) -> None:
         """A symbolic link, as *by* made it; nothing when its name is taken or was deleted.
