@@ -200,13 +200,13 @@ def collect(state: State, index: int, change: Change, op: names_record.Collect) 
             continue
         ino, file_id = row
         if file_id is None:
-            attr = tree.find_attr(db, ino)
+            row = db.execute("SELECT file_id FROM inode WHERE ino = ?", (ino,)).fetchone()
             state.inodes -= db.execute("DELETE FROM inode WHERE ino = ?", (ino,)).rowcount
             db.execute("DELETE FROM xattr WHERE ino = ?", (ino,))
-            if attr is None or not attr.file_id:
+            if row is None or row[0] is None:
                 db.execute("DELETE FROM garbage WHERE id = ?", (row_id,))
                 continue
-            file_id = attr.file_id
+            file_id = row[0]
         db.execute("UPDATE garbage SET file_id = ?, collected = 1 WHERE id = ?", (file_id, row_id))
     return Done()
 
