@@ -386,7 +386,7 @@ async def test_others_get_their_turn_while_much_is_deleted(
         deleted_in: list[int] = []
         before_and_after(monkeypatch, tree.objects, "delete", lambda _: deleted_in.append(turns))
         await together(tree, [create(b"a")])
-        for number in range(65):
+        for number in range(129):
             await together(tree, [put(tree, b"a", b"%d" % number)])
         async with trio.open_nursery() as nursery:
 
@@ -399,8 +399,9 @@ async def test_others_get_their_turn_while_much_is_deleted(
             nursery.start_soon(take_turns)
             await tree.housekeeping._delete(garbage(tree))
             nursery.cancel_scope.cancel()
-        assert len(deleted_in) == 2 * 64
-        assert max(Counter(deleted_in).values()) <= 2 * 16
+        assert len(deleted_in) == 2 * 128
+        # Twice in a row at most: the loop takes its tasks in any order.
+        assert max(Counter(deleted_in).values()) <= 2 * 2 * 16
         assert not garbage(tree)
         assert len(objects_on_disk(tmp_path)) == 1
 
