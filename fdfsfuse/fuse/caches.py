@@ -16,9 +16,9 @@ _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EINVAL, errno
 class KernelCaches:
     """A `fdfsfuse.vfs.recalls.Kernel`: an OSError that left a handler would end the mount."""
 
-    def store_pages(self, number: int, content: bytes) -> bool:
+    def store_pages(self, number: int, content: bytes, offset: int = 0) -> bool:
         try:
-            pyfuse3.notify_store(number, 0, content)
+            pyfuse3.notify_store(number, offset, content)
         except OSError as exc:
             _note(exc, "take pages of", number)
             return False

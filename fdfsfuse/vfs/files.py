@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import sys
 import time
 
 from msgspec.structs import replace
@@ -57,6 +58,7 @@ class FileState(MergingFile):
         "dirty_since",
         "handles",
         "opened_at",
+        "partial_from",
     )
 
     def __init__(self, context: Context, volume: Volume, number: int, attr: Attr) -> None:
@@ -65,6 +67,7 @@ class FileState(MergingFile):
         self._error: Exception | None = None
         self.handles = 0
         self.birth: Birth | None = None
+        self.partial_from = sys.maxsize
         self.opened_at = time.monotonic()
         self._writing_back = False
         self._warned_at = float("-inf")
@@ -163,7 +166,11 @@ class FileState(MergingFile):
                 self._edits.append(offset)
             else:
                 self._edits.write(offset, offset + len(data), size)
-            self._changed(max(size, offset + len(data)))
+            end = offset + len(data)
+            cut = offset if offset % _PAGE else end
+            if cut % _PAGE:
+                self.partial_from = min(self.partial_from, cut - cut % _PAGE)
+            self._changed(max(size, end))
 
     async def _end(self, assumed: int, length: int) -> int:
         """Where to append: the kernel does not ask for new attributes before it appends.

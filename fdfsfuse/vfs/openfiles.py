@@ -289,7 +289,23 @@ class OpenFiles:
                 log.warning("inode %d: %s", state.number, exc)
                 break
         if not state.handles and self._context.states.get(state.number) is state:
+            self._complete_pages(state)
             self._drop(state)
+
+    def _complete_pages(self, state: FileState) -> None:
+        """Give the kernel the pages of a small file that it was to write in parts.
+
+        It keeps only those that were written as a whole, and would ask for the others to read them.
+        As nobody has the file open, there are no READs in flight to be waited for.
+        """
+        content, attr, start = state.content, state.attr, state.partial_from
+        if (
+            content
+            and start < attr.size == len(content)
+            and state.is_fresh
+            and self._context.pages.version(state.number) == attr.version
+        ):
+            self._context.kernel.store_pages(state.number, bytes(content[start:]), start)
 
     def _drop(self, state: FileState) -> None:
         state.close()

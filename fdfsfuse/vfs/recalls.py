@@ -40,10 +40,11 @@ _REFUSE_AGAIN_S: Final = 1.0
 class Kernel(Protocol):
     """The caches of the kernel. What it does not know is forgotten already."""
 
-    def store_pages(self, number: int, content: bytes) -> bool:
-        """The whole content of a file becomes its pages; False when that is not possible.
+    def store_pages(self, number: int, content: bytes, offset: int = 0) -> bool:
+        """The content of a file from *offset*, a whole number of pages, to its end becomes pages.
 
-        Waits for READs and WRITEs in flight: only for a file that nobody has open.
+        False when that is not possible. Waits for READs and WRITEs in flight: only for a file that
+        nobody has open.
         """
 
     def forget_attributes(self, number: int) -> None:
@@ -59,7 +60,7 @@ class Kernel(Protocol):
 class NoKernel:
     """Without a mount there is nothing to forget."""
 
-    def store_pages(self, number: int, content: bytes) -> bool:
+    def store_pages(self, number: int, content: bytes, offset: int = 0) -> bool:
         return False
 
     def forget_attributes(self, number: int) -> None:

@@ -201,9 +201,11 @@ class KernelModel:
         self.locks: defaultdict[int, trio.Lock] = defaultdict(trio.Lock)
         self.busy = 0
 
-    def store_pages(self, number: int, content: bytes) -> bool:
+    def store_pages(self, number: int, content: bytes, offset: int = 0) -> bool:
         assert not self.locks[number].locked()
-        self.pages[number] = content
+        before = self.pages.get(number, b"")[:offset]
+        if len(before) == offset:
+            self.pages[number] = before + content
         return True
 
     def forget_attributes(self, number: int) -> None:

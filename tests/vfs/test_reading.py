@@ -188,10 +188,38 @@ class StoringKernel(NoKernel):
 
     def __init__(self) -> None:
         self.pages: dict[int, bytes] = {}
+        self.offset = 0
 
-    def store_pages(self, number: int, content: bytes) -> bool:
-        self.pages[number] = content
+    def store_pages(self, number: int, content: bytes, offset: int = 0) -> bool:
+        self.pages[number], self.offset = content, offset
         return True
+
+
+async def test_of_a_file_that_was_written_pages_are_completed() -> None:
+    kernel = StoringKernel()
+    async with mounted(kernel=kernel) as m:
+        entry = await m.write_file("vol/a", b"x" * 4096 + b"last")
+        assert (kernel.pages, kernel.offset) == ({entry.number: b"last"}, 4096)
+        data = bytes(range(251)) * 100
+        opened, entry = await m.create("vol/c")
+        for start in range(0, len(data), 5120):
+            await m.vfs.files.write(opened.handle, start, data[start : start + 5120])
+        await m.close(opened.handle)
+        assert (kernel.pages[entry.number], kernel.offset) == (data[4096:], 4096)
+        kernel.pages.clear()
+        # Not of one that was only read, whose pages are all full, or that others have changed.
+        assert await m.read_file("vol/a") == b"x" * 4096 + b"last"
+        await m.write_file("vol/b", b"x" * 8192)
+        handle = await m.open("vol/b", os.O_RDWR)
+        other = await m.open("vol/b")
+        await m.vfs.files.write(handle, 0, b"short")
+        await m.vfs.files.truncate(entry.number, 5, None)
+        kernel.pages.clear()
+        await m.close(handle)
+        assert kernel.pages == {}
+        await m.volume.change(names.StoreContent(m.volume.by_path("b").ino, b"theirs", 5))
+        await m.close(other)
+        assert kernel.pages == {}
 
 
 async def test_the_first_open_brings_the_pages_of_a_small_file() -> None:
@@ -199,6 +227,7 @@ async def test_the_first_open_brings_the_pages_of_a_small_file() -> None:
     async with mounted(kernel=kernel) as m:
         entry = await m.write_file("vol/a", b"mine")
         m.vfs.forget([(entry.number, 1)])
+        kernel.pages.clear()
         opened = await m.vfs.files.open(entry.number, os.O_RDONLY)
         assert (opened.keep_cache, opened.stored) == (True, 4)
         assert kernel.pages == {entry.number: b"mine"}
@@ -216,6 +245,7 @@ async def test_pages_that_were_recalled_on_their_way_are_not_stored(
     async with mounted(kernel=kernel) as m:
         entry = await m.write_file("vol/a", b"old")
         m.vfs.forget([(entry.number, 1)])
+        kernel.pages.clear()
         call = m.volume.call
 
         async def overtaken(request: names.Request, *, timeout_s: float | None = None) -> object:
