@@ -15,6 +15,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from fdfs_storage import boot
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.replication.in_sync import NAME, InSync, InSyncDamaged
 from fdfsfuse.client.names import NamesSession
@@ -340,6 +341,34 @@ async def test_a_machine_that_was_restarted_is_out_of_sync_until_it_has_all_agai
                 await until(lambda: "out of sync: its machine was restarted" in caplog.text)
                 await until(lambda: "2" in a.replication.in_sync.members)
                 assert b.content(attr.file_id) == b"content"
+
+
+@pytest.mark.parametrize("left", [b"", b"conte\0\0", None])
+async def test_copies_outlive_it_that_the_machine_of_the_names_loses_its_power(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: bytes | None
+) -> None:
+    config = sync_config(tmp_path / "a")
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "b", "2") as b:
+            async with run_node(tmp_path / "a", "1", names=True, config=config) as a:
+                a.meet(b)
+                await until(lambda: "2" in a.replication.in_sync.members)
+                async with a.session() as session:
+                    attr = await store(session, await make(session, b"file"), b"content")
+                a.store.write_metadata(a.store.locate(attr.file_id), b"k\x02v")
+                await a.wait_until_has_all(b)
+                lost = a.path(attr.file_id)
+            if left is None:
+                lost.unlink()
+            else:
+                lost.write_bytes(left)
+            monkeypatch.setattr(boot, "boot_id", lambda: "another boot")
+            async with run_node(tmp_path / "a", "1", names=True, config=config) as a:
+                a.meet(b)
+                await a.wait_until_has_all(b)
+                for node in (b, a):
+                    assert node.content(attr.file_id) == b"content"
+                    assert node.content(attr.file_id + "-m") == b"k\x02v"
 
 
 async def test_changes_by_id_on_the_other_storage_reach_the_tree(tmp_path: Path) -> None:

@@ -92,6 +92,5 @@ def make_whole(objects: Objects, file_id: str, data: bytes) -> bool:
     """Write the object unless it has exactly this content; True when it was written."""
     if objects.holds(file_id, data):
         return False
-    objects.delete(file_id)
-    objects.write(file_id, data)
+    objects.write_again(file_id, data)
     return True

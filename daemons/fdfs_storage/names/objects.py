@@ -129,10 +129,15 @@ class Objects:
         with self._as_own():
             self.store.withdraw(self.locate(file_id))
 
-    def write(self, file_id: str, data: bytes) -> None:
-        """Make the object again; its record is durable."""
+    def write_again(self, file_id: str, data: bytes) -> None:
+        """Make an object that a crash has damaged, or kept from being made.
+
+        It is not deleted before: that would take its metadata along, and concern the peers.
+        """
+        location = self.locate(file_id)
         with self._as_own():
-            self.store.write_at(self.locate(file_id), data, time_of_name(file_id))
+            self.store.remove(location)
+            self.store.write_at(location, data, time_of_name(file_id))
 
     def holds(self, file_id: str, data: bytes) -> bool:
         """True when the object's file has exactly this content."""
