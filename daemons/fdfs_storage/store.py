@@ -15,8 +15,8 @@ new file        content into a file without a name (O_TMPFILE), binlog line, nam
                 elsewhere (in the log of names), the line may come first: peers get the content
                 from memory while the file is made. What cannot be made is logged as deleted
 small new file  binlog line, file under its name, content, with nothing else between: the line of a
-                file that is not whole is the last one, and the file is removed at start. (Of an
-                appender that cannot be told; nobody knows the name of what stays)
+                file that is not whole is the last one, and the file is removed at start. Not for
+                appenders: their names do not tell what is whole
 delete          binlog line, then unlink. A line whose file still exists is carried out at start
 truncate        binlog line, then truncate; carried out at start as well
 append, modify  a small piece: binlog line, then data, before any peer can be told. Of a line whose
@@ -368,10 +368,8 @@ class Store:
         content: bytes | memoryview,
         crc32: int,
         extension: str,
-        *,
-        appender: bool = False,
     ) -> Location:
-        """Make an object of *content*, which is small and does not change.
+        """Make a normal object of *content*, which is small and does not change.
 
         Raises:
             StatusError: 16 no unique name, 28, 5.
@@ -383,7 +381,7 @@ class Store:
         def put(location: Location) -> None:
             self.paths.create(location, content)
 
-        return self._put(put, content, index, directory, size, crc32, extension, appender)
+        return self._put(put, content, index, directory, size, crc32, extension, False)
 
     def open_new_at(self, near: Location) -> NewFile:
         """Begin a file in the directory of the existing object *near*, for `commit_at`.

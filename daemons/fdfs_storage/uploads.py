@@ -64,25 +64,27 @@ class Uploads:
 
     def upload_small(self, body: bytes, _flags: int) -> bytes:
         """11 with all its content."""
-        return self._upload_small(body, appender=False)
-
-    def upload_small_appender(self, body: bytes, _flags: int) -> bytes:
-        """23 with all its content."""
-        return self._upload_small(body, appender=True)
-
-    def _upload_small(self, body: bytes, *, appender: bool) -> bytes:
         head = UploadHead.decode(body[:UPLOAD_HEAD_SIZE], len(body))
         content = memoryview(body)[UPLOAD_HEAD_SIZE:]
         store, counters = self._store, self._store.counters
         path_index = self._path_index(head)
         counters.total_upload_count += 1
         counters.total_upload_bytes += head.size
-        location = store.create(
-            path_index, content, crc32(content), head.extension, appender=appender
-        )
+        location = store.create(path_index, content, crc32(content), head.extension)
         counters.success_upload_count += 1
         counters.success_upload_bytes += head.size
         return self._stored(location)
+
+    def upload_small_appender(self, body: bytes, _flags: int) -> bytes:
+        """23 with all its content."""
+        head = UploadHead.decode(body[:UPLOAD_HEAD_SIZE], len(body))
+        content = memoryview(body)[UPLOAD_HEAD_SIZE:]
+        new = self._begin(head)
+        try:
+            new.write(content)
+            return self._commit(new, head, crc32(content), appender=True)
+        finally:
+            new.close()
 
     def _begin(self, head: UploadHead) -> NewFile:
         store, counters = self._store, self._store.counters

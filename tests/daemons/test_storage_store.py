@@ -149,7 +149,7 @@ async def test_a_part_of_an_upload_is_removed_at_start(tmp_path: Path) -> None:
         store.create(0, content, zlib.crc32(content), "bin")
         for content in (b"whole", b"cut off", b"other")
     )
-    appender = store.create(0, b"initial", 0, "bin", appender=True)
+    appender = put(store, b"initial", appender=True)
     store.close()
     lines = log_of(config).read_text().splitlines(keepends=True)
     assert [line.split()[2] for line in lines] == [
