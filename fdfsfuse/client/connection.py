@@ -199,6 +199,7 @@ class Connection(BaseConnection):
             await self._send(pack_header(len(body), command) + body)
             self.sent = True
             header = bytearray(HEADER_SIZE)
+            await self._wait_readable()  # nothing can be there yet
             got = await self._recvmsg_into([header, buffer])
             self.answered = True
             while got < HEADER_SIZE:
@@ -226,6 +227,7 @@ class Connection(BaseConnection):
         try:
             await self._send(pack_header(len(body), command) + body)
             self.sent = True
+            await self._wait_readable()
             length, rest = self._split(await self._recv(FIRST_READ, HEADER_SIZE))
             return AnswerStream(self, length, rest, end)
         except BaseException as exc:
@@ -263,6 +265,7 @@ class Connection(BaseConnection):
 
     async def _answer(self, limit: int) -> bytes:
         """Receive a whole answer of at most *limit* bytes."""
+        await self._wait_readable()  # nothing can be there yet
         length, rest = self._split(await self._recv(first_read(limit), HEADER_SIZE))
         if length > limit:
             check_length(self.address, length, limit)
