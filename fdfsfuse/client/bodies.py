@@ -16,7 +16,8 @@ from fdfsfuse.errors import ConnectionBroken, UsageError
 if TYPE_CHECKING:
     from fdfsfuse.client.connection import Connection
 
-_INLINE_SEND = 64 << 10
+INLINE_SEND = 64 << 10
+"""A body in memory up to this size is sent with its head, without a word of progress."""
 _IOV_MAX = 1024
 
 
@@ -63,7 +64,7 @@ async def _send_buffer(
     size: int,
     progress: Progress | None,
 ) -> None:
-    if size <= _INLINE_SEND:
+    if size <= INLINE_SEND:
         packet = b"".join((front, source))
         if len(packet) != len(front) + size:
             raise _wrong_size(len(packet) - len(front), size)

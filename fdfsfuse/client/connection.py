@@ -379,11 +379,18 @@ class AnswerStream:
             end, self._end = self._end, None
             end(self._connection)
 
-    async def receive_some(self, max_bytes: int = CHUNK_SIZE) -> bytes:
-        """1 to *max_bytes* further bytes, or b"" at the end."""
+    async def receive_some(
+        self, max_bytes: int = CHUNK_SIZE, deadline: float | None = None
+    ) -> bytes:
+        """1 to *max_bytes* further bytes, or b"" at the end.
+
+        *deadline* is that of the connection from now on. Raises DeadlineExceeded.
+        """
         if not self.remaining:
             return b""
         connection = self._connection
+        if deadline is not None:
+            connection.deadline = deadline
         limit = min(max_bytes, self.remaining)
         if self._start:
             data, self._start = self._start[:limit], self._start[limit:]

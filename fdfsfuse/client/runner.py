@@ -8,7 +8,8 @@ from typing import Any
 
 import trio
 
-from fdfsfuse.client.connection import AnswerStream
+from fdfsfuse.client.bodies import INLINE_SEND
+from fdfsfuse.client.connection import AnswerStream, Connection
 from fdfsfuse.client.plans.running import Running
 from fdfsfuse.client.plans.steps import Ask, Deliver, Open, Plan, Receive, Request, Send, Step, T
 from fdfsfuse.client.pool import Pool
@@ -61,29 +62,24 @@ class TrioRun(Running[T]):
         progress = True
         step = self.resume()
         while step is not None and type(step) is not Deliver:
-            # One scope for all steps: it is only made anew when the limit of a step was passed.
-            with trio.CancelScope(deadline=self._deadline_of(step, progress)) as self._scope:
-                while True:
-                    try:
-                        value = await self._perform(step)
-                    except FdfsError as exc:
-                        progress = False
-                        step = self.fail(step, exc)
-                    else:
-                        progress = True
-                        step = self.resume(value)
-                    if step is None or type(step) is Deliver:
-                        break
-                    self._scope.deadline = self._deadline_of(step, progress)
-            if self._scope.cancelled_caught:
-                assert step is not None
+            deadline = self._deadline_of(step, progress)
+            progress = False
+            try:
+                value = await self._perform(step, deadline)
+            except DeadlineExceeded:
                 step = self._pass_deadline(step)
-                progress = False
+            except FdfsError as exc:
+                step = self.fail(step, exc)
+            else:
+                progress = True
+                step = self.resume(value)
         return None if step is None else step.data
 
     def _deadline_of(self, step: Step, progress: bool) -> float:
         """When *step* has to be done, with or without *progress* by the one before it."""
         now = trio.current_time()
+        if type(step) is Receive and now >= self._end:
+            raise self._too_late()  # as long as bytes come, receiving need never wait
         if progress:
             self._due = min(now + self._timeout_s, self._end)
         if type(step) is Ask and step.limit_s is not None:
@@ -99,13 +95,17 @@ class TrioRun(Running[T]):
             problem = ConnectionProblem(f"{step.address} did not answer within {limit_s:g} s")
             return self.fail(step, problem)
         if now >= self._end:
-            raise DeadlineExceeded(f"{self.what}: the deadline has passed")
+            raise self._too_late()
         raise DeadlineExceeded(f"{self.what}: no progress for {self._timeout_s:g} s")
 
-    async def _perform(self, step: Step) -> Any:
+    def _too_late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"{self.what}: the deadline has passed")
+
+    async def _perform(self, step: Step, deadline: float) -> Any:
+        """Carry out one step. Raises DeadlineExceeded when it takes too long."""
         if type(step) is Receive:
             assert isinstance(step.incoming, AnswerStream)
-            data = await step.incoming.receive_some(step.limit)
+            data = await step.incoming.receive_some(step.limit, deadline)
             if self._progress is not None:
                 self._progress(len(data))
             await trio.lowlevel.checkpoint()
@@ -114,29 +114,45 @@ class TrioRun(Running[T]):
         pool, probe = self._pool, not step.repeatable
         connection = None if step.fresh else pool.borrow_nowait(step.address, probe=probe)
         if connection is None:
-            connection = await pool.borrow(step.address, fresh=step.fresh, probe=probe)
+            with trio.move_on_at(deadline):
+                connection = await pool.borrow(step.address, fresh=step.fresh, probe=probe)
+            if connection is None:
+                raise DeadlineExceeded(f"no connection to {step.address} in time")
         try:
-            if type(step) is Ask:
-                answer: Any = await connection.request(
-                    step.command, step.head, max_answer=step.max_answer, status=step.flags
-                )
-            elif type(step) is Send:
-                answer = await connection.send_stream(
-                    step.command,
-                    step.head,
-                    step.source,
-                    step.size,
-                    max_answer=step.max_answer,
-                    progress=self._touch,
-                )
+            if type(step) is Send:
+                answer: Any = await self._send(connection, step, deadline)
             else:
-                answer = await connection.start_stream(step.command, step.head, pool.give_back)
+                connection.deadline = deadline
+                if type(step) is Ask:
+                    answer = await connection.request(
+                        step.command, step.head, max_answer=step.max_answer, status=step.flags
+                    )
+                else:
+                    answer = await connection.start_stream(step.command, step.head, pool.give_back)
         except BaseException:
             pool.give_back(connection)
             raise
         if type(step) is not Open:
             pool.give_back(connection)
         return answer
+
+    async def _send(self, connection: Connection, step: Send, deadline: float) -> bytes:
+        if type(step.source) is bytes and step.size <= INLINE_SEND:
+            connection.deadline = deadline
+            return await connection.send_stream(
+                step.command, step.head, step.source, step.size, max_answer=step.max_answer
+            )
+        # What the bytes come from may wait, too; and each piece that is sent is progress.
+        with trio.CancelScope(deadline=deadline) as self._scope:
+            return await connection.send_stream(
+                step.command,
+                step.head,
+                step.source,
+                step.size,
+                max_answer=step.max_answer,
+                progress=self._touch,
+            )
+        raise DeadlineExceeded(f"{step.address} did not take the request in time")
 
     def _touch(self, count: int) -> None:
         """Something moved."""

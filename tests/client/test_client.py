@@ -476,6 +476,37 @@ async def test_deadlines_are_about_progress(make_client: MakeClient) -> None:
             assert received == 1200
 
 
+async def test_deadlines_of_whole_operations(make_client: MakeClient) -> None:
+    async def silent(connection: PeerConnection) -> None:
+        await connection.receive()
+        await trio.sleep_forever()
+
+    async def endless(connection: PeerConnection) -> None:
+        await connection.receive()
+        await connection.send((1 << 40).to_bytes(8, "big") + b"\x64\0")
+        while True:
+            await connection.send(bytes(1 << 20))
+
+    file_id = f"{GROUP}/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt"
+    async with running_peer(silent) as storage:
+        tracker = MemoryTracker(storage.address)
+        async with running_peer(tracker.handle) as running, make_client(running.address) as client:
+            with pytest.raises(DeadlineExceeded, match="the deadline has passed"):
+                await client.info(file_id, deadline_s=0.05)
+            with pytest.raises(DeadlineExceeded, match="the deadline has passed"):
+                await client.download(file_id, deadline_s=0.05)
+            with pytest.raises(DeadlineExceeded, match="the deadline has passed"):
+                await client.upload(b"small", deadline_s=0.05)
+            with pytest.raises(DeadlineExceeded, match="the deadline has passed"):
+                await client.upload(bytes(20_000_000), deadline_s=0.05)
+            storage.handler = endless
+            with (
+                Path(os.devnull).open("wb") as target,
+                pytest.raises(DeadlineExceeded, match="the deadline has passed"),
+            ):
+                await client.download_to(file_id, target, deadline_s=0.2)
+
+
 async def test_cancellation_leaves_no_connection_in_the_middle_of_something() -> None:
     """Or the next request would get the answer to this one."""
     storage = MemoryStorage()
