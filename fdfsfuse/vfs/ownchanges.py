@@ -33,6 +33,7 @@ from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.directory import MISSING
+from fdfsfuse.vfs.ownfiles import may_be_refused
 
 if TYPE_CHECKING:
     from fdfsfuse.vfs.context import Context
@@ -46,6 +47,8 @@ _SLOW_S: Final = 1.0
 _SUSPENDED_S: Final = 5.0
 _RENAME_NOREPLACE: Final = 1
 _ERRORS_MAX: Final = 1000
+_TIME_MIN_NS: Final = -(1 << 63)
+_TIME_MAX_NS: Final = (1 << 63) - 1
 _IN_TURN: Final = (
     names.Create,
     names.CreateFile,
@@ -137,6 +140,8 @@ class OwnChanges:
         old, new = (request.parent, request.name), (request.new_parent, request.new_name)
         if request.flags & ~_RENAME_NOREPLACE or old == new:
             return None
+        if may_be_refused(*new):
+            return None
         if not (self._may(request.parent) and self._may(request.new_parent)):
             return None
         moved = self._only_name(*old)
@@ -171,6 +176,9 @@ class OwnChanges:
         if request.mode is not None and (xattrs is None or acl.ACCESS in xattrs):
             return None
         if self._volume.own_files.concerned(request):
+            return None
+        times = (request.atime_ns, request.mtime_ns)
+        if not all(t is None or _TIME_MIN_NS <= t <= _TIME_MAX_NS for t in times):
             return None
         answer = request.applied_to(attr)
         self._send(request, answer, (request.ino,))

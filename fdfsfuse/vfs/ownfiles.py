@@ -65,8 +65,7 @@ class OwnFiles:
             memory.lookup(parent, name) != MISSING
             or (parent, name) in self._by_name
             or memory.attr(parent) is None
-            or len(name) > names.NAME_MAX
-            or (parent == names.ROOT_INO and _may_be_reserved(name))
+            or may_be_refused(parent, name)
             or len(self._by_ino) >= UNBORN_MAX
             or volume.down
             or not volume.backend.connected
@@ -168,9 +167,10 @@ class OwnFiles:
         return found.values()
 
 
-def _may_be_reserved(name: bytes) -> bool:
-    """Whether it looks like a store path, ``M00``: the storage decides."""
-    return len(name) == 3 and name.startswith(b"M")
+def may_be_refused(parent: int, name: bytes) -> bool:
+    """Whether a new name is too long, or looks like a store path, ``M00``: the storage decides."""
+    reserved = parent == names.ROOT_INO and len(name) == 3 and name.startswith(b"M")
+    return reserved or len(name) > names.NAME_MAX
 
 
 def _entries(request: Any) -> list[tuple[int, bytes]]:
