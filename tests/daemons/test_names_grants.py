@@ -343,6 +343,38 @@ async def test_a_restarted_storage_asks_who_may_have_made_files(tmp_path: Path) 
                 assert (await one.session.call(names.Lookup(e, b"y"))).size == len(DATA)
 
 
+async def test_after_a_restart_what_was_answered_ahead_waits_for_nobody(tmp_path: Path) -> None:
+    """Else who has the grant and who wants to look before it confirms would wait for each other."""
+    async with trio.open_nursery() as nursery:
+        one = Maker(nursery)
+        one.tells = False
+        async with names_server(tmp_path) as server:
+            port = server.port
+            find = server.find
+
+        async with (
+            open_session(find, client="one", on_push=one.push) as one.session,
+            open_session(find, client="other", on_push=lambda push: None) as other,
+        ):
+            async with names_server(tmp_path, port=port):
+                d = await make(one.session, b"d", DIRECTORY)
+                ino = await one.number()
+                await one.session.call(names.Grant(d))
+                await other.call(names.GetAttr(ROOT))
+            async with names_server(tmp_path, port=port) as server:
+                await wait_for(lambda: bool(one.recalled))
+                with trio.fail_after(server.tree.sessions.lease_s / 2):
+                    for change in (
+                        names.Create(d, b"a", DIRECTORY, 0, 0, NOW, ino=ino),
+                        names.Rename(d, b"a", d, b"b", 0, NOW, ino, 0),
+                        names.Remove(d, b"b", True, NOW, ino),
+                    ):
+                        await one.session.call(change)
+                with trio.move_on_after(0.2) as waiting:
+                    await one.session.call(names.Create(d, b"c", DIRECTORY, 0, 0, NOW))
+                assert waiting.cancelled_caught
+
+
 async def test_sessions_without_numbers_are_not_waited_for(tmp_path: Path) -> None:
     async with names_server(tmp_path) as server, server.session() as session:
         await make(session, b"f")

@@ -77,6 +77,15 @@ def _revoked(inos: list[int], number: int) -> names.Recall:
     return names.Recall(number, [], [], [], [], grants=inos)
 
 
+def _under_a_grant(op: Any) -> bool:
+    """Whether a mount has sent this of what it had done on its own, or answered already."""
+    if isinstance(op, names.Create):
+        return op.ino != 0
+    if isinstance(op, names.Remove | names.Rename):
+        return op.ino != names.ANY_INODE
+    return isinstance(op, names_record.MakeFile)
+
+
 class Callbacks:
     """See the module. *flush* sends what answers have left in the connections."""
 
@@ -228,7 +237,7 @@ class Callbacks:
         own = change.key[0]
         # What was made under a grant nobody else can have heard of. If that waited, and the others
         # had to look at the directory before they can confirm, nothing would go on.
-        made = isinstance(op, names_record.MakeFile) and self.grants.is_unknown(own)
+        made = self.grants.is_unknown(own) and _under_a_grant(op)
         if own and not made:
             self._recalls.attach_to_everything(own, change)
         for ino in found.attrs:
