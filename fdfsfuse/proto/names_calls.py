@@ -255,7 +255,7 @@ class Adopt(Message, tag=36, frozen=True):
 class SetAttr(Message, tag=37, frozen=True):
     """chmod, chown, utimens; None leaves a field as it is. -> Attr. ctime becomes now. ESTALE.
 
-    An access ACL follows the mode.
+    An access ACL follows the mode. ``granted``: of a directory, which the session has the grant of.
     """
 
     ino: int
@@ -265,6 +265,7 @@ class SetAttr(Message, tag=37, frozen=True):
     gid: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    granted: bool = False
 
     def applied_to(self, attr: Attr) -> Attr:
         """*attr* as it is afterwards."""

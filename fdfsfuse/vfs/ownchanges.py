@@ -29,7 +29,7 @@ from msgspec.structs import replace
 from trio.lowlevel import ParkingLot
 
 from fdfsfuse.core import acl
-from fdfsfuse.errors import StatusError
+from fdfsfuse.errors import StatusError, UsageError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.directory import MISSING
@@ -180,6 +180,7 @@ class OwnChanges:
         times = (request.atime_ns, request.mtime_ns)
         if not all(t is None or _TIME_MIN_NS <= t <= _TIME_MAX_NS for t in times):
             return None
+        request = replace(request, granted=True)
         answer = request.applied_to(attr)
         self._send(request, answer, (request.ino,))
         return answer
@@ -258,6 +259,8 @@ class OwnChanges:
             request,
             error,
         )
+        if isinstance(error, UsageError):
+            return  # the mount ends
         status = error.errno if isinstance(error, StatusError) else None
         for directory in directories:
             if len(self._errors) < _ERRORS_MAX:

@@ -375,6 +375,75 @@ async def test_after_a_restart_what_was_answered_ahead_waits_for_nobody(tmp_path
                 assert waiting.cancelled_caught
 
 
+@asynccontextmanager
+async def two_after_a_restart(
+    tmp_path: Path,
+) -> AsyncIterator[tuple[NamesServer, list[tuple[Maker, int, int]]]]:
+    """The storage, and each maker with a directory that it had a grant of and a number in reserve.
+
+    None of them has confirmed yet that all grants are recalled.
+    """
+    async with trio.open_nursery() as nursery:
+        one, two = Maker(nursery), Maker(nursery)
+        async with names_server(tmp_path) as server:
+            port, find = server.port, server.find
+        async with (
+            open_session(find, client="one", on_push=one.push) as one.session,
+            open_session(find, client="two", on_push=two.push) as two.session,
+        ):
+            found = []
+            async with names_server(tmp_path, port=port):
+                for maker in (one, two):
+                    maker.tells = False
+                    ino = await maker.number()
+                    d = await make(maker.session, b"d%d" % ino, DIRECTORY)
+                    await maker.session.call(names.Grant(d))
+                    found.append((maker, d, ino))
+            async with names_server(tmp_path, port=port) as server:
+                await wait_for(lambda: bool(one.recalled and two.recalled))
+                yield server, found
+
+
+@pytest.mark.parametrize("kind", ["create", "set attributes"])
+async def test_after_a_restart_nobody_waits_for_each_other(tmp_path: Path, kind: str) -> None:
+    async with two_after_a_restart(tmp_path) as (server, makers):
+
+        async def tell(maker: Maker, d: int, ino: int) -> None:
+            request = (
+                names.Create(d, b"a", DIRECTORY, 0, 0, NOW, ino=ino)
+                if kind == "create"
+                else names.SetAttr(d, NOW, mode=0o700, granted=True)
+            )
+            await maker.session.call(request)
+            maker.session.recalled(maker.recalled[0].number, ())
+
+        with trio.fail_after(server.tree.sessions.lease_s / 2):
+            async with trio.open_nursery() as nursery:
+                for maker, d, ino in makers:
+                    nursery.start_soon(tell, maker, d, ino)
+            (one, _, _), (_, other, _) = makers
+            await one.session.call(names.GetAttr(other))
+
+
+async def test_after_a_restart_the_order_of_sending_counts(tmp_path: Path) -> None:
+    """A directory, its mode, and a file in it, while it is not known what others have made."""
+    async with two_after_a_restart(tmp_path) as (_, ((one, d, ino), _)):
+        child = await one.number()
+        errors: list[Exception | None] = []
+        for request in (
+            names.Create(d, b"a", DIRECTORY, 0, 0, NOW, ino=ino),
+            names.SetAttr(ino, NOW, mode=0o2700, gid=9, granted=True),
+            names.Create(ino, b"b", DIRECTORY, 0, 0, NOW, ino=child),
+            names.Rename(d, b"a", d, b"c", 0, NOW, ino, 0),
+        ):
+            one.session.post(request, errors.append)
+        attr = await one.tell(ino, b"x")
+        assert errors == [None] * 4
+        assert attr.size == len(DATA)
+        one.session.recalled(one.recalled[0].number, ())
+        assert (await one.session.call(names.GetAttr(child))).gid == 9
+
+
 async def test_sessions_without_numbers_are_not_waited_for(tmp_path: Path) -> None:
     async with names_server(tmp_path) as server, server.session() as session:
         await make(session, b"f")

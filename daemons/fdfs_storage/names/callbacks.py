@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from fdfs_storage.names.granted import under_a_grant
 from fdfs_storage.names.touched import Touched, touched
 from fdfsfuse.core.grants import Grants, Revocation
 from fdfsfuse.core.holds import Holds, Recalls, Waiting
-from fdfsfuse.proto import names, names_record
+from fdfsfuse.proto import names
 
 if TYPE_CHECKING:
     from fdfs_storage.names.sessions import Session, Sessions
@@ -75,15 +76,6 @@ def _unused(inos: list[int], number: int) -> names.Recall:
 
 def _revoked(inos: list[int], number: int) -> names.Recall:
     return names.Recall(number, [], [], [], [], grants=inos)
-
-
-def _under_a_grant(op: Any) -> bool:
-    """Whether a mount has sent this of what it had done on its own, or answered already."""
-    if isinstance(op, names.Create):
-        return op.ino != 0
-    if isinstance(op, names.Remove | names.Rename):
-        return op.ino != names.ANY_INODE
-    return isinstance(op, names_record.MakeFile)
 
 
 class Callbacks:
@@ -237,7 +229,7 @@ class Callbacks:
         own = change.key[0]
         # What was made under a grant nobody else can have heard of. If that waited, and the others
         # had to look at the directory before they can confirm, nothing would go on.
-        made = self.grants.is_unknown(own) and _under_a_grant(op)
+        made = self.grants.is_unknown(own) and under_a_grant(op)
         if own and not made:
             self._recalls.attach_to_everything(own, change)
         for ino in found.attrs:

@@ -63,6 +63,20 @@ def check_grantable(db: sqlite3.Connection, ino: int) -> None:
         raise fail(errno.EAGAIN)
 
 
+def under_a_grant(op: Any) -> bool:
+    """Whether a mount sent this of what it had done on its own, or answered already.
+
+    Then nobody else can have had a grant where it changes something.
+    """
+    if isinstance(op, names.Create):
+        return op.ino != 0
+    if isinstance(op, names.Remove | names.Rename):
+        return op.ino != names.ANY_INODE
+    if isinstance(op, names.SetAttr):
+        return op.granted
+    return isinstance(op, names_record.MakeFile)
+
+
 def changes_in(db: sqlite3.Connection, op: Any) -> tuple[int, ...]:
     """The directories that *op* changes: theirs are the grants that it has to wait for."""
     if isinstance(op, names.SetAttr | names_record.PutXattr):

@@ -283,8 +283,9 @@ class Tree:
         if not work.session or not self.callbacks.grants.others_have_any(work.session):
             return False
         inos = granted.changes_in(self.state.db, op)
-        # Files from before a restart are told before it is known that there were no others.
-        known_only = isinstance(op, names_record.MakeFile)
+        # What is from before a restart is told before it is known that there is nothing of others:
+        # in the order of sending, and without waiting for those who tell, too.
+        known_only = granted.under_a_grant(op)
         submit = partial(self.engine.submit, work)
         return bool(inos) and self.callbacks.wait_for_grants(
             work.session, inos, submit, known_only=known_only
