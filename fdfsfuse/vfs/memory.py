@@ -199,7 +199,7 @@ class Memory:
     def in_flight(self, directory: int) -> bool:
         """Whether a request about the directory is in flight: the kernel may have it locked."""
         return directory in self._locked or any(
-            directory in _directories(request) for request in self._flights.values()
+            directory in directories_of(request) for request in self._flights.values()
         )
 
     # --- learning --------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ class Memory:
             for ino in _changed(request, answer):
                 self._recalled[ino] = self._serial
             if any(type(flight) in _TELL_NAMES for flight in self._flights.values()):
-                for ino in _directories(request):
+                for ino in directories_of(request):
                     self._recalled[ino] = self._serial
         began = self.begin(request)
         self.learn(request, answer, began)
@@ -493,7 +493,7 @@ def _changed(request: Any, answer: Any) -> list[int]:
     return [answer.ino]
 
 
-def _directories(request: Any) -> tuple[int, ...]:
+def directories_of(request: Any) -> tuple[int, ...]:
     """Inodes that the kernel may have locked while the request is in flight."""
     find = _LOCKED.get(type(request))
     return find(request) if find is not None else ()

@@ -21,7 +21,6 @@ import errno
 import logging
 import stat
 import time
-from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,7 +32,8 @@ from fdfsfuse.errors import StatusError, UsageError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.directory import MISSING
-from fdfsfuse.vfs.ownfiles import may_be_refused
+from fdfsfuse.vfs.memory import directories_of
+from fdfsfuse.vfs.ownfiles import entries_of, may_be_refused
 
 if TYPE_CHECKING:
     from fdfsfuse.vfs.context import Context
@@ -115,7 +115,7 @@ class OwnChanges:
             return None
         request = replace(request, ino=ino)
         attr = request.made_in(directory.mode, directory.gid, ino)
-        self._send(request, attr, (request.parent,))
+        self._send(request, attr)
         return attr
 
     def remove(self, request: names.Remove) -> Attr | None:
@@ -132,7 +132,7 @@ class OwnChanges:
         if self._volume.own_files.concerned(request):
             return None
         answer = names.unlinked(attr, request.now_ns)
-        self._send(request, answer, (request.parent,))
+        self._send(request, answer)
         return answer
 
     def rename(self, request: names.Rename) -> names.Renamed | None:
@@ -163,7 +163,7 @@ class OwnChanges:
             replace(moved, ctime_ns=request.now_ns),
             None if replaced is None else names.unlinked(replaced, request.now_ns),
         )
-        self._send(request, answer, {request.parent, request.new_parent})
+        self._send(request, answer)
         return answer
 
     def set_attributes(self, request: names.SetAttr) -> Attr | None:
@@ -182,7 +182,7 @@ class OwnChanges:
             return None
         request = replace(request, granted=True)
         answer = request.applied_to(attr)
-        self._send(request, answer, (request.ino,))
+        self._send(request, answer)
         return answer
 
     def _may(self, directory: int) -> bool:
@@ -227,29 +227,21 @@ class OwnChanges:
 
     # --- answers ---------------------------------------------------------------------------------
 
-    def _send(self, request: Any, answer: Any, directories: Collection[int]) -> None:
+    def _send(self, request: Any, answer: Any) -> None:
         self.count += 1
         self._volume.memory.foreseen(request, answer)
         number = self.count
         self._unanswered[number] = time.monotonic()
-        self._volume.backend.post(request, partial(self._ended, number, request, directories))
+        self._volume.backend.post(request, partial(self._ended, number, request))
 
-    def _ended(
-        self,
-        number: int,
-        request: names.Request,
-        directories: Collection[int],
-        error: Exception | None,
-    ) -> None:
+    def _ended(self, number: int, request: names.Request, error: Exception | None) -> None:
         del self._unanswered[number]
         if error is not None:
-            self._refuse(request, directories, error)
+            self._refuse(request, error)
         if self._answered:
             self._answered.unpark_all()
 
-    def _refuse(
-        self, request: names.Request, directories: Collection[int], error: Exception
-    ) -> None:
+    def _refuse(self, request: names.Request, error: Exception) -> None:
         volume = self._volume
         self.refused += 1
         self._suspended_until = time.monotonic() + _SUSPENDED_S
@@ -261,13 +253,14 @@ class OwnChanges:
         )
         if isinstance(error, UsageError):
             return  # the mount ends
+        directories = directories_of(request)
         status = error.errno if isinstance(error, StatusError) else None
         for directory in directories:
             if len(self._errors) < _ERRORS_MAX:
                 self._errors[directory] = status or errno.EIO
-        inos, entries = _about(request)
-        volume.memory.revoke([*directories, *inos])
-        volume.recalls.never_made([*directories, *inos], entries)
+        inos = {*directories, *_inodes(request)}
+        volume.memory.revoke(inos)
+        volume.recalls.never_made(inos, entries_of(request))
 
     async def wait(self) -> None:
         """Wait until the storage has answered everything; meanwhile nothing is answered here."""
@@ -283,11 +276,8 @@ class OwnChanges:
         return self._errors.pop(directory, 0)
 
 
-def _about(request: Any) -> tuple[list[int], list[tuple[int, bytes]]]:
-    """The inodes and names that a change is about."""
-    if isinstance(request, names.SetAttr):
-        return [request.ino], []
+def _inodes(request: Any) -> tuple[int, ...]:
+    """The inodes that a change is about."""
     if isinstance(request, names.Rename):
-        inos = [ino for ino in (request.ino, request.replaces) if ino]
-        return inos, [(request.parent, request.name), (request.new_parent, request.new_name)]
-    return [request.ino], [(request.parent, request.name)]
+        return (request.ino, request.replaces) if request.replaces else (request.ino,)
+    return (request.ino,)

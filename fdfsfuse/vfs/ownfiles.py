@@ -152,7 +152,7 @@ class OwnFiles:
             directories.add(ino)
             if ino in self._by_ino:
                 found[ino] = self._by_ino[ino]
-        for entry in _entries(request):
+        for entry in entries_of(request):
             state = self._by_name.get(entry)
             if state is not None:
                 found[state.ino] = state
@@ -173,7 +173,7 @@ def may_be_refused(parent: int, name: bytes) -> bool:
     return reserved or len(name) > names.NAME_MAX
 
 
-def _entries(request: Any) -> list[tuple[int, bytes]]:
+def entries_of(request: Any) -> list[tuple[int, bytes]]:
     """The names that a request is about."""
     entries = []
     if isinstance(request, names.Lookup | names.Create | names.Remove | names.Link | names.Adopt):
