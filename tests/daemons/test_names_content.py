@@ -171,12 +171,18 @@ def cold_until_warmed(server: NamesServer, patch: pytest.MonkeyPatch, *, stays: 
     patch.setattr(connection, "warm", warm_and_note)
 
 
+async def make_files(session: NamesSession, count: int) -> list[int]:
+    """Files in the root with the content ``data``."""
+    inos = [await make(session, b"%d" % number) for number in range(count)]
+    for ino in inos:
+        await store(session, ino, b"data")
+    return inos
+
+
 async def test_what_follows_comes_from_the_disk_as_well(
     server: NamesServer, session: NamesSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inos = [await make(session, b"%d" % number) for number in range(5)]
-    for ino in inos:
-        await store(session, ino, b"data")
+    inos = await make_files(session, 5)
     cold_until_warmed(server, monkeypatch, stays=True)
     opened = await session.call(names.Open(inos[0], 100, 3))
     assert opened.data == b"data"
@@ -187,9 +193,7 @@ async def test_what_follows_comes_from_the_disk_as_well(
 async def test_content_that_does_not_stay_in_memory_is_read_all_the_same(
     server: NamesServer, session: NamesSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inos = [await make(session, b"%d" % number) for number in range(3)]
-    for ino in inos:
-        await store(session, ino, b"data")
+    inos = await make_files(session, 3)
     cold_until_warmed(server, monkeypatch, stays=False)
     opened = await session.call(names.Open(inos[0], 100, 3))
     assert (opened.data, opened.following) == (b"data", [])

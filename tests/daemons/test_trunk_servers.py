@@ -21,7 +21,7 @@ from fdfsfuse.proto.cluster import Changes
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response, unpack_header
 from fdfsfuse.proto.tracker import ServerRequest, decode_group_stats
 from tests.common.cluster import reserved_port
-from tests.daemons.tracker_server import Clock, TestTracker, running_tracker, wait_for
+from tests.daemons.tracker_server import Clock, Peer, TestTracker, running_tracker, wait_for
 
 A, B = "127.0.0.21", "127.0.0.22"
 ON = TrunkConfig(use_trunk_file=True)
@@ -108,16 +108,24 @@ async def test_the_leader_chooses_one(tmp_path: Path) -> None:
             assert made.asked.count((A, 32)) == 1
 
 
+@asynccontextmanager
+async def first_of_two(
+    tmp_path: Path, clock: Clock
+) -> AsyncIterator[tuple[Storages, TestTracker, Peer]]:
+    """A is the trunk server; the peer stands for B, which could be as well."""
+    async with (
+        storages({A: 0, B: 10}) as made,
+        running_tracker(tmp_path, trunk=ON, clock=clock) as tracker,
+    ):
+        await tracker.active(A, port=made.port, up_time=int(clock.now_s) - 10_000)
+        await wait_for(lambda: trunk_server(tracker) == A)
+        yield made, tracker, await tracker.active(B, port=made.port)
+
+
 async def test_one_that_is_silent_is_replaced(tmp_path: Path) -> None:
     clock = Clock()
     with trio.fail_after(60):
-        async with (
-            storages({A: 0, B: 10}) as made,
-            running_tracker(tmp_path, trunk=ON, clock=clock) as tracker,
-        ):
-            await tracker.active(A, port=made.port, up_time=int(clock.now_s) - 10_000)
-            await wait_for(lambda: trunk_server(tracker) == A)
-            peer = await tracker.active(B, port=made.port)
+        async with first_of_two(tmp_path, clock) as (made, tracker, peer):
             clock.monotonic += 200
             await peer.ok(83)
             clock.monotonic += 1
@@ -130,13 +138,7 @@ async def test_one_that_is_heard_of_again_while_another_one_is_looked_for_stays(
 ) -> None:
     clock = Clock()
     with trio.fail_after(60):
-        async with (
-            storages({A: 0, B: 10}) as made,
-            running_tracker(tmp_path, trunk=ON, clock=clock) as tracker,
-        ):
-            await tracker.active(A, port=made.port, up_time=int(clock.now_s) - 10_000)
-            await wait_for(lambda: trunk_server(tracker) == A)
-            peer = await tracker.active(B, port=made.port)
+        async with first_of_two(tmp_path, clock) as (made, tracker, peer):
             made.answers = trio.Event()
             made.asked.clear()
             clock.monotonic += 201

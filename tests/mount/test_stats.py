@@ -71,7 +71,13 @@ def test_what_people_see(mounted: Mount, volume: Path) -> None:
     (volume / "f").write_bytes(b"x")
     text = run(mounted.path)
     assert text.startswith(f"{mounted.cluster.tracker.endpoint} on {mounted.path}, process")
-    for part in ("create", "volume group1: connected to", "timeout_s=30.0", "write buffer"):
+    for part in (
+        "create",
+        "volume group1: connected to",
+        "changes of names answered ahead: ",
+        "timeout_s=30.0",
+        "write buffer",
+    ):
         assert part in text
     assert text.partition(",")[0] in run()
     assert "is not a mount of yours" in run("/nowhere", code=3)
