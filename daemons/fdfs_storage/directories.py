@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import logging
 import os
+import struct
 from pathlib import Path
+from typing import Final
 
 from fdfsfuse.proto.fileid import sub_directory
 
@@ -13,6 +17,11 @@ logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".fdfs-"
 """Temporary files are ``data/.fdfs-*``; what a crash leaves of them is removed at start."""
+# As in linux/fs.h.
+_LONG: Final = struct.Struct("l")
+_GET_FLAGS: Final = 2 << 30 | _LONG.size << 16 | ord("f") << 8 | 1
+_SET_FLAGS: Final = 1 << 30 | _LONG.size << 16 | ord("f") << 8 | 2
+_TOP_DIRECTORY: Final = 0x20000
 
 
 def prepare(store_path: str, subdir_count: int) -> None:
@@ -29,6 +38,8 @@ def prepare(store_path: str, subdir_count: int) -> None:
     last = f"{subdir_count - 1:02X}/{subdir_count - 1:02X}"
     if not ((data / "00/00").is_dir() and (data / last).is_dir()):
         logger.info("creating %d sub directories in %s", subdir_count**2, data)
+        with contextlib.suppress(OSError):  # not every file system knows of it
+            spread(data)
         for high in range(subdir_count):
             for low in range(subdir_count):
                 os.makedirs(f"{data}/{high:02X}/{low:02X}", mode=0o755, exist_ok=True)
@@ -36,6 +47,25 @@ def prepare(store_path: str, subdir_count: int) -> None:
         if entry.name.startswith(TEMPORARY_PREFIX) and entry.is_file(follow_symlinks=False):
             logger.info("removing the leftover %s", entry.path)
             os.unlink(entry.path)
+
+
+def spread(directory: Path) -> None:
+    """Have the sub directories that will be made in *directory* spread over the disk (chattr +T).
+
+    Else ext4 puts them, and their files, into the block group of *directory* while there is room.
+    Without a journal it does not use an inode again for minutes after its file was deleted, and
+    passes by all of these whenever it makes a file in that group: with some thousands of them,
+    from whatever was there before, a file took 500 to 1,000 us, where 25 to 40 are usual.
+
+    Raises:
+        OSError: the file system has no such thing.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        (flags,) = _LONG.unpack(fcntl.ioctl(fd, _GET_FLAGS, bytes(_LONG.size)))
+        fcntl.ioctl(fd, _SET_FLAGS, _LONG.pack(flags | _TOP_DIRECTORY))
+    finally:
+        os.close(fd)
 
 
 def supports_unnamed_files(store_path: str) -> bool:

@@ -6,6 +6,8 @@ import errno
 import gzip
 import os
 import random
+import shutil
+import subprocess
 import time
 import zlib
 from pathlib import Path
@@ -202,6 +204,25 @@ async def test_leftover_temporaries_are_removed_at_start(tmp_path: Path) -> None
     assert not left.exists()
     assert store.exists(location)
     store.close()
+
+
+@pytest.mark.skipif(shutil.which("lsattr") is None, reason="needs lsattr of e2fsprogs")
+async def test_new_sub_directories_are_spread_where_the_file_system_can(tmp_path: Path) -> None:
+    (tmp_path / "any").mkdir()
+    try:
+        directories.spread(tmp_path / "any")
+    except OSError as exc:
+        pytest.skip(f"not on this file system: {exc}")
+    assert is_top_directory(tmp_path / "any")
+    store = await open_store(make_config(tmp_path))
+    data = Path(store.data_directory(0))
+    assert is_top_directory(data)
+    assert not is_top_directory(data / "00")
+    store.close()
+
+
+def is_top_directory(path: Path) -> bool:
+    return "T" in subprocess.check_output(["lsattr", "-d", path], text=True).split()[0]
 
 
 @pytest.mark.parametrize("unnamed", [True, False])
