@@ -59,6 +59,7 @@ from fdfsfuse.errors import (
     UsageError,
 )
 from fdfsfuse.proto import names
+from fdfsfuse.proto.header import pack_header
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,10 @@ PROMPT_S = 0.05
 OUTSTANDING_MAX = 64 << 20
 """Bytes of requests without an answer; callers wait beyond it."""
 HOLDS_PER_REQUEST = 50_000
+
+PATIENT_AFTER = 4
+"""After so many changes in a row that nobody waits for there will be more of them."""
+_PADDING = pack_header(names.PADDING_SIZE, names.PADDING) + bytes(names.PADDING_SIZE)
 
 _HEAD = struct.Struct(">QBBQQ")
 """A header, the id of the request, and the ids below which all have been answered."""
@@ -136,6 +141,8 @@ class NamesSession(NamesCalls):
         self._last_received = 0.0
         self._answered = False
         self._keep_alive: Call | None = None
+        self._posted = 0
+        self._patient = False
         self._state_changed = ParkingLot()
 
     @property
@@ -211,7 +218,15 @@ class NamesSession(NamesCalls):
         """
         call = Call(type(request), names.encode(request), math.inf, True)
         call.on_end = on_end
+        self._posted += 1
         self._add(call)
+
+    def hurry(self) -> None:
+        """Somebody has begun to wait for what was posted."""
+        if self._patient and self._writer is not None:
+            self._patient = False
+            self._posted = 0
+            self._writer.write(_PADDING, b"")
 
     @property
     def no_names(self) -> bool:
@@ -251,12 +266,19 @@ class NamesSession(NamesCalls):
         """Write the frame of a call behind all others; never waits."""
         call.sent_at = boottime()
         body = call.body if call.former is None else names.encode(call.former)
-        self._write_frame(number, self._calls.first(), body)
+        if call.on_end is None:
+            self._posted = 0
+        self._write_frame(number, self._calls.first(), body, self._posted > PATIENT_AFTER)
 
-    def _write_frame(self, number: int, done_below: int, body: bytes) -> None:
+    def _write_frame(
+        self, number: int, done_below: int, body: bytes, patient: bool = False
+    ) -> None:
         assert self._writer is not None
         length = names.FRAME_IDS.size + len(body)
-        self._writer.write(_HEAD.pack(length, names.REQUEST, 0, number, done_below), body)
+        if self._patient and not patient:
+            body += _PADDING
+        self._patient = patient
+        self._writer.write(_HEAD.pack(length, names.REQUEST, patient, number, done_below), body)
 
     def _disconnect(self) -> None:
         """Give up the connection; the reader sees its end and closes it."""
@@ -436,6 +458,7 @@ class NamesSession(NamesCalls):
         try:
             self._last_received = boottime()
             self._keep_alive = None
+            self._posted, self._patient = 0, False
             self._reading = reading
             assert self._nursery is not None
             self._writer = FrameWriter(sock, self._nursery, self._disconnect)

@@ -16,9 +16,10 @@ directions: the usual 10-byte header and a body.
 ===== ============== ======= ====================================================================
 from  command        status  body
 ===== ============== ======= ====================================================================
-mount REQUEST  130   0       id u64, done_below u64 (big-endian), a request struct
+mount REQUEST  130   0, 1    id u64, done_below u64 (big-endian), a request struct
 mount REQUEST  130   0       id u64 = 0, done_below u64, `Recalled`; not answered
 store ANSWER   131   errno   id u64, the answer struct (only when the status is 0; else empty)
+mount PADDING  135   0       4096 bytes that mean nothing
 store PUSH     132   0       id u64 = 0, a push struct
 ===== ============== ======= ====================================================================
 
@@ -26,6 +27,10 @@ Answers come in any order. ``id`` counts up from 1 over the life of the session;
 the operation id of a changing request: its outcome is stored with the change, so that sending
 the same id again after a broken connection gives the stored answer. ``done_below`` tells the
 server that all answers of smaller ids have arrived, and their outcomes may be forgotten.
+
+Status 1 (PATIENT) of a request says that nobody waits for its answer, and that more of these are
+likely to follow: the server may leave the connection alone for some milliseconds, or until as many
+bytes as a PADDING has are there. So PADDING goes behind the next frame that is not patient.
 
 All structs are MessagePack arrays whose first element is the tag. New fields are appended with
 defaults; a reader ignores what it does not know. Times are ns since the epoch (may be negative),
@@ -163,10 +168,10 @@ __all__ = [
     "unlinked",
 ]
 
-VERSION = 5
-"""5: a storage heeds the inode numbers in `Create`, `Remove` and `Rename`. 4: it heeds
-``based_on``, and grants directories. 3: it answers `FormerOutcome`. 2: sessions hold what they were
-told, and are recalled. 1: they never rely on anything."""
+VERSION = 6
+"""6: a storage takes PADDING. 5: it heeds the inode numbers in `Create`, `Remove` and `Rename`.
+4: it heeds ``based_on``, and grants directories. 3: it answers `FormerOutcome`. 2: sessions hold
+what they were told, and are recalled. 1: they never rely on anything."""
 
 QUERY_VIEW = 128
 OPEN_SESSION = 129
@@ -175,6 +180,11 @@ ANSWER = 131
 PUSH = 132
 WRITE_OBJECT = 133
 TRUNCATE_OBJECT = 134
+PADDING = 135
+
+PATIENT = 1
+"""Status of a REQUEST that may be left for a moment."""
+PADDING_SIZE = 4096
 
 ROOT_INO = 1
 NAME_MAX = 255

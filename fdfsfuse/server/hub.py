@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import logging
 import select
+import socket
 import struct
 import time
 from collections.abc import Callable, Sized
@@ -82,6 +83,7 @@ class Hub(trio.abc.Instrument):
         self._ended = ended
         self._parked: dict[int, FramedConnection] = {}
         self._watched: dict[int, Callable[[], None]] = {}
+        self._paused: dict[int, tuple[float, FramedConnection]] = {}
         self._in_turn = False
         self._at_turn_end: dict[Callable[[], None], None] = {}
         self._epoll = select.epoll()
@@ -121,7 +123,37 @@ class Hub(trio.abc.Instrument):
         """End what `watch` began; fine when it has ended already."""
         fd = connection.sock.fileno()
         if self._watched.pop(fd, None) is not None and not self._epoll.closed:
+            self._resume(fd)
             self._epoll.unregister(fd)
+
+    def pause(self, connection: FramedConnection, pause_s: float, enough: int) -> None:
+        """Let what a watched connection sends gather in the kernel, without being woken by it.
+
+        Until *pause_s* seconds are over, *enough* bytes are there, or the connection has ended.
+        Where the hub cannot be busy nothing is left to gather.
+        """
+        fd = connection.sock.fileno()
+        if self._trio_fd >= 0 and fd in self._watched:
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, enough)
+            self._paused[fd] = (time.monotonic() + pause_s, connection)
+
+    def _resume(self, fd: int) -> None:
+        paused = self._paused.pop(fd, None)
+        if paused is not None:
+            paused[1].sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            # So that it is looked at anew.
+            self._epoll.modify(fd, select.EPOLLIN)
+
+    def _end_pauses(self, wait_s: float) -> float:
+        """Resume where it is time. Returns how much of *wait_s* is left until it is again."""
+        now = time.monotonic()
+        for fd, (until, _) in list(self._paused.items()):
+            if until <= now:
+                self._resume(fd)
+                wait_s = 0.0
+            else:
+                wait_s = min(wait_s, until - now)
+        return wait_s
 
     def at_turn_end(self, act: Callable[[], None]) -> None:
         """Call *act* once all that has arrived by now was looked at: once for all who ask for it.
@@ -165,6 +197,8 @@ class Hub(trio.abc.Instrument):
         self._quiet = trio.Event()
 
     def _become_idle(self) -> None:
+        for fd in list(self._paused):
+            self._resume(fd)
         self._epoll.unregister(self._trio_fd)
         self._busy = False
         self._quiet.set()  # our task waits for the next request
@@ -191,7 +225,7 @@ class Hub(trio.abc.Instrument):
                 return  # trio has something, and will find us again afterwards
             if time.monotonic() >= deadline:
                 break
-            if not ready:
+            if not ready and not self._paused:
                 self._become_idle()
         self._token.run_sync_soon(_nothing)
 
@@ -199,6 +233,8 @@ class Hub(trio.abc.Instrument):
         """Serve who has something, after *wait_s* at most; how many there were."""
         parked = self._parked
         self._trio_is_ready = False
+        if self._paused:
+            wait_s = self._end_pauses(wait_s)
         ready = self._epoll.poll(wait_s, _TURN)
         self._in_turn = True
         for fd, _ in ready:
@@ -206,6 +242,8 @@ class Hub(trio.abc.Instrument):
             if connection is not None:
                 self._serve(connection)
             elif (readable := self._watched.get(fd)) is not None:
+                if self._paused:
+                    self._resume(fd)
                 readable()
             elif fd == self._trio_fd:
                 self._trio_is_ready = True

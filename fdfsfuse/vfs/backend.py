@@ -90,8 +90,12 @@ class Backend(Protocol):
     def post(self, request: names.Request, done: Callable[[Exception | None], None]) -> None:
         """Send a change, while it `is_prompt`.
 
-        *done* is called with None when it was made, else with the error.
+        *done* is called with None when it was made, else with the error. The storage may take its
+        time, until something is called, or `hurry`.
         """
+
+    def hurry(self) -> None:
+        """Somebody has begun to wait for what was posted."""
 
     def recalled(self, number: int, kept: Sequence[int]) -> None:
         """Confirm a recall; see `names.Recalled`."""

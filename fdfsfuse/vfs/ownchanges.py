@@ -265,6 +265,7 @@ class OwnChanges:
     async def wait(self) -> None:
         """Wait until the storage has answered everything; meanwhile nothing is answered here."""
         self._waiting += 1
+        self._volume.backend.hurry()
         try:
             while self._unanswered:
                 await self._answered.park()

@@ -191,6 +191,10 @@ class RemoteBackend:
 
         self._session.post(request, ended)
 
+    def hurry(self) -> None:
+        assert self._session is not None
+        self._session.hurry()
+
     async def read_into(self, file_id: str, offset: int, buffer: memoryview) -> int:
         body = Download(self.group, file_id, offset, len(buffer)).encode()
 

@@ -23,6 +23,7 @@ class Received(NamedTuple):
     number: int
     done_below: int
     request: names.Request
+    status: int
 
 
 class NamesPeer:
@@ -30,6 +31,7 @@ class NamesPeer:
 
     Attributes:
         received: all requests, in order.
+        padded: how many had been received at each padding.
         opened: all OPEN_SESSION requests.
         respond: gives the answer struct or an errno, or None to answer nothing.
         break_on: types of requests on which the connection is closed, once each.
@@ -43,6 +45,7 @@ class NamesPeer:
         self.view_number = 1
         self.lease_s = lease_s
         self.received: list[Received] = []
+        self.padded: list[int] = []
         self.opened: list[names.OpenSession] = []
         self.respond: Callable[[Received], Any] = lambda received: answer_to(received.request)
         self.break_on: list[type] = []
@@ -90,8 +93,12 @@ class NamesPeer:
         self.connections.append(connection)
         while True:
             frame = await connection.receive()
+            if frame.command == names.PADDING:
+                self.padded.append(len(self.received))
+                continue
             number, done_below = names.FRAME_IDS.unpack(frame.body[:16])
-            received = Received(session, number, done_below, names.decode_request(frame.body[16:]))
+            request_struct = names.decode_request(frame.body[16:])
+            received = Received(session, number, done_below, request_struct, frame.status)
             self.received.append(received)
             if type(received.request) in self.break_on:
                 self.break_on.remove(type(received.request))

@@ -15,6 +15,7 @@ import trio.testing
 from msgspec.structs import replace
 
 from fdfsfuse.client.names import NamesSession, boottime, open_session
+from fdfsfuse.client.session import PATIENT_AFTER
 from fdfsfuse.client.views import Candidate, find_primary
 from fdfsfuse.errors import (
     ConnectFailed,
@@ -93,6 +94,29 @@ async def test_answers_in_any_order_and_done_below() -> None:
         assert {name: attr.ino for name, attr in results.items()} == {b"a": 97, b"b": 98, b"c": 99}
         await session.call(GETATTR)
         assert peer.received[-1].done_below == peer.received[-1].number
+
+
+async def test_changes_that_nobody_waits_for_may_be_left_until_somebody_does() -> None:
+    peer = NamesPeer()
+    made: list[Exception | None] = []
+    async with session_with(peer) as session:
+        await session.wait_connected()
+        for _ in range(PATIENT_AFTER + 2):
+            session.post(MKDIR, made.append)
+        assert await session.call(LOOKUP) == ATTR
+        for _ in range(PATIENT_AFTER + 1):
+            session.post(MKDIR, made.append)
+        session.hurry()
+        session.hurry()
+        await wait_until(lambda: len(made) == 2 * PATIENT_AFTER + 3)
+        session.post(MKDIR, made.append)
+        await session.call(LOOKUP)
+    patient = [r.status == names.PATIENT for r in peer.received]
+    hasty = [False] * PATIENT_AFTER
+    assert patient == [*hasty, True, True, False, *hasty, True, False, False, False]
+    first = PATIENT_AFTER + 3
+    assert peer.padded == [first, first + PATIENT_AFTER + 1]
+    assert made == [None] * (2 * PATIENT_AFTER + 4)
 
 
 async def test_large_frames_both_ways() -> None:

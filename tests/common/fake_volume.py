@@ -133,6 +133,9 @@ class FakeBackend:
         self.posted += 1
         self._to_post.send_nowait((request, done))
 
+    def hurry(self) -> None:
+        """It never takes its time."""
+
     async def _carry_out_posted(self) -> None:
         async for request, done in self._from_post:
             error: Exception | None = None

@@ -18,6 +18,7 @@ from fdfsfuse.server.tcp import TcpServer, open_listeners
 from tests.common.names_calls import wait_for
 
 ECHO, REFUSE, FAIL, SLOW, WAKE, LARGE, WATCH = range(1, 8)
+ENOUGH = 8
 LARGE_SIZE = 8 << 20
 
 
@@ -30,6 +31,8 @@ class Service:
 
     def __init__(self) -> None:
         self.slow = 0
+        self.pause_s = 0.0
+        self.pieces: list[bytes] = []
         self.woken = trio.Event()
 
     def answer(
@@ -56,7 +59,7 @@ class Service:
             await connection.send(b"-" + await connection.recv_exactly(header.length))
 
     async def keep(self, connection: FramedConnection) -> None:
-        """Send back what comes, from the hub, until it ends with a dot."""
+        """Send back what comes, from the hub, until it ends with a dot; pause after a comma."""
         ended = trio.Event()
 
         def readable() -> None:
@@ -64,6 +67,9 @@ class Service:
             if not data or data.endswith(b"."):
                 connection.hub.unwatch(connection)
                 ended.set()
+            elif data.endswith(b","):
+                connection.hub.pause(connection, self.pause_s, ENOUGH)
+            self.pieces.append(data)
             connection.sock.send(data)
 
         connection.hub.watch(connection, readable)
@@ -309,6 +315,34 @@ async def test_a_connection_that_a_task_keeps_is_watched() -> None:
         assert await kept.receive(4) == b"end."
         assert await closed(kept)
         assert it.service.slow == 1
+
+
+@pytest.mark.parametrize("end", ["enough", "time", "end of the connection"])
+async def test_what_arrives_in_a_pause_gathers(end: str) -> None:
+    async with running() as it:
+        kept = await it.connect()
+        it.service.pause_s = 0.2 if end == "time" else 3600.0
+        await kept.send(packet(b"", WATCH))
+        await kept.send(b"1,")
+        assert await kept.receive(2) == b"1,"
+        for letter in (b"a", b"b", b"c"):
+            await kept.send(letter)
+            await trio.sleep(0.01)  # what would be received at once is
+        if end == "enough":
+            await kept.send(b"defgh")
+            assert await kept.receive(8) == b"abcdefgh"
+        elif end == "time":
+            assert await kept.receive(3) == b"abc"
+        else:
+            await kept.stream.send_eof()
+            await wait_for(lambda: b"" in it.service.pieces)
+        if hub._inside_trio.__name__ == "_inside_trio":  # else nothing is left to gather
+            assert it.service.pieces[1].startswith(b"abc")
+        if end != "end of the connection":
+            # The pause is over: one byte is seen at once.
+            it.service.pieces.clear()
+            await kept.send(b"x")
+            assert await kept.receive(1) == b"x"
 
 
 async def test_stopping_ends_parked_connections() -> None:

@@ -39,8 +39,8 @@ class Pair:
             yield bytes(body)
 
 
-def frame(body: bytes, command: int = names.REQUEST) -> bytes:
-    return pack_header(len(body), command) + body
+def frame(body: bytes, command: int = names.REQUEST, status: int = 0) -> bytes:
+    return pack_header(len(body), command, status) + body
 
 
 @given(
@@ -79,6 +79,20 @@ def test_what_the_server_received_before_comes_first() -> None:
     pair.close()
 
 
+def test_padding_means_nothing() -> None:
+    pair = Pair()
+    patient = frame(b"a" * 20, status=names.PATIENT)
+    pair.client.sendall(patient + frame(bytes(names.PADDING_SIZE), names.PADDING))
+    assert pair.frames.receive()
+    assert list(pair.all_there()) == [b"a" * 20, b""]
+    assert pair.frames.patient
+    pair.client.sendall(frame(b"b" * 20))
+    assert pair.frames.receive()
+    assert list(pair.all_there()) == [b"b" * 20]
+    assert not pair.frames.patient
+    pair.close()
+
+
 @pytest.mark.parametrize("count", [4, 15])
 def test_a_frame_that_has_begun_is_waited_for(count: int) -> None:
     """The watchdog of the server sees it, and its end is no clean end."""
@@ -108,8 +122,9 @@ def test_a_clean_end() -> None:
         frame(b"a" * 16),
         pack_header(names.FRAME_MAX + 1, names.REQUEST),
         b"\xff" * 10,
+        pack_header(names.PADDING_SIZE + 1, names.PADDING),
     ],
-    ids=["no request", "too short", "too long", "negative length"],
+    ids=["no request", "too short", "too long", "negative length", "too much padding"],
 )
 def test_what_is_no_request_is_refused_by_its_header(data: bytes) -> None:
     pair = Pair()

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import trio
 
+from fdfs_storage.names import connection as session_connection
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect
 from fdfsfuse.client.names import NamesSession, open_session
 from fdfsfuse.client.opening import exchange_open
+from fdfsfuse.client.session import PATIENT_AFTER
 from fdfsfuse.core import acl
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.header import pack_header
@@ -545,10 +547,36 @@ async def test_a_change_that_comes_late_does_nothing_else(server: NamesServer) -
         assert not (await session.call(names.ReadDir(ROOT, 0, 10))).entries
 
 
+async def test_what_is_left_to_gather_is_made_when_somebody_waits(
+    server: NamesServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_connection, "PATIENCE_S", 3600.0)
+    count = 3 * PATIENT_AFTER
+    made: list[Exception | None] = []
+    async with server.session() as session:
+
+        def post(name: str) -> None:
+            session.post(names.Create(ROOT, name.encode(), DIRECTORY, 0, 0, NOW), made.append)
+
+        with trio.fail_after(60):
+            for number in range(count):
+                post(f"a{number}")
+                await trio.sleep(0.001)  # so that some come during the pause
+            await make(session, b"behind")
+            assert made == [None] * count
+            for number in range(count):
+                post(f"b{number}")
+                await trio.sleep(0.001)
+            session.hurry()
+            await wait_for(lambda: made == [None] * 2 * count)
+
+
+@pytest.mark.parametrize("status", [0, names.PATIENT])
 @pytest.mark.parametrize("takes_answers", [False, True])
 async def test_what_a_mount_had_sent_is_carried_out_when_it_is_gone(
-    server: NamesServer, takes_answers: bool
+    server: NamesServer, takes_answers: bool, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(session_connection, "PATIENCE_S", 3600.0)
     count = 500
     connection = await connect(Address(HOST, server.port))
     sock = connection.detach()
@@ -558,7 +586,7 @@ async def test_what_a_mount_had_sent_is_carried_out_when_it_is_gone(
         for number in range(1, count + 1):
             body = names.encode(names.Create(ROOT, b"%d" % number, DIRECTORY, 0, 0, NOW))
             frames.append(
-                pack_header(names.FRAME_IDS.size + len(body), names.REQUEST)
+                pack_header(names.FRAME_IDS.size + len(body), names.REQUEST, status)
                 + names.FRAME_IDS.pack(number, 1)
                 + body
             )

@@ -38,6 +38,9 @@ QUEUED_MAX: Final = 4096
 """Requests of one connection that may wait for their answer."""
 QUEUED_BYTES_MAX: Final = 8 << 20
 OUT_BYTES_MAX: Final = 4 << 20
+PATIENCE_S: Final = 0.004
+"""How long requests that nobody waits for are left to gather: some twenty then cost one wake-up,
+one batch and one packet of answers."""
 _ID_MAX: Final = (1 << 63) - 1
 _CHANGES: Final = frozenset(names.CHANGES)
 _ANSWER_HEAD: Final = struct.Struct(">qBBQ")
@@ -146,6 +149,8 @@ class SessionConnection:
         """Carry out the requests that have arrived."""
         frames, ids = self._frames, names.FRAME_IDS
         while not self._closed and (body := frames.take()) is not None:
+            if not body:
+                continue
             number, done_below = ids.unpack_from(body)
             request = names.decode_request(body[ids.size :])
             if number == 0:
@@ -160,6 +165,9 @@ class SessionConnection:
                 self._connection.hub.unwatch(self._connection)
                 self._nursery.start_soon(self._wait_for_room)
                 break
+        else:
+            if frames.patient and not self._closed:
+                self._connection.hub.pause(self._connection, PATIENCE_S, names.PADDING_SIZE)
         self._tree.unflushed.add(self)
         self._connection.hub.at_turn_end(self._tree.end_turn)
 

@@ -19,9 +19,13 @@ _FRAME_MIN: Final = names.FRAME_IDS.size + 1
 
 
 class Frames:
-    """Receives for one connection whose reading is left to `fdfsfuse.server.hub.Hub.watch`."""
+    """Receives for one connection whose reading is left to `fdfsfuse.server.hub.Hub.watch`.
+
+    ``patient``: whether the last request may be left for a moment, and more like it will follow.
+    """
 
     def __init__(self, connection: FramedConnection) -> None:
+        self.patient = False
         self._connection = connection
         self._data: bytes | bytearray = connection.take_buffered()
         self._pos = 0
@@ -54,7 +58,7 @@ class Frames:
         return count > 0
 
     def take(self) -> memoryview | None:
-        """The body of the next request frame, None while it is not there as a whole.
+        """The body of the next request, empty for padding; None while it is not there as a whole.
 
         Raises:
             ProtocolError: it is no request frame, or of a length that none can have.
@@ -64,8 +68,10 @@ class Frames:
         if end < start:
             self._note_waiting(end > pos)
             return None
-        length, command, _ = _HEADER.unpack_from(data, pos)
-        if command != names.REQUEST or not _FRAME_MIN <= length <= names.FRAME_MAX:
+        length, command, status = _HEADER.unpack_from(data, pos)
+        if command == names.PADDING and length == names.PADDING_SIZE:
+            pass
+        elif command != names.REQUEST or not _FRAME_MIN <= length <= names.FRAME_MAX:
             raise ProtocolError(f"no request frame: command {command}, {length} bytes")
         stop = start + length
         if end < stop:
@@ -78,6 +84,9 @@ class Frames:
         self._pos = stop
         self._connection.requests += 1
         self._connection.reading_since = 0.0
+        if command == names.PADDING:
+            return memoryview(b"")
+        self.patient = status == names.PATIENT
         return memoryview(data)[start:stop]
 
     def _note_waiting(self, begun: bool) -> None:
