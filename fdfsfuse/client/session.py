@@ -31,7 +31,6 @@ import math
 import os
 import random
 import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
@@ -42,11 +41,12 @@ from trio.lowlevel import ParkingLot, notify_closing
 from fdfsfuse.client import directwait
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect
-from fdfsfuse.client.frames import FrameReader, FrameWriter
+from fdfsfuse.client.frames import FrameReader
 from fdfsfuse.client.names_api import NamesCalls
 from fdfsfuse.client.opening import SessionEnded, exchange_open
 from fdfsfuse.client.pending import Call, PendingCalls
 from fdfsfuse.client.reading import Reading
+from fdfsfuse.client.sending import Sending
 from fdfsfuse.client.views import Candidate, Finder, Found, find_primary
 from fdfsfuse.errors import (
     ConnectionBroken,
@@ -59,7 +59,6 @@ from fdfsfuse.errors import (
     UsageError,
 )
 from fdfsfuse.proto import names
-from fdfsfuse.proto.header import pack_header
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +76,6 @@ PROMPT_S = 0.05
 OUTSTANDING_MAX = 64 << 20
 """Bytes of requests without an answer; callers wait beyond it."""
 HOLDS_PER_REQUEST = 50_000
-
-PATIENT_AFTER = 4
-"""After so many changes in a row that nobody waits for there will be more of them."""
-_PADDING = pack_header(names.PADDING_SIZE, names.PADDING) + bytes(names.PADDING_SIZE)
-
-_HEAD = struct.Struct(">QBBQQ")
-"""A header, the id of the request, and the ids below which all have been answered."""
 
 
 def boottime() -> float:
@@ -131,7 +123,7 @@ class NamesSession(NamesCalls):
         self._token = b""
         self._calls = PendingCalls()
         self._socket: socket.socket | None = None
-        self._writer: FrameWriter | None = None
+        self._sending: Sending | None = None
         self._reading: Reading | None = None
         self._nursery: trio.Nursery | None = None
         self._timer = trio.CancelScope()
@@ -141,8 +133,6 @@ class NamesSession(NamesCalls):
         self._last_received = 0.0
         self._answered = False
         self._keep_alive: Call | None = None
-        self._posted = 0
-        self._patient = False
         self._state_changed = ParkingLot()
 
     @property
@@ -153,8 +143,8 @@ class NamesSession(NamesCalls):
     def is_prompt(self) -> bool:
         """Whether requests are sent without waiting, and were answered until a moment ago."""
         return (
-            self._writer is not None
-            and not self._writer.is_behind
+            self._sending is not None
+            and not self._sending.is_behind
             and boottime() - self._last_received < PROMPT_S
         )
 
@@ -218,15 +208,12 @@ class NamesSession(NamesCalls):
         """
         call = Call(type(request), names.encode(request), math.inf, True)
         call.on_end = on_end
-        self._posted += 1
         self._add(call)
 
     def hurry(self) -> None:
         """Somebody has begun to wait for what was posted."""
-        if self._patient and self._writer is not None:
-            self._patient = False
-            self._posted = 0
-            self._writer.write(_PADDING, b"")
+        if self._sending is not None:
+            self._sending.hurry()
 
     @property
     def no_names(self) -> bool:
@@ -237,7 +224,8 @@ class NamesSession(NamesCalls):
         """Confirm a recall. Without a connection nothing happens: the storage repeats it then."""
         if self._socket is not None:
             body = names.encode(names.Recalled(number, list(kept)))
-            self._write_frame(0, self._calls.first() if self._calls else 0, body)
+            assert self._sending is not None
+            self._sending.write(0, self._calls.first() if self._calls else 0, body)
 
     def _check_open(self) -> None:
         if self._no_names:
@@ -266,25 +254,14 @@ class NamesSession(NamesCalls):
         """Write the frame of a call behind all others; never waits."""
         call.sent_at = boottime()
         body = call.body if call.former is None else names.encode(call.former)
-        if call.on_end is None:
-            self._posted = 0
-        self._write_frame(number, self._calls.first(), body, self._posted > PATIENT_AFTER)
-
-    def _write_frame(
-        self, number: int, done_below: int, body: bytes, patient: bool = False
-    ) -> None:
-        assert self._writer is not None
-        length = names.FRAME_IDS.size + len(body)
-        if self._patient and not patient:
-            body += _PADDING
-        self._patient = patient
-        self._writer.write(_HEAD.pack(length, names.REQUEST, patient, number, done_below), body)
+        assert self._sending is not None
+        self._sending.write(number, self._calls.first(), body, posted=call.on_end is not None)
 
     def _disconnect(self) -> None:
         """Give up the connection; the reader sees its end and closes it."""
         sock, self._socket = self._socket, None
-        if self._writer is not None:
-            self._writer.close()
+        if self._sending is not None:
+            self._sending.close()
         if sock is not None:
             try:
                 sock.shutdown(socket.SHUT_RDWR)
@@ -458,10 +435,9 @@ class NamesSession(NamesCalls):
         try:
             self._last_received = boottime()
             self._keep_alive = None
-            self._posted, self._patient = 0, False
             self._reading = reading
             assert self._nursery is not None
-            self._writer = FrameWriter(sock, self._nursery, self._disconnect)
+            self._sending = Sending(sock, self._nursery, self._disconnect)
             self._socket = sock
             self._no_names = ""
             self.problem = ""
@@ -470,9 +446,9 @@ class NamesSession(NamesCalls):
             self._timer_at = self._timer.deadline = min(self._timer_at, trio.current_time())
             await reading.read_in_background()
         finally:
-            if self._writer is not None:
-                self._writer.close()
-            self._socket = self._reading = self._writer = None
+            if self._sending is not None:
+                self._sending.close()
+            self._socket = self._reading = self._sending = None
             reading.close(ConnectionBroken("the connection was closed"))
             # Else who waits to write would go on waiting, and for the next socket of this number.
             notify_closing(sock)

@@ -394,7 +394,8 @@ async def test_a_short_lease_is_not_waited_for_as_long_as_a_longer_one(tmp_path:
 async def test_a_frame_without_id_must_be_a_confirmation(server: NamesServer) -> None:
     async with server.session() as session:
         refused = session._socket
-        session._write_frame(0, 0, names.encode(names.KeepAlive()))
+        assert session._sending is not None
+        session._sending.write(0, 0, names.encode(names.KeepAlive()))
         await wait_for(lambda: session._socket is not refused)
         with pytest.raises(StatusError):
             await session.call(names.Lookup(ROOT, b"none"))

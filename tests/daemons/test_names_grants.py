@@ -19,7 +19,7 @@ from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect
 from fdfsfuse.client.names import NamesSession, open_session
 from fdfsfuse.client.opening import exchange_open
-from fdfsfuse.client.session import PATIENT_AFTER
+from fdfsfuse.client.sending import PATIENT_AFTER
 from fdfsfuse.core import acl
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.header import pack_header
