@@ -6,6 +6,8 @@ until a descriptor is ready or a deadline passes. A `Watch` does just that in tr
 leaving the task: it polls its descriptor together with trio's own epoll object, which tells of
 everything that any other task waits for, threads and signals included. What it may keep others
 from is bounded: timers by trio's next deadline, and everything by `_LONGEST_S` since the last pass.
+What arrives for others need not end the wait: where a connection is read by a function that never
+waits (`Watch.share`), that is called, and trio is needed only if it makes a task runnable.
 
 That the running task is the only one is known by `DirectWait.after_io_wait`: trio then runs the
 tasks that are runnable, and if that is one, whoever runs until the next pass is it, as long as
@@ -49,6 +51,7 @@ class DirectWait(trio.abc.Instrument):
         self.queue = queue
         self.now = now
         self.until = -math.inf
+        self.shared: dict[int, Callable[[], object]] = {}
         self._next_deadline = next_deadline
         self._watches: set[Watch] = set()
         self._request_fd = -1
@@ -66,8 +69,8 @@ class DirectWait(trio.abc.Instrument):
         """
         self._request_fd = fd
         for watch in self._watches:
-            watch.end_by(fd)
-        watch = Watch(self, fd)
+            watch.look_at(fd)
+        watch = self.watch(fd)
         watch.yields = True
         return watch
 
@@ -75,13 +78,24 @@ class DirectWait(trio.abc.Instrument):
         """To be closed before *fd* is."""
         watch = Watch(self, fd)
         if self._request_fd >= 0:
-            watch.end_by(self._request_fd)
+            watch.look_at(self._request_fd)
+        for other in self.shared:
+            watch.look_at(other)
         self._watches.add(watch)
         return watch
 
-    def forget(self, watch: Watch) -> None:
-        """The watch is closed."""
+    def share(self, fd: int, receive: Callable[[], object]) -> None:
+        """See `Watch.share`."""
+        self.shared[fd] = receive
+        for watch in self._watches:
+            watch.look_at(fd)
+
+    def forget(self, watch: Watch, fd: int) -> None:
+        """The watch of *fd* is closed."""
         self._watches.discard(watch)
+        if self.shared.pop(fd, None) is not None:
+            for other in self._watches:
+                other.look_away(fd)
 
 
 class Watch:
@@ -104,9 +118,20 @@ class Watch:
         self._poll.register(fd, select.POLLIN)
         self._poll.register(direct.trio_fd, select.POLLIN)
 
-    def end_by(self, fd: int) -> None:
-        """A wait ends without success when *fd* is readable."""
+    def share(self, receive: Callable[[], object]) -> None:
+        """Let others who wait call *receive*, which must not wait or raise, when this is readable.
+
+        It need not be: others may have received meanwhile.
+        """
+        self._direct.share(self._fd, receive)
+
+    def look_at(self, fd: int) -> None:
+        """When *fd* is readable a wait ends without success, unless it is shared."""
         self._poll.register(fd, select.POLLIN)
+
+    def look_away(self, fd: int) -> None:
+        """*fd* is about to be closed."""
+        self._poll.unregister(fd)
 
     def wait(self, longest_s: float) -> bool:
         """Whether the descriptor is readable; False, too, when the caller has to wait elsewhere."""
@@ -114,25 +139,29 @@ class Watch:
             self._skip -= 1
             return False
         direct = self._direct
-        left_s = direct.until - direct.now()
-        if not self.yields:
-            left_s += _OVERTIME_S
-        if left_s <= 0 or direct.queue:
-            return False
-        ready = self._poll.poll(min(left_s, longest_s) * 1000)
-        arrived = bool(ready) and ready[0][0] == self._fd
-        if self.yields:
-            return arrived and len(ready) == 1
-        if arrived:
-            self._in_vain = 0
-        else:
-            self._in_vain = min(2 * self._in_vain + 1, _IN_VAIN_MAX)
-            self._skip = self._in_vain - 1
-        return arrived
+        while True:
+            left_s = direct.until - direct.now()
+            if not self.yields:
+                left_s += _OVERTIME_S
+            if left_s <= 0 or direct.queue:
+                return False
+            ready = self._poll.poll(min(left_s, longest_s) * 1000)
+            arrived = bool(ready) and ready[0][0] == self._fd
+            if arrived and (len(ready) == 1 or not self.yields):
+                self._in_vain = 0
+                return True
+            shared = [receive for fd, _ in ready if (receive := direct.shared.get(fd))]
+            if not shared:
+                if not self.yields:
+                    self._in_vain = min(2 * self._in_vain + 1, _IN_VAIN_MAX)
+                    self._skip = self._in_vain - 1
+                return False
+            for receive in shared:
+                receive()
 
     def close(self) -> None:
         """The watch is not used any more."""
-        self._direct.forget(self)
+        self._direct.forget(self, self._fd)
 
 
 _installed: trio.lowlevel.RunVar[DirectWait | None] = trio.lowlevel.RunVar("direct wait", None)

@@ -2,9 +2,10 @@
 
 A background task reads whatever arrives, and wakes the callers. That is two passes through the
 event loop for each call. So a call that is alone waits for its answer directly, if that is possible
-(`fdfsfuse.client.directwait`), and reads it itself. The background task keeps waiting meanwhile; it
-is not woken by what has been read when trio looks. Both read and dispatch in the same way and
-never leave anything half done, so that it does not matter who meets which frame.
+(`fdfsfuse.client.directwait`), and reads it itself. So does whoever waits directly for something
+else. The background task keeps waiting meanwhile; it is not woken by what has been read when trio
+looks. All read and dispatch in the same way and never leave anything half done, so that it does not
+matter who meets which frame.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Reading:
         self._receive_nowait = receive_nowait
         self._watch = watch
         self._failure: Exception | None = None
+        if watch is not None:
+            watch.share(self._receive)
 
     def read_directly(self, call: Waiting) -> None:
         """Read the answer to *call*, if nobody else has anything to do before it comes.
@@ -49,11 +52,17 @@ class Reading:
         Otherwise *call* has not ended then, and the background task gives it to it.
         """
         watch = self._watch
-        if watch is None or self._failure is not None:
+        if watch is None:
+            return
+        while not call.ended and self._failure is None and watch.wait(DIRECT_S):
+            self._receive()
+
+    def _receive(self) -> None:
+        """Read once what has arrived, outside of the background task."""
+        if self._failure is not None:
             return
         try:
-            while not call.ended and watch.wait(DIRECT_S):
-                self._receive_nowait()
+            self._receive_nowait()
         except BlockingIOError:
             pass  # nothing was there in spite of poll()
         except Exception as exc:

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -199,6 +199,60 @@ async def test_requests_are_not_served_while_others_have_something_to_do(pair: P
             sock.close()
 
 
+@contextmanager
+def shared_with(answers: socket.socket) -> Iterator[socket.socket]:
+    """Something shared: what is sent to the socket is received, and answered by *answers*."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        watch = direct_wait().watch(ours.fileno())
+        watch.share(lambda: answers.send(ours.recv(10)))
+        try:
+            yield theirs
+        finally:
+            watch.close()
+
+
+@pytest.mark.usefixtures("long_waits")
+@pytest.mark.parametrize("shared_first", [True, False])
+@pytest.mark.parametrize("requests", [False, True])
+async def test_what_is_shared_is_received_in_other_waits(
+    pair: Pair, shared_first: bool, requests: bool
+) -> None:
+    direct = direct_wait()
+    with ExitStack() as stack:
+        if shared_first:
+            theirs = stack.enter_context(shared_with(pair[1]))
+        fd = pair[0].fileno()
+        watch = direct.watch_requests(fd) if requests else direct.watch(fd)
+        if not shared_first:
+            theirs = stack.enter_context(shared_with(pair[1]))
+        for _ in range(2):
+            await send_later(theirs)
+            with trio.testing.assert_no_checkpoints():
+                assert watch.wait(LONG_S)
+            assert pair[0].recv(10) == b"x"
+    # What was closed is not looked at any more: the numbers are used again for something else.
+    await send_later(pair[1])
+    assert watch.wait(LONG_S)
+
+
+@pytest.mark.usefixtures("long_waits")
+async def test_what_is_shared_may_give_others_something_to_do(pair: Pair) -> None:
+    direct = direct_wait()
+    ours, theirs = socket.socketpair()
+    lot = trio.lowlevel.ParkingLot()
+    with ours, theirs:
+        shared = direct.watch(ours.fileno())
+        shared.share(lambda: lot.unpark_all() if ours.recv(10) else None)
+        served = direct.watch_requests(pair[0].fileno())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lot.park)
+            await send_later(theirs)
+            assert not served.wait(LONG_S)
+        shared.close()
+
+
 async def test_the_loop_runs_now_and_then(pair: Pair) -> None:
     """Although there is always something to read."""
     watch = direct_wait().watch(pair[0].fileno())
@@ -325,6 +379,23 @@ async def test_a_lone_call_needs_no_turn_of_the_loop() -> None:
     async with direct_session(lasting_peer()) as session:
         for _ in range(3):
             assert await call_directly(session, LOOKUP) == ATTR
+
+
+@pytest.mark.usefixtures("patient_calls")
+async def test_answers_are_read_by_who_waits_for_requests(pair: Pair) -> None:
+    """So that nobody is woken for those that nobody waits for."""
+    async with direct_session(lasting_peer()) as session:
+        served = direct_wait().watch_requests(pair[0].fileno())
+
+        def ended(error: Exception | None) -> None:
+            pair[1].send(repr(error).encode())
+
+        for _ in range(3):
+            await alone()
+            with trio.testing.assert_no_checkpoints():
+                session.post(LOOKUP, ended)
+                assert served.wait(LONG_S)
+            assert pair[0].recv(10) == b"None"
 
 
 @pytest.mark.usefixtures("patient_calls")
