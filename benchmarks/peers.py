@@ -10,7 +10,9 @@ Needs root, and the Debian packages ``moosefs-master moosefs-chunkserver moosefs
 glusterfs-server glusterfs-client iproute2`` for the systems that are named.  Each system keeps two
 copies of every file: ours in a volume of two storages, MooseFS with goal 2, GlusterFS with replica
 2.  The others run in network namespaces of their own, since MooseFS refuses loopback addresses;
-nothing of them is left behind.  *Cold* means that the kernel's caches were dropped.
+nothing of them is left behind.  ``pyfuse3`` is a file system in memory without a server: where it
+is no quicker than a system written in C, no mount that uses pyfuse3 can be.  *Cold* means that the
+kernel's caches were dropped.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from benchmarks.mount import GROUPS, Bench, drop_caches, run_rounds
+from benchmarks.mount import GROUPS, Bench, bare, drop_caches, run_rounds
 
 READY_TIMEOUT_S = 60.0
 
@@ -181,11 +183,20 @@ def glusterfs(base: Path) -> Iterator[Path]:
         yield mount
 
 
+@contextmanager
+def pyfuse3(base: Path) -> Iterator[Path]:
+    """A file system in this machine's memory: what pyfuse3 leaves to whoever uses it."""
+    with bare() as (path, _):
+        yield path
+
+
 SYSTEMS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
     "ours": ours,
     "moosefs": moosefs,
     "glusterfs": glusterfs,
+    "pyfuse3": pyfuse3,
 }
+DEFAULT = ("ours", "moosefs", "glusterfs")
 
 
 def make_table(benches: dict[str, Bench]) -> Table:
@@ -216,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--systems", default=",".join(SYSTEMS), help=f"of {','.join(SYSTEMS)}")
+    parser.add_argument("--systems", default=",".join(DEFAULT), help=f"of {','.join(SYSTEMS)}")
     parser.add_argument("--only", default=",".join(GROUPS), help=f"of {','.join(GROUPS)}")
     parser.add_argument("--files", type=int, default=1000, help="files per measurement")
     parser.add_argument("--size", type=int, default=512, metavar="MIB", help="of the large file")
