@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import trio
 
+from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.names import effects, founding, schema
 from fdfs_storage.names.log import Log, LogDamaged, segment_name
 from fdfs_storage.names.prepare import CREATE
@@ -50,8 +51,10 @@ def put(tree: Tree, name: bytes, data: bytes) -> Make:
     return make
 
 
-async def together(tree: Tree, makes: list[Make], first_id: int = 0) -> list[int]:
-    """Submit changes as one batch; returns their statuses."""
+async def together(
+    tree: Tree, makes: list[Make], first_id: int = 0, *, at_once: bool = False
+) -> list[int]:
+    """Submit changes as one batch, to be carried out at once or by a thread; their statuses."""
     statuses = [-1] * len(makes)
     done = trio.Event()
 
@@ -66,7 +69,11 @@ async def together(tree: Tree, makes: list[Make], first_id: int = 0) -> list[int
     for number, make in enumerate(makes):
         work_id = first_id + number if first_id else 0
         session = SESSION if first_id else 0
-        tree.engine.submit(Work(make, replier(number), session=session, id=work_id))
+        submit = tree.engine.submit_lazily if at_once else tree.engine.submit
+        submit(Work(make, replier(number), session=session, id=work_id))
+    if at_once:
+        await wait_for(lambda: tree.engine._idle)
+        tree.engine.kick()
     await done.wait()
     return statuses
 
@@ -136,8 +143,9 @@ def before_and_after(
     monkeypatch.setattr(owner, name, wrapper)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 async def test_kill_at_each_step_of_a_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     base = tmp_path / "base"
     snapshots: list[tuple[str, Path]] = []
@@ -154,7 +162,8 @@ async def test_kill_at_each_step_of_a_batch(
             shutil.copytree(base, target)
             snapshots.append((moment, target))
 
-        before_and_after(monkeypatch, tree.log, "append", snapshot)
+        before_and_after(monkeypatch, tree.log, "write", snapshot)
+        before_and_after(monkeypatch, tree.log, "sync", snapshot)
         before_and_after(monkeypatch, tree.objects, "announce", snapshot)
         before_and_after(monkeypatch, effects, "perform", snapshot)
         before_and_after(monkeypatch, tree.state, "commit", snapshot)
@@ -165,14 +174,14 @@ async def test_kill_at_each_step_of_a_batch(
             names.ReserveInodes(10),
             make_file(tree, b"made", b"whole"),
         ]
-        assert await together(tree, makes, 3) == [0] * 5
+        assert await together(tree, makes, 3, at_once=at_once) == [0] * 5
         after = entries(tree)
     monkeypatch.undo()
+    steps = ["announce", "sync"] if at_once else ["sync", "announce"]
     assert [moment for moment, _ in snapshots] == [
-        "before append",
-        "after append",
-        "before announce",
-        "after announce",
+        "before write",
+        "after write",
+        *[f"{when} {step}" for step in steps for when in ("before", "after")],
         *["before perform", "after perform"] * 3,  # those with objects
         "before commit",
         "after commit",
@@ -180,7 +189,7 @@ async def test_kill_at_each_step_of_a_batch(
     for moment, crashed in snapshots:
         async with open_tree(crashed) as tree:
             check(tree, crashed)
-            if moment == "before append":
+            if moment == "before write":
                 assert entries(tree) == before
                 assert tree.state.results.find(SESSION, 3) is None
             else:
@@ -188,9 +197,9 @@ async def test_kill_at_each_step_of_a_batch(
                 assert tree.state.results.find(SESSION, 7) is not None
             assert len(tree.sessions) == 1
             reserved = tree.state.db.execute("SELECT first, count FROM inode_block").fetchall()
-            assert reserved == ([] if moment == "before append" else [(4, 10)])
+            assert reserved == ([] if moment == "before write" else [(4, 10)])
             assert await together(tree, [create(b"later")]) == [0]
-            assert tree.state.next_ino == (4 if moment == "before append" else 15)
+            assert tree.state.next_ino == (4 if moment == "before write" else 15)
 
 
 async def test_the_log_cut_at_each_byte_of_the_last_batch(tmp_path: Path) -> None:
@@ -269,12 +278,14 @@ async def test_a_deletion_that_a_crash_cut_short_is_completed(tmp_path: Path) ->
         assert objects_on_disk(tmp_path).keys() == {new, new + "-m"}
 
 
-@pytest.mark.parametrize("failing", ["append", "perform", "commit"])
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("failing", ["write", "sync", "perform", "commit"])
 async def test_a_step_that_fails_is_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, at_once: bool
 ) -> None:
     async with open_tree(tmp_path) as tree:
-        assert await together(tree, [create(b"a"), put(tree, b"a", b"one")]) == [0, 0]
+        first: list[Make] = [create(b"a"), put(tree, b"a", b"one")]
+        assert await together(tree, first, at_once=at_once) == [0, 0]
         before, objects, size = dump(tree), objects_on_disk(tmp_path), tree.log.size
         calls: list[int] = []
 
@@ -283,16 +294,22 @@ async def test_a_step_that_fails_is_undone(
             calls.append(1)
             if failing == "perform" and len(calls) < 2:
                 return original(*args)
-            if failing == "append":
+            if failing == "write":
                 tree.log._write([b"half a record"])
             raise OSError(errno.ENOSPC, "no space")
 
-        owner = {"append": tree.log, "perform": effects, "commit": tree.state}[failing]
+        owner = {"perform": effects, "commit": tree.state}.get(failing, tree.log)
         original = getattr(owner, failing)
         monkeypatch.setattr(owner, failing, no_space)
         makes = [create(b"b"), put(tree, b"b", b"bbb"), put(tree, b"a", b"two")]
-        assert await together(tree, makes) == [errno.ENOSPC] * 3
+        told = tree.objects.store.binlog.position.offset
+        assert await together(tree, makes, at_once=at_once) == [errno.ENOSPC] * 3
         monkeypatch.undo()
+        binlog = tree.objects.store.binlog
+        lines = binlog.read(BinlogPosition(0, told))
+        announced = failing != "write" and (at_once or failing != "sync")
+        # What peers may have been sent is taken back.
+        assert Counter(r.op for r, _ in lines) == ({"C": 2, "D": 2} if announced else {})
         assert dump(tree) == before
         assert objects_on_disk(tmp_path) == objects
         assert tree.log.size == size

@@ -9,7 +9,6 @@ import errno
 import shutil
 import sqlite3
 import threading
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from fdfs_storage.names import engine
 from fdfs_storage.names.log import segment_name
 from fdfsfuse.errors import DeadlineExceeded, StatusError
 from fdfsfuse.proto import names
-from fdfsfuse.proto.names_record import Record
 from tests.common.names_calls import FILE, NOW, ROOT, make, store
 from tests.common.names_server import names_server, open_tree
 from tests.daemons.test_names_crash import check, entries
@@ -93,14 +91,14 @@ async def test_what_several_sessions_have_sent_is_synced_together(
         server = await stack.enter_async_context(names_server(tmp_path))
         sessions = [await stack.enter_async_context(server.session()) for _ in range(4)]
         log, batches = server.tree.log, 0
-        append = log.append
+        sync = log.sync
 
-        def counted(records: Sequence[Record]) -> None:
+        def counted() -> None:
             nonlocal batches
             batches += 1
-            append(records)
+            sync()
 
-        monkeypatch.setattr(log, "append", counted)
+        monkeypatch.setattr(log, "sync", counted)
         for turn in range(10):
             async with trio.open_nursery() as nursery:
                 for number, session in enumerate(sessions):
@@ -117,13 +115,13 @@ async def test_a_slow_disk_is_waited_for_by_a_thread(
     monkeypatch.setattr(engine, "_IN_THREAD_FACTOR", 1e12)
     async with names_server(tmp_path) as server, server.session() as session:
         log, in_loop = server.tree.log, []
-        append = log.append
+        sync = log.sync
 
-        def watched(records: Sequence[Record]) -> None:
+        def watched() -> None:
             in_loop.append(threading.current_thread() is threading.main_thread())
-            append(records)
+            sync()
 
-        monkeypatch.setattr(log, "append", watched)
+        monkeypatch.setattr(log, "sync", watched)
         for number in range(4):
             await make(session, b"%d" % number)
         assert in_loop == [True, True, False, False]
@@ -138,10 +136,10 @@ async def test_nobody_reads_beside_a_batch_while_changes_before_it_cannot_be_sho
 
     async with names_server(tmp_path) as server, server.session() as session:
         tree, in_loop = server.tree, []
-        append, token = tree.log.append, trio.lowlevel.current_trio_token()
+        sync, token = tree.log.sync, trio.lowlevel.current_trio_token()
 
-        def look(records: Sequence[Record]) -> None:
-            append(records)
+        def look() -> None:
+            sync()
             in_loop.append(threading.current_thread() is threading.main_thread())
             if not in_loop[-1]:
                 request = names.Lookup(ROOT, b"a")
@@ -149,7 +147,7 @@ async def test_nobody_reads_beside_a_batch_while_changes_before_it_cannot_be_sho
 
         await make(session, b"a")
         assert tree.state.unsettled
-        monkeypatch.setattr(tree.log, "append", look)
+        monkeypatch.setattr(tree.log, "sync", look)
         monkeypatch.setattr(tree.engine, "_in_thread_until", float("inf"))
         with monkeypatch.context() as context:
             context.setattr(tree.state, "settle", full)
@@ -178,7 +176,7 @@ async def test_a_change_that_cannot_be_kept_takes_none_before_it_along(
         answer = tree.state.results.find(number, 3)
         assert answer is not None
         with monkeypatch.context() as context:
-            context.setattr(tree.log, "append", full)
+            context.setattr(tree.log, "write", full)
             with pytest.raises(StatusError, match="28"):
                 await make(session, b"c")
         assert entries(tree) == before
@@ -204,7 +202,7 @@ async def test_the_engine_stops_when_the_log_cannot_be_read_again(
         await make(session, b"a")
         tree = server.tree
         assert tree.state.unsettled
-        monkeypatch.setattr(tree.log, "append", fail)
+        monkeypatch.setattr(tree.log, "write", fail)
         monkeypatch.setattr(tree.log, "retained", fail)
         with pytest.raises(DeadlineExceeded):
             await session.call(names.Create(ROOT, b"b", FILE, 0, 0, NOW), trio.current_time() + 0.3)

@@ -490,7 +490,7 @@ async def test_a_full_disk_is_an_error_and_no_more(
     def full(records: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(server.tree.log, "append", full)
+    monkeypatch.setattr(server.tree.log, "write", full)
     assert await status_of(make(session, b"b")) == errno.ENOSPC
     assert await status_of(store(session, ino, b"data")) == errno.ENOSPC
     monkeypatch.undo()

@@ -5,7 +5,8 @@ Everything that waits when the engine gets to it becomes one batch:
 1. in one open transaction of the state each change is made and applied in turn (one that is
    refused leaves no trace and is answered with its status);
 2. the records of all that were applied are appended to the log with one fdatasync;
-3. their object work is done (`effects`), new objects being sent to the peers meanwhile;
+3. their object work is done (`effects`), new objects being sent to the peers meanwhile (already
+   during 2 where nobody else gets a turn before the end of 3);
 4. the transaction is committed: now lookups see the changes;
 5. all are answered.
 
@@ -25,6 +26,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Final
 
 import trio
@@ -56,7 +58,7 @@ _CONTENT: Final = frozenset((*_METADATA, names_record.MakeFile))
 """Operations that change object files."""
 _DONE: Final = names.encode(names.Done())
 
-Steps = Generator[Sequence[names_record.Record], None, None]
+Steps = Generator[Callable[[], None], None, None]
 
 
 class EngineBroken(FdfsError):
@@ -167,15 +169,15 @@ class Engine:
             return
         batch = list(queue)
         queue.clear()
-        steps = self._steps(batch, lazily=not self._eager)
+        steps = self._steps(batch, at_once=True)
         try:
-            records = next(steps)
+            sync = next(steps)
             while True:
                 start = time.monotonic()
                 try:
-                    self.log.append(records)
+                    sync()
                 except Exception as exc:
-                    records = steps.throw(exc)
+                    sync = steps.throw(exc)
                 else:
                     took = time.monotonic() - start
                     if took <= _SLOW_SYNC_S:
@@ -184,7 +186,7 @@ class Engine:
                         self._in_thread_until = start + took * _IN_THREAD_FACTOR
                     else:
                         self._was_slow = True
-                    records = next(steps)
+                    sync = next(steps)
         except StopIteration:
             pass
         if self._failure is not None:
@@ -289,24 +291,27 @@ class Engine:
         self.settle()
         steps = self._steps(batch)
         try:
-            records = next(steps)
+            sync = next(steps)
             while True:
                 try:
                     if self.state.unsettled:  # it could not be shown, so nobody may read now
-                        self.log.append(records)
+                        sync()
                     else:
-                        await self._worker.run(self.log.append, records)
+                        await self._worker.run(sync)
                 except Exception as exc:
-                    records = steps.throw(exc)
+                    sync = steps.throw(exc)
                 else:
-                    records = next(steps)
+                    sync = next(steps)
         except StopIteration:
             pass
 
-    def _steps(self, batch: list[Work], *, lazily: bool = False) -> Steps:
-        """A whole batch. Yields the records that the caller has to append to the log.
+    def _steps(self, batch: list[Work], *, at_once: bool = False) -> Steps:
+        """A whole batch. Yields what the caller has to call, or let a thread call: it syncs.
 
         Sets ``_failure`` when the engine has to stop.
+
+        Args:
+            at_once: nobody else gets a turn before the end.
         """
         state = self.state
         answers: list[tuple[Work, int, bytes]] = []
@@ -324,7 +329,7 @@ class Engine:
                 else:
                     answers.append(decided)
             culprit = None
-            yield from self._keep(applied, lazily)
+            yield from self._keep(applied, at_once)
         except EngineBroken as exc:
             self.broken = True
             self._failure = exc
@@ -343,7 +348,7 @@ class Engine:
                 rest = [work for work in batch if work is not culprit]
                 if rest:
                     self.objects.end_batch()  # what they have planned was not done
-                    yield from self._steps(rest, lazily=lazily)
+                    yield from self._steps(rest, at_once=at_once)
                 return
         else:
             self.committed = state.position.index
@@ -423,7 +428,7 @@ class Engine:
                 self.objects.plan_metadata(op.file_id, metadata)
         return work, 0, answer
 
-    def _keep(self, applied: list[Applied], lazily: bool) -> Steps:
+    def _keep(self, applied: list[Applied], at_once: bool) -> Steps:
         """Log, object work, commit; or undo all of it and raise."""
         state, replica, log = self.state, self.replica, self.log
         if not applied:
@@ -435,21 +440,23 @@ class Engine:
             changes = [names_record.encode_change(item.change) for item in applied]
             append = replica.propose(changes)[0]
             assert isinstance(append, Append)
-            yield append.records
             work = [item.change for item in applied if type(item.change.op) in effects.WORK]
+            contents = effects.contents(work) if work else []
+            if at_once:
+                # The peers make new objects while the log is synced, and while they are made here.
+                log.write(append.records)
+                self._announce(contents, made)
+                yield log.sync
+            else:
+                yield partial(log.append, append.records)
+                self._announce(contents, made)
             if work:
-                contents = effects.contents(work)
-                if contents:
-                    # They are on their way to the peers while they are made here.
-                    with self.gate.gathered():
-                        self.objects.announce(contents)
-                        made += [file_id for file_id, _ in contents]
                 with self.gate.gathered():
                     for change in work:
                         file_id = effects.perform(self.objects, change)
                         if file_id:
                             made.append(file_id)
-            state.commit(lazily=lazily)
+            state.commit(lazily=at_once and not self._eager)
             replica.has(replica.own_id, replica.last.index)
         except Exception as exc:
             try:
@@ -464,6 +471,13 @@ class Engine:
                 except StatusError as undo:
                     logger.error("the object %s, which no file has, stays: %s", file_id, undo)
             raise
+
+    def _announce(self, contents: list[tuple[str, bytes]], made: list[str]) -> None:
+        """Send new objects (name, content) to the peers, and add them to what was *made*."""
+        if contents:
+            with self.gate.gathered():
+                self.objects.announce(contents)
+                made += [file_id for file_id, _ in contents]
 
 
 def _status(exc: Exception) -> int:

@@ -156,7 +156,12 @@ class Log:
     # --- appending --------------------------------------------------------------------------
 
     def append(self, records: Sequence[Record]) -> None:
-        """Write *records* behind the last one and sync them. Blocks; OSError: see `cut`."""
+        """`write` and `sync` records. Blocks; OSError: see `cut`."""
+        self.write(records)
+        self.sync()
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Write *records* behind the last one; they count when they are synced. OSError: `cut`."""
         if self.size >= self._segment_size:
             self._start_segment()
         parts: list[bytes] = []
@@ -166,8 +171,11 @@ class Log:
         self._lengthen(sum(map(len, parts)))
         for start in range(0, len(parts), _IOV_MAX):
             self._write(parts[start : start + _IOV_MAX])
-        os.fdatasync(self._fd)
         self.last = Position(records[-1].view, records[-1].index)
+
+    def sync(self) -> None:
+        """Make what was written survive the loss of power. Blocks; OSError: see `cut`."""
+        os.fdatasync(self._fd)
 
     def _lengthen(self, count: int) -> None:
         """Have zeros where *count* bytes will be written, if these are few."""

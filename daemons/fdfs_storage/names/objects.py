@@ -111,7 +111,7 @@ class Objects:
         return location.name
 
     def announce(self, contents: Sequence[tuple[str, bytes]]) -> None:
-        """Let peers have new objects (name, content) that are made next; their records are durable.
+        """Let peers have new objects (name, content), made next; their records are in the log.
 
         Raises:
             StatusError: 28, 5; then no peer gets any.
