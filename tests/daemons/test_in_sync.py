@@ -46,6 +46,9 @@ class FakePeer:
     def push_nowait(self) -> None:
         """Nothing is sent."""
 
+    def receive_nowait(self) -> None:
+        """Nothing has arrived."""
+
 
 class World:
     """A set with peers that the test moves."""

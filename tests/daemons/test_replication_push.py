@@ -6,6 +6,8 @@ import dataclasses
 import errno
 import os
 import random
+import select
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -78,6 +80,37 @@ async def test_the_files_are_not_read_again(tmp_path: Path) -> None:
             a.path(location.name).write_bytes(b"replaced behind our back")
         await a.wait_until_has_all(b)
         assert b.content(location.name) == b"content"
+
+
+async def test_answers_that_have_arrived_are_taken_without_a_turn_of_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with caught_up_pair(tmp_path) as (a, b):
+        (pusher,) = a.replication.pushers.values()
+        link, in_sync = pusher.link, a.replication.in_sync
+        assert link is not None
+
+        def not_yet() -> list[tuple[int, bytes]]:
+            link._drained = True
+            return []
+
+        with monkeypatch.context() as context:
+            context.setattr(link, "receive_nowait", not_yet)
+            with in_sync.gathered():
+                make(a, b"first")
+            await until(lambda: bool(select.select([link._sock], [], [], 0)[0]))
+        assert pusher.acked < a.store.binlog.position
+        in_sync.look()
+        assert pusher.acked == a.store.binlog.position
+        in_sync.look()
+        # A connection that breaks is noticed, and there is another one.
+        with in_sync.gathered():
+            made = make(a, b"second")
+        link._sock.shutdown(socket.SHUT_RDWR)
+        in_sync.look()
+        await a.wait_until_has_all(b)
+        assert b.content(made.name) == b"second"
+        assert pusher.link is not link
 
 
 async def test_more_than_the_connection_takes(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ class Copies(Protocol):
     def counts(self) -> bool:
         """False while there is nobody to wait for."""
 
+    def look(self) -> None:
+        """Take what the others have acknowledged by now."""
+
     def hold(self, position: BinlogPosition, release: Callable[[], None]) -> bool:
         """Call *release* when all in sync have everything before *position*; False: they do."""
 
@@ -37,6 +40,9 @@ class Alone:
     """The copies of a storage that replicates nothing."""
 
     counts = False
+
+    def look(self) -> None:
+        """See `Copies`."""
 
     def hold(self, position: BinlogPosition, release: Callable[[], None]) -> bool:
         """See `Copies`."""
@@ -70,6 +76,10 @@ class CopyGate:
     def counts(self) -> bool:
         """False while nothing has to wait."""
         return self._copies.counts
+
+    def look(self) -> None:
+        """See `Copies`."""
+        self._copies.look()
 
     def held(self, reply: Reply) -> Reply:
         """*reply*, which waits for what is in the binlog now; an error does not wait."""

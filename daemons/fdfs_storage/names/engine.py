@@ -389,6 +389,8 @@ class Engine:
         content = {item.work for item in applied if type(item.change.op) in _CONTENT}
         if not content and not any(work.repeatable for work, _, _ in answers):
             return
+        # New objects were sent before the log was synced, so the copies may be there already.
+        self.gate.look()
         done = {item.work for item in applied}
         for work, status, _ in answers:
             if not status and (work in content or (work.repeatable and work not in done)):

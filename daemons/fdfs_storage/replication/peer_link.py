@@ -189,21 +189,25 @@ class PeerLink:
             if self._drained:
                 self._drained = False
                 await trio.lowlevel.wait_readable(self._sock)
-            try:
-                data = self._sock.recv(_RECEIVE)
-            except BlockingIOError:
-                self._drained = True
-                continue
-            except OSError as exc:
-                raise self._broken(exc) from exc
-            self._drained = len(data) < _RECEIVE
-            if not data:
-                raise ConnectionBroken("the peer closed the connection")
-            self.progress_at = trio.current_time()
-            self._data += data
-            answers = self._take_answers()
+            answers = self.receive_nowait()
             if answers:
                 return answers
+
+    def receive_nowait(self) -> list[tuple[int, bytes]]:
+        """The answers that have arrived. Raises as `receive`."""
+        try:
+            data = self._sock.recv(_RECEIVE)
+        except BlockingIOError:
+            self._drained = True
+            return []
+        except OSError as exc:
+            raise self._broken(exc) from exc
+        self._drained = len(data) < _RECEIVE
+        if not data:
+            raise ConnectionBroken("the peer closed the connection")
+        self.progress_at = trio.current_time()
+        self._data += data
+        return self._take_answers()
 
     def _take_answers(self) -> list[tuple[int, bytes]]:
         data, pos = self._data, 0

@@ -146,6 +146,11 @@ class Pusher:
         if self._stream is not None:
             self._stream.push_nowait()
 
+    def receive_nowait(self) -> None:
+        """Take the answers that have arrived. Does not raise."""
+        if self._stream is not None:
+            self._stream.receive_nowait()
+
     @property
     def is_own_kind(self) -> bool:
         """True while connected to a storage of our own kind."""

@@ -481,22 +481,37 @@ class Stream:
 
     # --- answers ------------------------------------------------------------------------------
 
+    def receive_nowait(self) -> None:
+        """Take the answers that have arrived. Does not raise."""
+        if not self._asked:
+            return
+        try:
+            answers = self._link.receive_nowait()
+            if answers:
+                self._take_all(answers)
+        except Exception as exc:
+            self._failure = exc  # for the sending task to end with
+            self.wake()
+
     async def _receive_all(self) -> None:
         while True:
-            for status, body in await self._link.receive():
-                if not self._asked:
-                    raise PeerRefused("it answered what it was not asked")
-                asked = self._asked.popleft()
-                self._asked_bytes -= asked.size
-                if asked.entry is not None:
-                    self._take(asked, asked.entry, status, body)
-            self._advance()
-            half = len(self._asked) > WINDOW // 2 or self._asked_bytes > WINDOW_BYTES // 2
-            if self._full and half:
-                continue  # so that the sender has much to do when it is woken
-            more = self._followups or self._reader.position < self._store.binlog.position
-            if more or (self._restless and not self._unfinished):
-                self.wake()
+            self._take_all(await self._link.receive())
+
+    def _take_all(self, answers: Sequence[tuple[int, bytes]]) -> None:
+        for status, body in answers:
+            if not self._asked:
+                raise PeerRefused("it answered what it was not asked")
+            asked = self._asked.popleft()
+            self._asked_bytes -= asked.size
+            if asked.entry is not None:
+                self._take(asked, asked.entry, status, body)
+        self._advance()
+        half = len(self._asked) > WINDOW // 2 or self._asked_bytes > WINDOW_BYTES // 2
+        if self._full and half:
+            return  # so that the sender has much to do when it is woken
+        more = self._followups or self._reader.position < self._store.binlog.position
+        if more or (self._restless and not self._unfinished):
+            self.wake()
 
     def _take(self, asked: Asked, entry: Entry, status: int, body: bytes) -> None:
         if asked.send is None:
