@@ -7,6 +7,7 @@ import fcntl
 import functools
 import logging
 import os
+import secrets
 import struct
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from fdfsfuse.proto.fileid import sub_directory
 logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".fdfs-"
-"""Temporary files are ``data/.fdfs-*``; what a crash leaves of them is removed at start."""
+"""Temporary files and directories are ``data/.fdfs-*``; what a crash leaves is removed at start."""
 # As in linux/fs.h.
 _LONG: Final = struct.Struct("l")
 _GET_FLAGS: Final = 2 << 30 | _LONG.size << 16 | ord("f") << 8 | 1
@@ -41,12 +42,17 @@ def prepare(store_path: str, subdir_count: int) -> None:
         with contextlib.suppress(OSError):  # not every file system knows of it
             spread(data)
         for high in range(subdir_count):
+            _make_anywhere(data, f"{high:02X}")
             for low in range(subdir_count):
                 os.makedirs(f"{data}/{high:02X}/{low:02X}", mode=0o755, exist_ok=True)
     for entry in os.scandir(data):
-        if entry.name.startswith(TEMPORARY_PREFIX) and entry.is_file(follow_symlinks=False):
+        if not entry.name.startswith(TEMPORARY_PREFIX):
+            continue
+        if entry.is_file(follow_symlinks=False):
             logger.info("removing the leftover %s", entry.path)
             os.unlink(entry.path)
+        elif entry.is_dir(follow_symlinks=False):
+            os.rmdir(entry.path)
 
 
 def spread(directory: Path) -> None:
@@ -66,6 +72,18 @@ def spread(directory: Path) -> None:
         fcntl.ioctl(fd, _SET_FLAGS, _LONG.pack(flags | _TOP_DIRECTORY))
     finally:
         os.close(fd)
+
+
+def _make_anywhere(data: Path, name: str) -> None:
+    """Make a directory, unless it exists, in a block group that does not depend on its name.
+
+    ext4 takes one by the hash of the name: all stores on a disk would have theirs in the same.
+    """
+    if (data / name).is_dir():
+        return
+    temporary = data / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    temporary.mkdir(mode=0o755)
+    temporary.rename(data / name)
 
 
 def supports_unnamed_files(store_path: str) -> bool:

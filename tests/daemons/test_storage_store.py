@@ -200,8 +200,11 @@ async def test_leftover_temporaries_are_removed_at_start(tmp_path: Path) -> None
     store.close()
     left = Path(store.data_directory(0), f"{directories.TEMPORARY_PREFIX}77-1")
     left.write_bytes(b"half an upload")
+    directory = Path(store.data_directory(0), f"{directories.TEMPORARY_PREFIX}0123")
+    directory.mkdir()
     store = await open_store(config)
     assert not left.exists()
+    assert not directory.exists()
     assert store.exists(location)
     store.close()
 
