@@ -8,7 +8,8 @@ from types import TracebackType
 
 import trio
 
-from fdfsfuse.client.session import NamesSession, boottime
+from fdfsfuse.client.lease import Lease, boottime
+from fdfsfuse.client.session import NamesSession
 from fdfsfuse.client.views import Candidate, Finder
 from fdfsfuse.proto import names
 
@@ -24,6 +25,7 @@ def open_session(
     on_push: Callable[[names.Push], None] | None = None,
     on_lease_lost: Callable[[], None] | None = None,
     lease_s: float = 0.0,
+    lease: Lease | None = None,
 ) -> AbstractAsyncContextManager[NamesSession]:
     """A names session that lasts as long as the ``async with`` block.
 
@@ -40,8 +42,11 @@ def open_session(
         on_lease_lost: called when the lease had run out, before the next answer is given; must not
             block.
         lease_s: a shorter lease than the server would grant; 0 for what it grants.
+        lease: told how long the session's lease is certain to last.
     """
-    session = NamesSession(find, client, holds, on_session_lost, on_push, on_lease_lost, lease_s)
+    session = NamesSession(
+        find, client, holds, on_session_lost, on_push, on_lease_lost, lease_s, lease or Lease()
+    )
     return _SessionManager(session)
 
 

@@ -31,7 +31,6 @@ import math
 import os
 import random
 import socket
-import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
@@ -42,6 +41,7 @@ from fdfsfuse.client import directwait
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect
 from fdfsfuse.client.frames import FrameReader
+from fdfsfuse.client.lease import Lease, boottime
 from fdfsfuse.client.names_api import NamesCalls
 from fdfsfuse.client.opening import SessionEnded, exchange_open
 from fdfsfuse.client.pending import Call, PendingCalls
@@ -78,11 +78,6 @@ OUTSTANDING_MAX = 64 << 20
 HOLDS_PER_REQUEST = 50_000
 
 
-def boottime() -> float:
-    """Seconds of the clock that leases are measured with; it goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class NamesSession(NamesCalls):
     """See the module; made by `open_session`.
 
@@ -92,7 +87,7 @@ class NamesSession(NamesCalls):
         connected: requests are being answered now.
         problem: why not, in words for people; "" while all is well.
         lease_s: the session's lease in seconds.
-        lease_until: boottime() until which the session is certain to live at the server.
+        lease: until when it is certain to live at the server.
     """
 
     def __init__(
@@ -104,12 +99,13 @@ class NamesSession(NamesCalls):
         on_push: Callable[[names.Push], None] | None,
         on_lease_lost: Callable[[], None] | None,
         lease_s: float,
+        lease: Lease,
     ) -> None:
         self.view: names.View | None = None
         self.address: Address | None = None
         self.problem = "not connected yet"
         self.lease_s = 10.0
-        self.lease_until = 0.0
+        self.lease = lease
         self._find = find
         self._client = client
         self._holds = holds
@@ -331,13 +327,13 @@ class NamesSession(NamesCalls):
 
     def _renew_lease(self, sent_at: float, now: float) -> None:
         """Something that was sent at *sent_at* was answered."""
-        if now > self.lease_until:
+        if now > self.lease.until:
             # The storage may have done without us for a while.
             self._lose_lease()
-        self.lease_until = max(self.lease_until, sent_at + self.lease_s)
+        self.lease.renew(sent_at, self.lease_s)
 
     def _lose_lease(self) -> None:
-        if self.lease_until and self._on_lease_lost is not None:
+        if self.lease.until and self._on_lease_lost is not None:
             self._on_lease_lost()
 
     def _push(self, push: names.Push) -> None:
@@ -485,7 +481,7 @@ class NamesSession(NamesCalls):
             call.sent_at = 0.0
             self._add(call)
         self._lose_lease()
-        self.lease_until = 0.0
+        self.lease.end()
         if self._on_session_lost is not None:
             await self._on_session_lost()
         # Last: no session is opened before the listeners have done with the old one.

@@ -26,7 +26,6 @@ from pyfuse3 import (
 )
 
 from fdfsfuse.core import acl
-from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.fuse.errors import errno_of
 from fdfsfuse.fuse.stats import Stats
 from fdfsfuse.proto.names import NAME_MAX
@@ -34,7 +33,7 @@ from fdfsfuse.vfs.context import Entry
 from fdfsfuse.vfs.lru import Recent
 from fdfsfuse.vfs.numbers import ROOT
 from fdfsfuse.vfs.openfiles import Opened
-from fdfsfuse.vfs.tree import Changes, Owner, is_missing
+from fdfsfuse.vfs.tree import Changes, Owner
 from fdfsfuse.vfs.vfs import Vfs
 
 log = logging.getLogger(__name__)
@@ -171,19 +170,15 @@ class Operations(pyfuse3.Operations):
     # --- names -----------------------------------------------------------------------------------
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        try:
-            entry = await self._vfs.tree.lookup(parent_inode, name)
-        except (TreeError, StatusError) as exc:
-            if not is_missing(exc):
-                raise
-            negative_s = self._vfs.tree.missing_for(parent_inode, name)
-            if not negative_s:
-                raise
-            missing = EntryAttributes()
-            missing.st_ino = 0
-            missing.entry_timeout = negative_s
-            return missing
-        return self._given(parent_inode, name, entry)
+        entry = await self._vfs.tree.find(parent_inode, name)
+        if entry.number:
+            return self._given(parent_inode, name, entry)
+        if not entry.entry_timeout_s:
+            raise FUSEError(errno.ENOENT)
+        missing = EntryAttributes()
+        missing.st_ino = 0
+        missing.entry_timeout = entry.entry_timeout_s
+        return missing
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         try:

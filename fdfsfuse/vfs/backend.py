@@ -6,16 +6,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from fdfsfuse.client.lease import Lease
 from fdfsfuse.proto import names
-
-
-def lease_clock() -> float:
-    """Seconds on the clock that leases run on; it goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class ObjectInfo(NamedTuple):
@@ -65,8 +60,8 @@ class Backend(Protocol):
         """
 
     @property
-    def lease_until(self) -> float:
-        """Until when (`lease_clock`) what was told, and not recalled, may be relied upon."""
+    def lease(self) -> Lease:
+        """Until when what was told, and not recalled, may be relied upon."""
 
     @property
     def store_path_count(self) -> int:

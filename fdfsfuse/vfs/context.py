@@ -13,6 +13,7 @@ from fdfsfuse.errors import FdfsError
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.ahead import Contents
 from fdfsfuse.vfs.budget import Budget
+from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.lru import Recent
 from fdfsfuse.vfs.numbers import ROOT, Numbers
 from fdfsfuse.vfs.options import VfsOptions
@@ -86,12 +87,19 @@ class Pages:
 
 
 class Entry(NamedTuple):
-    """What the kernel is told of an inode: its number, attributes, and how long these hold."""
+    """What the kernel is told of an inode: its number, attributes, and how long these hold.
+
+    ``number`` 0: there is none of a name.
+    """
 
     number: int
     attr: Attr
     attr_timeout_s: float
     entry_timeout_s: float
+
+
+_NO_ATTR = Attr(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, version=0)
+NO_ENTRY = Entry(0, _NO_ATTR, 0.0, 0.0)
 
 
 class Context:
@@ -144,6 +152,11 @@ class Context:
                 state.fresh_attr(attr)
             attr = state.attributes(attr)
         return Entry(number, attr, attr_s, entry_s)
+
+    def no_entry(self, volume: Volume, parent: int, name: bytes) -> Entry:
+        """That there is nothing of a name, as *volume* has told."""
+        memory = volume.memory
+        return Entry(0, _NO_ATTR, 0.0, memory.left() if memory.give(parent, name, MISSING) else 0.0)
 
     def told(self, volume: Volume, attr: Attr) -> None:
         """An answer of *volume* described an inode: if it is open, that is news there."""

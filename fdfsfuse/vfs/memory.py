@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from fdfsfuse.client.lease import Lease
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
@@ -39,18 +40,16 @@ class Memory:
 
     Args:
         now: the clock that leases run on, in seconds.
-        lease_until: until when, on that clock, the lease is certain to last; already with a margin.
+        lease: until when, on that clock, it is certain to last.
         limit: most inodes, and most names, that are remembered.
 
     Attributes:
         granted: directories in which this mount may make files on its own, and answer changes.
     """
 
-    def __init__(
-        self, now: Callable[[], float], lease_until: Callable[[], float], limit: int
-    ) -> None:
+    def __init__(self, now: Callable[[], float], lease: Lease, limit: int) -> None:
         self._now = now
-        self._lease_until = lease_until
+        self._lease = lease
         self._limit = limit
         self._attrs: Recent[int, Attr] = Recent(limit)
         self._parents: Recent[int, int] = Recent(limit)
@@ -75,12 +74,12 @@ class Memory:
 
     def left(self) -> float:
         """Seconds for which what is remembered may be relied upon; 0: not at all."""
-        return max(0.0, self._lease_until() - self._now())
+        return max(0.0, self._lease.usable_until - self._now())
 
     def attr(self, ino: int) -> Attr | None:
         """The attributes of an inode, as they are now."""
         attr = self._attrs.get(ino)
-        return attr if attr is not None and self._now() < self._lease_until() else None
+        return attr if attr is not None and self._now() < self._lease.usable_until else None
 
     def last_attr(self, ino: int) -> Attr | None:
         """The attributes of an inode as they were told last, perhaps before the lease ended."""
@@ -93,7 +92,7 @@ class Memory:
     def xattrs(self, ino: int) -> dict[bytes, bytes] | None:
         """All extended attributes of an inode."""
         found = self._xattrs.get(ino)
-        return found if found is not None and self._now() < self._lease_until() else None
+        return found if found is not None and self._now() < self._lease.usable_until else None
 
     def lookup(self, parent: int, name: bytes) -> int | None:
         """The inode of a name, MISSING, or None when it is not known."""
@@ -101,19 +100,11 @@ class Memory:
         if directory is None:
             return None
         ino = directory.get(name)
-        return ino if ino is not None and self._now() < self._lease_until() else None
+        return ino if ino is not None and self._now() < self._lease.usable_until else None
 
     def parent(self, ino: int) -> int:
         """A directory that the inode was seen in, perhaps not any more; 0 when not known."""
         return self._parents.get(ino, 0)
-
-    def may_make(self, parent: int, name: bytes) -> bool:
-        """Whether a file may be made under the name without asking; see `names.Grant`."""
-        return (
-            parent in self.granted
-            and self.lookup(parent, name) == MISSING
-            and self.attr(parent) is not None
-        )
 
     def is_empty(self, ino: int) -> bool:
         """Whether a directory is known to have no entries."""
@@ -123,13 +114,13 @@ class Memory:
             and directory.complete
             and not directory.unknown
             and not any(directory.names.values())
-            and self._now() < self._lease_until()
+            and self._now() < self._lease.usable_until
         )
 
     def listing(self, ino: int) -> names.Listing | None:
         """All entries of a directory, in the order of their cookies; see `Directory`."""
         directory = self._directories.get(ino)
-        if directory is None or self._now() >= self._lease_until():
+        if directory is None or self._now() >= self._lease.usable_until:
             return None
         return directory.listing
 
@@ -143,7 +134,7 @@ class Memory:
         directory = self._directories.get(parent)
         if directory is None or directory.get(name) != ino:
             return False
-        directory.until = max(directory.until, self._lease_until())
+        directory.until = max(directory.until, self._lease.usable_until)
         return True
 
     def in_use(self, directory: int) -> bool:

@@ -106,12 +106,16 @@ class OwnChanges:
 
         None, here and below: the storage has to be waited for.
         """
-        volume, memory = self._volume, self._volume.memory
+        own_files, memory = self._volume.own_files, self._volume.memory
         if not self._may(request.parent):
             return None
-        ino = await volume.own_files.number_for(request.parent, request.name)
+        if not own_files.has_numbers:
+            await own_files.reserve()
+            if not self._may(request.parent):
+                return None
+        ino = own_files.take_number(request.parent, request.name)
         directory = memory.attr(request.parent)
-        if not ino or directory is None or not self._may(request.parent):
+        if not ino or directory is None:
             return None
         request = replace(request, ino=ino)
         attr = request.made_in(directory.mode, directory.gid, ino)

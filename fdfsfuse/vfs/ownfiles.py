@@ -60,26 +60,40 @@ class OwnFiles:
 
     async def number_for(self, parent: int, name: bytes) -> int:
         """The number for a file that this mount may make on its own; 0: the storage has to."""
-        volume, memory = self._volume, self._volume.memory
-        if (
-            memory.lookup(parent, name) != MISSING
-            or (parent, name) in self._by_name
-            or memory.attr(parent) is None
-            or may_be_refused(parent, name)
-            or len(self._by_ino) >= UNBORN_MAX
-            or volume.down
-            or not volume.backend.connected
-        ):
-            return 0
-        if parent not in memory.granted and not await self.ask_for(parent):
-            return 0
-        if self._next == self._end:
-            await self._reserve()
-        # Only now: what was known may have been recalled meanwhile.
-        if not memory.may_make(parent, name) or self._next == self._end:
+        granted = self._volume.memory.granted
+        if parent not in granted or not self.has_numbers:
+            if not self._may_make(parent, name):
+                return 0
+            if parent not in granted and not await self.ask_for(parent):
+                return 0
+            await self.reserve()
+        return self.take_number(parent, name)
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether there are numbers left for new inodes."""
+        return self._next < self._end
+
+    def take_number(self, parent: int, name: bytes) -> int:
+        """The number for something that is made without asking; 0: it may not be, or none left."""
+        granted = self._volume.memory.granted
+        if parent not in granted or self._next == self._end or not self._may_make(parent, name):
             return 0
         self._next += 1
         return self._next - 1
+
+    def _may_make(self, parent: int, name: bytes) -> bool:
+        """Whether there could be something new under a name, given the grant of its directory."""
+        volume, memory = self._volume, self._volume.memory
+        return (
+            memory.lookup(parent, name) == MISSING
+            and (parent, name) not in self._by_name
+            and memory.attr(parent) is not None
+            and not may_be_refused(parent, name)
+            and len(self._by_ino) < UNBORN_MAX
+            and not volume.down
+            and volume.backend.connected
+        )
 
     def may_ask_for(self, directory: int) -> bool:
         """Whether the grant of a directory was not refused just now."""
@@ -97,9 +111,10 @@ class OwnFiles:
             return False
         return True
 
-    async def _reserve(self) -> None:
+    async def reserve(self) -> None:
+        """Ask for numbers, unless there are some left."""
         async with self._reserving:
-            if self._next < self._end:
+            if self.has_numbers:
                 return
             session = self._session
             reserved: names.Reserved = await self._volume.call(names.ReserveInodes(_BLOCK))

@@ -18,9 +18,9 @@ import trio
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import Connection
+from fdfsfuse.client.lease import Lease, boottime
 from fdfsfuse.client.names import NamesSession, open_session
 from fdfsfuse.client.pool import Pool
-from fdfsfuse.client.session import boottime
 from fdfsfuse.client.tracker import TrackerClient
 from fdfsfuse.client.views import Candidate
 from fdfsfuse.errors import (
@@ -41,8 +41,6 @@ _T = TypeVar("_T")
 _RETRY_S = 0.2
 _SILENT_S = 5.0
 """How long a storage is waited for when another one can be asked."""
-_LEASE_MARGIN = 0.1
-"""Part of the lease that is not used: clocks differ, and the kernel counts from when it reads."""
 _HEAD_LENGTH = struct.Struct(">I")
 _INFO_MAX = 128
 _JOIN_BELOW = 256 << 10
@@ -73,6 +71,7 @@ class RemoteBackend:
         self._client = client
         self._timeout_s = timeout_s
         self._lease_s = lease_s
+        self.lease = Lease()
         self._session: NamesSession | None = None
         self._opened = trio.Event()
         self._closing = trio.Event()
@@ -107,7 +106,7 @@ class RemoteBackend:
             "view": view.number if view is not None else 0,
             "members": list(view.members) if view is not None else [],
             "lease_seconds": session.lease_s if session is not None else 0.0,
-            "lease_left_seconds": max(0.0, session.lease_until - boottime()) if session else 0.0,
+            "lease_left_seconds": max(0.0, self.lease.until - boottime()),
             "storages": self.replicas(),
             "calls": {
                 name: {"count": count, "seconds": total_ns / 1e9}
@@ -134,6 +133,7 @@ class RemoteBackend:
             on_push=pushed,
             on_lease_lost=listener.lease_lost,
             lease_s=self._lease_s,
+            lease=self.lease,
         )
         async with manager as session:
             self._session = session
@@ -151,13 +151,6 @@ class RemoteBackend:
             await listener.resumed()
             while session.connected:
                 await session.wait_change()
-
-    @property
-    def lease_until(self) -> float:
-        session = self._session
-        if session is None:
-            return 0.0
-        return session.lease_until - session.lease_s * _LEASE_MARGIN
 
     def recalled(self, number: int, kept: Sequence[int]) -> None:
         if self._session is not None:
@@ -214,8 +207,9 @@ class RemoteBackend:
                 return await self._stock.read(file_id, exchange)
             raise DeadlineExceeded(f"no storage of {self.group} answered in time")
         problem = ""
-        deadline = trio.current_time() + self._timeout_s
-        while (now := trio.current_time()) < deadline:
+        now = trio.current_time()
+        deadline = now + self._timeout_s
+        while now < deadline:
             sources = self._sources(file_id)
             limit_s = _SILENT_S if len(sources) > 1 else math.inf
             for address in sources:
@@ -231,6 +225,7 @@ class RemoteBackend:
                     problem = f"{address} does not have {file_id}"
                 now = trio.current_time()
             await trio.sleep(min(_RETRY_S, max(0.0, deadline - now)))
+            now = trio.current_time()
         raise DeadlineExceeded(f"no storage of {self.group} answered in time: {problem}")
 
     @property

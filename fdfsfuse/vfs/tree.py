@@ -21,7 +21,7 @@ from typing import NamedTuple
 from fdfsfuse.errors import FdfsError, StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
-from fdfsfuse.vfs.context import Context, Entry
+from fdfsfuse.vfs.context import NO_ENTRY, Context, Entry
 from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.idtree import IdTree, store_path_of
 from fdfsfuse.vfs.listing import DirHandles
@@ -111,15 +111,19 @@ class Tree:
         Raises:
             TreeError, StatusError: ENOENT when there is none. ENAMETOOLONG.
         """
+        entry = await self.find(parent, name)
+        if not entry.number:
+            raise TreeError(errno.ENOENT)
+        return entry
+
+    async def find(self, parent: int, name: bytes) -> Entry:
+        """As `lookup`; but number 0 when there is none, and how long the kernel may rely on it."""
         if len(name) > names.NAME_MAX:
             raise TreeError(errno.ENAMETOOLONG)
         found = self._volumes.named(parent)
         if found is None:
             if parent == self._context.volumes_at:
-                entry = self._volumes.lookup(name)
-                if entry is None:
-                    raise TreeError(errno.ENOENT)
-                return entry
+                return self._volumes.lookup(name) or NO_ENTRY
             directory = id_directory(parent)
             if directory is not None:
                 return await self._ids.lookup(self.volume(parent), directory, name)
@@ -133,10 +137,16 @@ class Tree:
             await volume.call(names.ReadDir(ino, 0, names.LIST_MAX))
             known = memory.lookup(ino, name)
         if known == MISSING:
-            raise TreeError(errno.ENOENT)
+            return self._context.no_entry(volume, ino, name)
         attr: Attr | None = memory.attr(known) if known is not None else None
         if attr is None:
-            attr = await volume.call(names.Lookup(ino, name))
+            try:
+                attr = await volume.call(names.Lookup(ino, name))
+            except StatusError as exc:
+                if exc.errno != errno.ENOENT:
+                    raise
+                return self._context.no_entry(volume, ino, name)
+            assert attr is not None
             await self._look_ahead(volume, ino, attr.ino)
         else:
             volume.names_ahead.used(ino, attr.ino)
@@ -157,14 +167,6 @@ class Tree:
             log.debug("nothing is known of what follows inode %d: %s", ino, exc)
         finally:
             volume.names_ahead.came(parent, brought)
-
-    def missing_for(self, parent: int, name: bytes) -> float:
-        """For how many seconds the kernel may rely on it that there is no such name."""
-        if parent == self._context.volumes_at or id_directory(parent) is not None:
-            return 0.0
-        volume, ino = self._parent(parent)
-        memory = volume.memory
-        return memory.left() if memory.give(ino, name, MISSING) else 0.0
 
     async def getattr(self, number: int) -> Entry:
         """The attributes of an inode."""
@@ -323,8 +325,3 @@ class Tree:
         if answer.replaced is not None:
             self._context.told(volume, answer.replaced)
         self._context.told(volume, answer.moved)
-
-
-def is_missing(exc: OSError) -> bool:
-    """Whether a lookup failed because there is nothing of that name."""
-    return isinstance(exc, (TreeError, StatusError)) and exc.errno == errno.ENOENT

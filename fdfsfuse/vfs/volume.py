@@ -16,6 +16,7 @@ from typing import Any
 import trio
 from trio.lowlevel import ParkingLot
 
+from fdfsfuse.client.lease import boottime
 from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionProblem,
@@ -26,7 +27,7 @@ from fdfsfuse.errors import (
 from fdfsfuse.proto import names
 from fdfsfuse.vfs import ownchanges
 from fdfsfuse.vfs.ahead import Ahead
-from fdfsfuse.vfs.backend import Backend, lease_clock
+from fdfsfuse.vfs.backend import Backend
 from fdfsfuse.vfs.context import Context
 from fdfsfuse.vfs.memory import Memory
 from fdfsfuse.vfs.ownchanges import OwnChanges
@@ -65,7 +66,7 @@ class Volume:
         self.down = False
         self.times_down = 0
         self.held_open: set[int] = set()
-        self.memory = Memory(lease_clock, lambda: backend.lease_until, options.cached_entries)
+        self.memory = Memory(boottime, backend.lease, options.cached_entries)
         self.files_ahead = Ahead(options.ahead_files if options.read_ahead_bytes else 0)
         self.names_ahead = Ahead(options.ahead_names)
         self.ended = trio.Event()

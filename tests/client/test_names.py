@@ -57,7 +57,7 @@ async def test_calls_and_statuses() -> None:
         assert session.connected
         assert session.problem == ""
         assert session.view == peer.view
-        assert 0 < session.lease_until - boottime() <= peer.lease_s
+        assert 0 < session.lease.until - boottime() <= peer.lease_s
     assert [r.number for r in peer.received] == [1, 2, 3, 4]
     assert [r.done_below for r in peer.received] == [1, 2, 3, 4]
     assert peer.requests[-1] == names.CloseSession()
@@ -495,10 +495,10 @@ async def test_an_idle_session_is_kept_alive() -> None:
     peer = NamesPeer(lease_s=0.3)
     async with session_with(peer) as session:
         await session.call(LOOKUP)
-        until = session.lease_until
+        until = session.lease.until
         await wait_until(lambda: peer.requests.count(names.KeepAlive()) >= 3)
-        await wait_until(lambda: session.lease_until > until + 0.2)
-        assert session.lease_until > boottime()
+        await wait_until(lambda: session.lease.until > until + 0.2)
+        assert session.lease.until > boottime()
         assert len(peer.opened) == 1
 
 

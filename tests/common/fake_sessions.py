@@ -28,7 +28,7 @@ from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.backend import Listener
 from fdfsfuse.vfs.context import Entry
 from fdfsfuse.vfs.openfiles import Opened
-from fdfsfuse.vfs.tree import Changes, Owner, is_missing
+from fdfsfuse.vfs.tree import Changes, Owner
 from fdfsfuse.vfs.vfs import Vfs
 from tests.common.fake_volume import FakeBackend
 
@@ -266,12 +266,9 @@ class Machine:
         known = self.kernel.names.get((parent, name))
         if known is not None:
             return known
-        try:
-            entry = await self.vfs.tree.lookup(parent, name)
-        except (TreeError, StatusError) as exc:
-            if not is_missing(exc):
-                raise
-            if self.vfs.tree.missing_for(parent, name) > 0:
+        entry = await self.vfs.tree.find(parent, name)
+        if not entry.number:
+            if entry.entry_timeout_s > 0:
                 self.kernel.names[parent, name] = 0
             return 0
         self.kernel.given(parent, name, self.vfs.remember(entry))

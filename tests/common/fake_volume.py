@@ -16,11 +16,14 @@ from typing import Any
 import trio
 from msgspec.structs import replace
 
+from fdfsfuse.client.lease import Lease, boottime
 from fdfsfuse.errors import DeadlineExceeded, StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.fileid import encode_base, encode_source, make_suffix
 from fdfsfuse.proto.names import Attr
-from fdfsfuse.vfs.backend import Listener, ObjectInfo, lease_clock
+from fdfsfuse.vfs.backend import Listener, ObjectInfo
+
+_LEASE_S = 3600.0
 
 NEVER = 10.0**9
 
@@ -35,8 +38,8 @@ class Directory:
 class FakeBackend:
     """One volume. ``requests`` counts them by kind; ``down`` lets calls time out.
 
-    ``posted`` is the number of changes that wait for their turn. ``lease_s`` is always left of the
-    lease; ``confirmed`` has the recalls that were confirmed.
+    ``posted`` is the number of changes that wait for their turn. ``lease`` lasts longer
+    than a test; ``confirmed`` has the recalls that were confirmed.
     """
 
     def __init__(self, group: str) -> None:
@@ -49,7 +52,8 @@ class FakeBackend:
         self.fail: dict[type | str, Exception] = {}
         self.gate: trio.Event | None = None
         self.closing = trio.Event()
-        self.lease_s = 60.0
+        self.lease = Lease()
+        self.lease.renew(boottime(), _LEASE_S)
         self._recalls = 0
         self.listener: Listener | None = None
         self.confirmed: list[tuple[int, list[int]]] = []
@@ -115,10 +119,6 @@ class FakeBackend:
 
     def replicas(self) -> list[str]:
         return ["127.0.0.3:23000"]
-
-    @property
-    def lease_until(self) -> float:
-        return lease_clock() + self.lease_s
 
     async def run(self, listener: Listener) -> None:
         self.listener = listener

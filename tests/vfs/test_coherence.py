@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from fdfsfuse.client.lease import Lease
 from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.ahead import Ahead, Wanted
@@ -254,7 +255,7 @@ async def test_nothing_is_relied_upon_behind_the_lease() -> None:
     async with machines(random.Random(1)) as (shared, pair):
         places = await directories(pair[0])
         await pair[0].write(places[0], b"a", b"data")
-        shared.sessions[0].lease_s = -1.0
+        shared.sessions[0].lease.end()
         pair[0].kernel.names.clear()
         pair[0].kernel.attrs.clear()
         number = await pair[0].lookup(places[0], b"a")
@@ -265,7 +266,9 @@ async def test_nothing_is_relied_upon_behind_the_lease() -> None:
 
 
 def test_recalls_while_requests_never_cease_take_bounded_memory() -> None:
-    memory = Memory(lambda: 0.0, lambda: 10.0, 1000)
+    lease = Lease()
+    lease.renew(0.0, 10.0)
+    memory = Memory(lambda: 0.0, lease, 1000)
     slow = names.GetAttr(5)
     began = memory.begin(slow)
     for ino in range(10, 50_000):

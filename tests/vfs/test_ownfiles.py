@@ -425,7 +425,7 @@ async def test_what_is_inherited_later_is_the_storages_affair() -> None:
 async def test_names_that_look_like_store_paths_are_left_to_the_storage(name: str) -> None:
     async with making() as mount:
         volume = next(iter(mount.vfs.volumes.by_name.values()))
-        with pytest.raises(StatusError):
+        with pytest.raises(TreeError):
             await mount.lookup("vol/none")
         assert await volume.own_files.number_for(1, b"none")
         assert not await volume.own_files.number_for(1, name.encode())
