@@ -447,6 +447,8 @@ class Engine:
             if at_once:
                 # The peers make new objects while the log is synced, and while they are made here.
                 log.write(append.records)
+                if contents:
+                    log.start_sync()
                 self._announce(contents, made)
                 yield log.sync
             else:

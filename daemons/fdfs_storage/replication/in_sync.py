@@ -151,12 +151,14 @@ class InSync:
         The usual way, through a task per peer, takes a turn of the loop more.
         """
         self.gathering = True
+        start = self._end()
         try:
             yield
         finally:
             self.gathering = False
-            for peer in self._peers.values():
-                peer.push_nowait()
+            if self._end() != start:
+                for peer in self._peers.values():
+                    peer.push_nowait()
 
     def look(self) -> None:
         """Take what peers have acknowledged by now, which saves a turn of the loop."""
