@@ -286,6 +286,7 @@ async def test_a_step_that_fails_is_undone(
     async with open_tree(tmp_path) as tree:
         first: list[Make] = [create(b"a"), put(tree, b"a", b"one")]
         assert await together(tree, first, at_once=at_once) == [0, 0]
+        tree.engine.settle()
         before, objects, size = dump(tree), objects_on_disk(tmp_path), tree.log.size
         calls: list[int] = []
 
