@@ -6,33 +6,23 @@ import errno
 import os
 import socket
 import stat
-import time
 
 import trio
 
-from fdfs_storage.disk_pace import DiskPace
 from fdfs_storage.files import status_of
+from fdfs_storage.small_reads import SmallReads
 from fdfs_storage.store import Store
-from fdfs_storage.transfer import INLINE_MAX, read_cached
+from fdfs_storage.transfer import INLINE_MAX
 from fdfs_storage.trunk import SlotPlace
 from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
-from fdfsfuse.proto.fileid import Location, usual_location
-from fdfsfuse.proto.header import (
-    GROUP_NAME_SIZE,
-    HEADER_SIZE,
-    RESPONSE,
-    pack_header,
-    pack_header_into,
-    pack_text,
-)
-from fdfsfuse.proto.storage import DOWNLOAD_HEAD_SIZE, RANGE_SIZE, Download, decode_range
+from fdfsfuse.proto.fileid import Location, UsualFields
+from fdfsfuse.proto.header import RESPONSE, pack_header
+from fdfsfuse.proto.storage import RANGE_SIZE, Download, decode_range
 from fdfsfuse.proto.trunk import is_trunk_name
 from fdfsfuse.server.connection import FramedConnection
 
 # Without O_NONBLOCK opening a fifo that somebody put there would wait for a writer.
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-_SLOW_READ_S = 0.0005
-"""A hop to a thread, and handing the connection over for it, takes some 250 us of CPU."""
 
 
 class Downloads:
@@ -41,9 +31,8 @@ class Downloads:
     def __init__(self, store: Store, group: str) -> None:
         self._store = store
         self._group = group
-        self._group_field = pack_text(group, GROUP_NAME_SIZE)
-        self._paces: dict[int, DiskPace] = {}
-        """By the device of the file system."""
+        self._usual = UsualFields(group, store.path_count)
+        self._reads = [SmallReads() for _ in range(store.path_count)]
 
     async def download(self, connection: FramedConnection, body: bytes) -> None:
         """Answer with a range of an object.
@@ -61,10 +50,10 @@ class Downloads:
             return
         fd = self._open(location)
         try:
-            status = os.fstat(fd)
-            count = _count(status, offset, length)
+            count = _count(os.fstat(fd), offset, length)
             if count <= INLINE_MAX:
-                await connection.send(await _read_small(fd, offset, count, status.st_dev))
+                content = await self._read(location, fd, count, offset)
+                await connection.send(pack_header(count, RESPONSE) + content)
             else:
                 await connection.send(pack_header(count, RESPONSE), socket.MSG_MORE)
                 await connection.send_file(fd, offset, count)
@@ -72,43 +61,50 @@ class Downloads:
             os.close(fd)
         self._count_success(count)
 
-    def download_small(self, body: bytes, _flags: int) -> bytearray | None:
+    async def _read(
+        self, location: Location, fd: int, count: int, offset: int
+    ) -> bytes | bytearray:
+        """A small range of a file; read in a thread if the disk has to fetch some of it."""
+        try:
+            content = self._reads[location.path_index].read(fd, count, offset)
+            if content is None:
+                content = await trio.to_thread.run_sync(os.pread, fd, count, offset)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        if len(content) != count:
+            raise ConnectionBroken("a file became shorter while it was read")
+        return content
+
+    def download_small(self, body: bytes, _flags: int) -> bytes | None:
         """The response, if it is small and there at once, or soon; None: that is for `download`."""
         location, offset, length = self._begin(body)
-        response = None if is_trunk_name(location) else self._read_soon(location, offset, length)
-        if response is None:
+        content = None if is_trunk_name(location) else self._read_soon(location, offset, length)
+        if content is None:
             self._store.counters.total_download_count -= 1  # `download` will count it
-        else:
-            self._count_success(len(response) - HEADER_SIZE)
-        return response
+            return None
+        count = len(content)
+        self._count_success(count)
+        return pack_header(count, RESPONSE) + content
 
-    def _read_soon(self, location: Location, offset: int, length: int) -> bytearray | None:
-        """From the page cache, or from a disk that has been quick of late."""
+    def _read_soon(self, location: Location, offset: int, length: int) -> bytes | bytearray | None:
         fd = self._open(location)
         try:
-            status = os.fstat(fd)
-            count = _count(status, offset, length)
-            if count > INLINE_MAX:
+            # Much cheaper than fstat. What is no file with such a range, `download` sees to.
+            count = os.lseek(fd, 0, os.SEEK_END) - offset
+            if 0 < length < count:
+                count = length
+            if not 0 < count <= INLINE_MAX:
                 return None
-            response, content = _new_response(count)
-            got = read_cached(fd, content, offset, status.st_dev)
-            if got != count:
-                pace = self._paces.setdefault(status.st_dev, DiskPace(_SLOW_READ_S))
-                start = time.monotonic()
-                if not pace.is_quick(start):
-                    return None
-                got = os.preadv(fd, (content,), offset)
-                pace.waited(start, time.monotonic())
-            return response if got == count else None
+            return self._reads[location.path_index].read(fd, count, offset)
+        except OSError:
+            return None
         finally:
             os.close(fd)
 
     def _begin(self, body: bytes) -> tuple[Location, int, int]:
         """The file, offset and length of a `Download`; the usual ones need not be decoded whole."""
         offset, length = decode_range(body)
-        location = None
-        if body.startswith(self._group_field, RANGE_SIZE):
-            location = usual_location(body, DOWNLOAD_HEAD_SIZE, self._store.path_count)
+        location = self._usual.locate(body, RANGE_SIZE)
         if location is None:
             request = Download.decode(body)
             if request.group != self._group:
@@ -162,23 +158,3 @@ def _count(status: os.stat_result, offset: int, length: int) -> int:
     if rest <= 0:
         raise StatusError(errno.EINVAL, "offset at or behind the end")
     return min(length or rest, rest)
-
-
-async def _read_small(fd: int, offset: int, count: int, device: int) -> bytearray:
-    """A whole response; read in a thread if the disk has to fetch some of it."""
-    response, content = _new_response(count)
-    try:
-        if read_cached(fd, content, offset, device) != count:
-            got = await trio.to_thread.run_sync(os.preadv, fd, (content,), offset)
-            if got != count:
-                raise ConnectionBroken("a file became shorter while it was read")
-    except OSError as exc:
-        raise StatusError(status_of(exc)) from exc
-    return response
-
-
-def _new_response(count: int) -> tuple[bytearray, memoryview]:
-    """A response of *count* bytes, and where they go in it."""
-    response = bytearray(HEADER_SIZE + count)
-    pack_header_into(response, count, RESPONSE)
-    return response, memoryview(response)[HEADER_SIZE:]

@@ -19,8 +19,15 @@ from fdfs_storage.store import Store
 from fdfs_storage.transfer import INLINE_MAX, file_crc32
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import metadata
-from fdfsfuse.proto.fileid import FileKind, Location, NameInfo, decode_name, usual_location
-from fdfsfuse.proto.header import GROUP_NAME_SIZE, pack_response, pack_text
+from fdfsfuse.proto.fileid import (
+    FileKind,
+    Location,
+    UsualFields,
+    decode_name,
+    decode_source,
+    origin_of,
+)
+from fdfsfuse.proto.header import pack_response, pack_text
 from fdfsfuse.proto.storage import NO_CRC, FileRequest, SetMetadata, Truncate, pack_file_info
 
 _OK = pack_response()
@@ -34,19 +41,15 @@ class Objects:
     ) -> None:
         self._store = store
         self._group = group
-        self._group_field = pack_text(group, GROUP_NAME_SIZE)
+        self._usual = UsualFields(group, store.path_count)
         # Few sources, many questions: the packed field of each is kept.
         self._ip_field = functools.lru_cache(maxsize=1024)(
-            lambda source: pack_text(source_ip(source), ip_size)
+            lambda source: pack_text(source_ip(decode_source(source)[0]), ip_size)
         )
 
     def _locate(self, body: bytes) -> Location:
         """The file that a `FileRequest` is about; the usual ones need not be decoded for that."""
-        if body.startswith(self._group_field):
-            location = usual_location(body, GROUP_NAME_SIZE, self._store.path_count)
-            if location is not None:
-                return location
-        return self._locate_in(FileRequest.decode(body))
+        return self._usual.locate(body, 0) or self._locate_in(FileRequest.decode(body))
 
     def _locate_in(self, request: FileRequest | SetMetadata) -> Location:
         if request.group != self._group:
@@ -95,24 +98,25 @@ class Objects:
 
     def file_info(self, body: bytes, flags: int) -> bytes | None:
         """22; None when the crc has to be computed from the content."""
-        location, info, status = self._stat(body)
-        if info.kind is FileKind.NORMAL:
-            return self._info(info, status, info.crc32)
-        if flags & NO_CRC:
-            return self._info(info, status, 0)
-        if status.st_size <= INLINE_MAX:
-            return self._info(info, status, self._crc32(location))
-        return None
+        location = self._locate(body)
+        status = self._store.stat(location)
+        source, crc = origin_of(location)
+        if crc is None:
+            if flags & NO_CRC:
+                crc = 0
+            elif status.st_size <= INLINE_MAX:
+                crc = self._crc32(location)
+            else:
+                return None
+        return pack_file_info(status.st_size, int(status.st_mtime), crc, self._ip_field(source))
 
     async def file_info_with_crc(self, body: bytes, _flags: int) -> bytes:
         """22 for a large appender or slave."""
-        location, info, status = self._stat(body)
-        return self._info(info, status, await trio.to_thread.run_sync(self._crc32, location))
-
-    def _stat(self, body: bytes) -> tuple[Location, NameInfo, os.stat_result]:
         location = self._locate(body)
         status = self._store.stat(location)
-        return location, decode_name(location.name), status
+        source, _ = origin_of(location)
+        crc = await trio.to_thread.run_sync(self._crc32, location)
+        return pack_file_info(status.st_size, int(status.st_mtime), crc, self._ip_field(source))
 
     def _crc32(self, location: Location) -> int:
         try:
@@ -121,11 +125,6 @@ class Objects:
             raise StatusError(errno.EINVAL) from exc
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
-
-    def _info(self, info: NameInfo, status: os.stat_result, crc32: int) -> bytes:
-        ip_field = self._ip_field(info.source)
-        mtime = int(status.st_mtime)
-        return pack_response(pack_file_info(status.st_size, mtime, crc32, ip_field))
 
     def truncate(self, body: bytes, _flags: int) -> bytes | None:
         """36; None while an append or a modification of the file is under way."""

@@ -135,13 +135,11 @@ class StorageService:
     ) -> bytes | bytearray | None:
         """The response to a request that has arrived whole; None: `serve` is to see to it."""
         handler = self._at_once.get(command)
-        sync = None if handler is not None else self._sync_at_once.get(command)
         try:
-            if sync is not None:
-                return sync(connection, flags, body)
-            if handler is None or len(body) >= self._length_limit:
-                return None
-            return handler(body, flags)
+            if handler is not None:
+                return handler(body, flags)
+            sync = self._sync_at_once.get(command)
+            return None if sync is None else sync(connection, flags, body)
         except StatusError as exc:
             if exc.errno == errno.EINVAL:
                 raise EndConnection(_REFUSED) from None

@@ -90,6 +90,7 @@ class Store:
         counters: statistics; counted up by the request handlers.
         changes: the way into the binlog, and who is told of every change.
         paths: where files are on the disk.
+        path: the absolute path of the file of a location.
         appenders: changes the content of objects.
         intents: notes of changes whose bytes are being received.
         locks: one lock per object for changes that last over an await; see `PathLocks`.
@@ -114,6 +115,7 @@ class Store:
         self.subdir_count = subdir_count
         mounts = [path.path for path in store_paths]
         self.paths = Paths(mounts)
+        self.path = self.paths.of
         self.appenders = Appenders(self.paths, self.changes)
         self.intents = Intents(base_path / "data")
         self._metadata = MetadataFiles(self.paths, self.changes)
@@ -204,10 +206,6 @@ class Store:
     def locate(self, name: str) -> Location:
         """Check a file name (protocol/wire.md section 4). Raises ProtocolError (status 22)."""
         return parse_location(name, self.path_count)
-
-    def path(self, location: Location) -> str:
-        """Absolute path of the object's file."""
-        return self.paths.of(location)
 
     def data_directory(self, path_index: int) -> str:
         """``STORE_PATH/data``, the directory of the sub directories."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
 import trio
@@ -17,8 +16,6 @@ us) would cost more than the copy into the page cache."""
 CHUNK = 512 << 10
 """Piece of larger contents: one receive buffer per transfer, one thread hop per piece. Twice as
 much gains nothing, half as much costs a third more CPU time."""
-_PAGE_CACHE_ONLY = getattr(os, "RWF_NOWAIT", 0)
-_without_flag: set[int] = set()
 
 
 def crc32(data: bytes | bytearray | memoryview, start: int = 0) -> int:
@@ -58,27 +55,6 @@ async def receive_content(
         piece = buffer[: min(len(buffer), length - received.length)]
         await connection.recv_into_exactly(piece)
         await trio.to_thread.run_sync(write, piece, offset + received.length)
-
-
-def read_cached(fd: int, buffer: memoryview, offset: int, device: int) -> int:
-    """Read from *offset* on what the page cache has; how many bytes that are. Raises OSError.
-
-    Fewer than *buffer* takes when the disk has them, or when the file ends before.
-
-    Args:
-        device: of the file system. Of one that knows no such reading, as tmpfs, which never
-            waits, that is remembered.
-    """
-    if device not in _without_flag:
-        try:
-            return os.preadv(fd, (buffer,), offset, _PAGE_CACHE_ONLY)
-        except BlockingIOError:
-            return 0
-        except OSError as exc:
-            if exc.errno != errno.EOPNOTSUPP:
-                raise
-            _without_flag.add(device)
-    return os.preadv(fd, (buffer,), offset)
 
 
 def file_crc32(path: str) -> int:

@@ -44,7 +44,9 @@ from fdfsfuse.proto.header import (
     EXTENSION_SIZE,
     FILE_NAME_MAX,
     GROUP_NAME_SIZE,
+    HEADER_SIZE,
     PREFIX_SIZE,
+    RESPONSE,
     pack_text,
     unpack_group,
     unpack_text,
@@ -95,7 +97,9 @@ _SET_METADATA = struct.Struct(">qqc16s")
 _RANGE = struct.Struct(">qq")
 _APPEND = struct.Struct(">qq")
 _MODIFY = struct.Struct(">qqq")
-_INFO = struct.Struct(">qqq")
+_INFO = struct.Struct(">qq4xI")
+_INFO_RESPONSE = struct.Struct(">qBBqqiI")
+_CRC32_POSITIVE_MAX = 0x7FFFFFFF
 _new = tuple.__new__
 """Makes a named tuple for half of what calling its class costs: requests are decoded into them."""
 
@@ -305,11 +309,6 @@ def decode_range(body: bytes) -> tuple[int, int]:
     return offset, length
 
 
-def pack_file_info(size: int, mtime: int, crc32: int, ip_field: bytes) -> bytes:
-    """The body of a `FileInfo` whose ip field is packed already."""
-    return _INFO.pack(size, mtime, crc32 - (1 << 32) if crc32 >> 31 else crc32) + ip_field
-
-
 class FileInfo(NamedTuple):
     """Response to 22: size 8, mtime 8 (Unix seconds), crc32 8 (sign-extended), source ip 16/46.
 
@@ -325,7 +324,7 @@ class FileInfo(NamedTuple):
     def encode(self, ip_size: int) -> bytes:
         """The body, with an ip field of *ip_size* bytes (16 or 46)."""
         ip_field = pack_text(self.source_ip, ip_size)
-        return pack_file_info(self.size, self.mtime, self.crc32, ip_field)
+        return pack_file_info(self.size, self.mtime, self.crc32, ip_field)[HEADER_SIZE:]
 
     @classmethod
     def decode(cls, body: bytes) -> FileInfo:
@@ -335,7 +334,14 @@ class FileInfo(NamedTuple):
         size, mtime, crc = _INFO.unpack_from(body)
         if size < 0:
             raise ProtocolError(f"file size {size}")
-        return cls(size, mtime, crc & 0xFFFFFFFF, unpack_text(body[_INFO.size :]))
+        return cls(size, mtime, crc, unpack_text(body[_INFO.size :]))
+
+
+def pack_file_info(size: int, mtime: int, crc32: int, ip_field: bytes) -> bytes:
+    """The whole response with a `FileInfo` whose ip field is packed already."""
+    sign = -1 if crc32 > _CRC32_POSITIVE_MAX else 0
+    length = _INFO.size + len(ip_field)
+    return _INFO_RESPONSE.pack(length, RESPONSE, 0, size, mtime, sign, crc32) + ip_field
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,13 +28,12 @@ from __future__ import annotations
 import logging
 import select
 import socket
-import struct
 import time
 from collections.abc import Callable, Sized
 
 import trio
 
-from fdfsfuse.proto.header import HEADER_SIZE
+from fdfsfuse.proto.header import HEADER_SIZE, unpack_fields
 from fdfsfuse.server.connection import FramedConnection
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,6 @@ _TURN = 64
 _PIPELINED = 16
 """Requests of one connection that are answered in one turn."""
 _LINGER_S = 0.005
-_HEADER = struct.Struct(">qBB")
 
 
 class EndConnection(Exception):
@@ -87,7 +85,6 @@ class Hub(trio.abc.Instrument):
         self._in_turn = False
         self._at_turn_end: dict[Callable[[], None], None] = {}
         self._epoll = select.epoll()
-        self._buffer = memoryview(bytearray(BUFFER_SIZE))
         self._busy = False
         self._quiet = trio.Event()
         self._trio_epoll: select.epoll
@@ -255,21 +252,46 @@ class Hub(trio.abc.Instrument):
         return len(ready)
 
     def _serve(self, connection: FramedConnection) -> None:
+        """Answer what has arrived, as far as that goes.
+
+        The answers are sent in one go, since each packet wakes the client.
+        """
+        sock = connection.sock
         try:
-            count = connection.sock.recv_into(self._buffer)
+            data = sock.recv(BUFFER_SIZE)
         except BlockingIOError:
             return
         except OSError:
-            count = 0
-        if not count:
+            data = b""
+        if not data:
             self._end(connection)
             return
+        answer = self._answer
+        response: bytes | bytearray = b""
+        used, count, left = 0, len(data), _PIPELINED
+        last = False
         try:
-            response, used, last = self._answer_all(connection, count)
+            while count - used >= HEADER_SIZE and left and answer is not None:
+                length, command, flags = unpack_fields(data, used)
+                start = used + HEADER_SIZE
+                end = start + length
+                if not start <= end <= count:
+                    break
+                try:
+                    one = answer(connection, command, flags, data[start:end])
+                except EndConnection as exc:
+                    one, end, last = exc.response, count, True
+                if one is None:
+                    break
+                response = response + one if used else one
+                used = end
+                left -= 1
+                connection.requests += 1
+                connection.reading_since = 0.0
             sent = 0
             if response:
                 try:
-                    sent = connection.sock.send(response)
+                    sent = sock.send(response)
                 except BlockingIOError:
                     pass
         except OSError:
@@ -279,53 +301,18 @@ class Hub(trio.abc.Instrument):
             self._end(connection)
         else:
             if last or used != count or sent != len(response):
-                self._release(connection, self._buffer[used:count], response[sent:], last=last)
-
-    def _answer_all(
-        self, connection: FramedConnection, count: int
-    ) -> tuple[bytes | bytearray, int, bool]:
-        """Answer what is in the first *count* bytes of the buffer, as far as that goes: (answers,
-        bytes used, the connection is to be ended).
-
-        The answers are sent in one go, since each packet wakes the client.
-        """
-        answer, buffer = self._answer, self._buffer
-        response: bytes | bytearray = b""
-        pos = 0
-        if answer is None:
-            return response, pos, False
-        for _ in range(_PIPELINED):
-            if count - pos < HEADER_SIZE:
-                break
-            length, command, status = _HEADER.unpack_from(buffer, pos)
-            start = pos + HEADER_SIZE
-            end = start + length
-            if not start <= end <= count:
-                break
-            try:
-                one = answer(connection, command, status, bytes(buffer[start:end]))
-            except EndConnection as exc:
-                return response + exc.response, count, True
-            if one is None:
-                break
-            response = response + one if pos else one
-            pos = end
-            connection.requests += 1
-            connection.reading_since = 0.0
-            if pos == count:
-                break
-        return response, pos, False
+                self._release(connection, data[used:], response[sent:], last=last)
 
     def _release(
         self,
         connection: FramedConnection,
-        received: memoryview,
+        received: bytes,
         unsent: bytes | bytearray = b"",
         *,
         last: bool = False,
     ) -> None:
         self._forget(connection)
-        connection.put_back(bytes(received))
+        connection.put_back(received)
         self._hand_over(connection, bytes(unsent), last)
 
     def _end(self, connection: FramedConnection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fdfs_storage import downloads
+from fdfs_storage import small_reads
 from fdfs_storage.disk_pace import DiskPace
 from tests.daemons.storage_server import Client, make_config, run_storage
 
@@ -58,13 +59,16 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.on_loop: list[bool] = []
-        self._preadv = os.preadv
-        monkeypatch.setattr(downloads, "read_cached", lambda *args: 0)
-        monkeypatch.setattr(os, "preadv", self._read)
+        self._pread = os.pread
+        monkeypatch.setattr(os, "preadv", self._read_cached)
+        monkeypatch.setattr(os, "pread", self._read)
 
-    def _read(self, *args: Any) -> int:
+    def _read_cached(self, *_args: Any) -> int:
+        raise BlockingIOError
+
+    def _read(self, *args: Any) -> bytes:
         self.on_loop.append(threading.current_thread() is threading.main_thread())
-        return self._preadv(*args)
+        return self._pread(*args)
 
 
 async def read_twice(client: Client, name: str) -> None:
@@ -75,7 +79,7 @@ async def read_twice(client: Client, name: str) -> None:
 async def test_a_quick_disk_is_waited_for_on_the_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "_SLOW_READ_S", float("inf"))
+    monkeypatch.setattr(small_reads, "_SLOW_S", float("inf"))
     async with run_storage(make_config(tmp_path)) as server, server.connect() as client:
         name = await client.upload(CONTENT)
         disk = Disk(monkeypatch)
@@ -83,10 +87,26 @@ async def test_a_quick_disk_is_waited_for_on_the_loop(
         assert disk.on_loop == [True, True]
 
 
+async def test_a_file_system_that_cannot_read_from_the_page_cache_alone_is_just_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(*args: Any) -> int:
+        asked.append(args)
+        raise OSError(errno.EOPNOTSUPP, "no such flag")
+
+    async with run_storage(make_config(tmp_path)) as server, server.connect() as client:
+        name = await client.upload(CONTENT)
+        monkeypatch.setattr(os, "preadv", refuse)
+        await read_twice(client, name)
+        assert len(asked) == 1
+
+
 async def test_a_slow_disk_is_waited_for_in_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "_SLOW_READ_S", -1.0)
+    monkeypatch.setattr(small_reads, "_SLOW_S", -1.0)
     monkeypatch.setattr("fdfs_storage.disk_pace._IN_THREAD_FACTOR", 1e12)
     async with run_storage(make_config(tmp_path)) as server, server.connect() as client:
         name = await client.upload(CONTENT)

@@ -10,18 +10,21 @@ from fdfsfuse.errors import ProtocolError, UsageError
 from fdfsfuse.proto.fileid import (
     EXTENSION,
     FileKind,
+    UsualFields,
     decode_name,
+    decode_source,
     encode_base,
     encode_source,
     is_object_base,
     make_suffix,
+    origin_of,
     parse_location,
     slave_name,
     split_file_id,
     time_of_name,
-    usual_location,
 )
-from fdfsfuse.proto.header import FILE_NAME_MAX
+from fdfsfuse.proto.header import FILE_NAME_MAX, GROUP_NAME_SIZE, pack_text
+from fdfsfuse.proto.storage import FileRequest
 
 N = FileKind.NORMAL
 A = FileKind.APPENDER
@@ -140,6 +143,9 @@ def test_worked_examples_decode(
     info = decode_name(name)
     assert (info.source, info.source_is_id, info.timestamp) == (source, is_id, timestamp)
     assert (info.size, info.crc32, info.kind, info.in_trunk) == (size, crc, kind, in_trunk)
+    raw, known_crc = origin_of(parse_location(name, 2))
+    assert decode_source(raw) == (source, is_id)
+    assert known_crc == (crc if kind is N else None)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +184,7 @@ def test_any_name_round_trips(
     assert info.size == (0 if appender else size)
     assert info.kind is (A if appender else N)
     location = parse_location(name, 256)
+    assert origin_of(location) == (encode_source(source), None if appender else crc)
     assert (location.path_index, location.high, location.low) == (10, 0x1F, 0)
     assert location.name == name
 
@@ -198,18 +205,24 @@ def test_any_text_is_a_location_or_a_protocol_error(text: str) -> None:
     st.from_regex(rb"M0[01]/0[0-9A-F]/[0-9A-F]{2}/[!-~]{0,130}\x00?", fullmatch=True) | st.binary(),
 )
 def test_usual_names_in_requests_are_those_of_all_names(front: bytes, field: bytes) -> None:
-    location = usual_location(front + field, len(front), 1)
+    body = front + pack_text("group1", GROUP_NAME_SIZE) + field
+    location = UsualFields("group1", 1).locate(body, len(front))
     if location is not None:
         assert location == parse_location(field.decode("ascii"), 1)
         assert len(field) <= FILE_NAME_MAX
 
 
 def test_usual_names_in_requests() -> None:
+    usual = UsualFields("group1", 2)
     name = "M01/0A/1B/" + "x" * (FILE_NAME_MAX - 10)
-    assert usual_location(b"front" + name.encode(), 5, 2) == parse_location(name, 2)
+    body = FileRequest("group1", name).encode()
+    assert usual.locate(body, 0) == parse_location(name, 2)
+    assert usual.locate(b"front" + body, 5) == parse_location(name, 2)
     for unusual in (f"{name}x", f"{name[:50]}\0", f"{name[:50]}\n", name.lower(), name[:10], ""):
-        assert usual_location(unusual.encode(), 0, 2) is None
-    assert usual_location(name.encode(), 0, 1) is None
+        assert usual.locate(FileRequest("group1", unusual).encode(), 0) is None
+    assert UsualFields("group1", 1).locate(body, 0) is None
+    for group in ("group2", "group", "group12"):
+        assert usual.locate(FileRequest(group, name).encode(), 0) is None
 
 
 @given(st.text())
