@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from fdfsfuse.proto import names
-
 MISSING: Final = 0
 """In place of an inode: the name is known not to exist."""
 _UNKNOWN_MAX: Final = 1_000
@@ -20,11 +18,9 @@ class Directory:
         unknown: names that were recalled since.
         listed: cookie up to which a listing from the start has brought all names; -1: none has.
         misses: names that were not found; many make it worth while to ask for all.
-        listing: an answer that brought all entries, while these are the same still. Attributes in
-            it may be outdated.
     """
 
-    __slots__ = ("complete", "listed", "listing", "misses", "names", "unknown", "until")
+    __slots__ = ("complete", "listed", "misses", "names", "unknown", "until")
 
     def __init__(self) -> None:
         self.names: dict[bytes, int] = {}
@@ -33,7 +29,6 @@ class Directory:
         self.unknown: set[bytes] = set()
         self.listed = -1
         self.misses = 0
-        self.listing: names.Listing | None = None
 
     def get(self, name: bytes) -> int | None:
         """The inode of a name, MISSING, or None when that is not known."""
@@ -44,7 +39,6 @@ class Directory:
 
     def drop(self, name: bytes) -> bool:
         """The name is not known any more; False when it was not."""
-        self.listing = None
         if self.complete or self.listed >= 0:
             self.unknown.add(name)
             if len(self.unknown) > _UNKNOWN_MAX:
@@ -53,5 +47,5 @@ class Directory:
 
     def incomplete(self) -> None:
         """There may be names that are not here."""
-        self.complete, self.listed, self.listing = False, -1, None
+        self.complete, self.listed = False, -1
         self.unknown.clear()

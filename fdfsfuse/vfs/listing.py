@@ -19,6 +19,7 @@ from typing import NamedTuple
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.context import Context, Entry
+from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.idtree import IdTree
 from fdfsfuse.vfs.numbers import IdDirectory, id_directory_number
 from fdfsfuse.vfs.options import Ids
@@ -74,20 +75,31 @@ class RootSource(Source):
 
 
 class NamesSource(Source):
-    """A directory of a volume's tree."""
+    """A directory of a volume's tree.
+
+    A small one whose entries are all known is listed from memory, as it is at the start; its
+    cookies count entries then.
+    """
 
     def __init__(self, context: Context, volume: Volume, ino: int) -> None:
         self._context = context
         self._volume = volume
         self._ino = ino
+        self._known: list[tuple[bytes, Attr]] | None = None
 
     async def fetch(self, cookie: int) -> tuple[list[Row], bool]:
-        listing = self._volume.memory.listing(self._ino) if cookie == 0 else None
-        if listing is None:
-            request = names.ReadDir(self._ino, cookie, names.LIST_MAX)
-            listing = await self._volume.call(request)
-            assert listing is not None
+        memory, ino = self._volume.memory, self._ino
         of_inode, volume = self._context.numbers.of_inode, self._volume.number
+        if not cookie:
+            self._known = memory.entries(ino, names.LIST_MAX)
+        if self._known is not None:
+            rows = [
+                Row(count, name, attr, of_inode(volume, attr.ino))
+                for count, (name, attr) in enumerate(self._known[cookie:], cookie + 1)
+                if not cookie or memory.lookup(ino, name) != MISSING
+            ]
+            return rows, True
+        listing: names.Listing = await self._volume.call(names.ReadDir(ino, cookie, names.LIST_MAX))
         rows = [
             Row(entry.cookie, entry.name, entry.attr, of_inode(volume, entry.attr.ino))
             for entry in listing.entries

@@ -117,12 +117,26 @@ class Memory:
             and self._now() < self._lease.usable_until
         )
 
-    def listing(self, ino: int) -> names.Listing | None:
-        """All entries of a directory, in the order of their cookies; see `Directory`."""
+    def entries(self, ino: int, limit: int) -> list[tuple[bytes, Attr]] | None:
+        """All entries of a directory; None when some are not known, or there may be more."""
         directory = self._directories.get(ino)
-        if directory is None or self._now() >= self._lease.usable_until:
+        if (
+            directory is None
+            or not directory.complete
+            or directory.unknown
+            or len(directory.names) > limit
+            or self._now() >= self._lease.usable_until
+        ):
             return None
-        return directory.listing
+        attrs = self._attrs
+        found = []
+        for name, child in directory.names.items():
+            if child != MISSING:
+                attr = attrs.get(child)
+                if attr is None:
+                    return None
+                found.append((name, attr))
+        return found
 
     def should_list(self, parent: int) -> bool:
         """Whether names are looked for in vain so often that all are to be asked for, once."""
@@ -233,8 +247,6 @@ class Memory:
             self._drop_name(parent, name)
             return
         directory = self._directory(parent)
-        if directory.listing is not None and directory.get(name) != ino:
-            directory.listing = None
         if ino != MISSING:
             self._parents[ino] = parent
         before = len(directory.names)
@@ -317,8 +329,6 @@ class Memory:
         if request.cookie in (0, directory.listed) and not directory.complete:
             directory.listed = answer.entries[-1].cookie if answer.entries else request.cookie
             directory.complete = answer.end
-        if directory.complete and answer.end and not request.cookie:
-            directory.listing = answer
 
     def _learn_create(self, request: names.Create, answer: Attr, began: int) -> None:
         self._attr(answer, began)

@@ -43,6 +43,11 @@ class Making(Mounted):
         (volume,) = self.vfs.volumes.by_name.values()
         await volume.wait_for_changes()
 
+    def forget_a_name(self) -> None:
+        """Not all names of the directory are known any more: a listing needs the storage."""
+        (volume,) = self.vfs.volumes.by_name.values()
+        volume.memory.recall([], [(self.ino, b"other")])
+
     def stored(self) -> set[bytes]:
         """What the storage has."""
         return set(self.volume.directories[self.ino].entries)
@@ -134,6 +139,7 @@ async def test_requests_that_concern_a_file_wait_until_the_storage_knows_it() ->
         mount.spent()
 
         opened, entry = await mount.make("a")
+        mount.forget_a_name()
         assert await mount.names(PLACE) == [b"a"]
         await check(b"a", {"ReadDir": 1})
         opened, entry = await mount.make("a")
@@ -357,6 +363,7 @@ async def test_a_full_storage_is_told_to_who_has_the_file_open() -> None:
     async with making() as mount:
         opened, _ = await mount.make("a")
         mount.volume.fail[names.CreateFile] = StatusError(errno.ENOSPC)
+        mount.forget_a_name()
         assert await mount.names(PLACE) == []
         with pytest.raises(StatusError):
             await mount.vfs.files.write(opened.handle, 0, b"data")

@@ -288,6 +288,57 @@ async def test_a_page_does_not_show_what_was_removed_or_changed_since() -> None:
         assert seen == {b"a": 0o644, b"c": 0o123}
 
 
+async def test_a_directory_that_is_known_is_listed_from_memory() -> None:
+    async with mounted() as m:
+        number = await make(m, "vol/dir", stat.S_IFDIR | 0o755)
+        files = [await make(m, f"vol/dir/{name}") for name in "abcde"]
+        await m.vfs.set_attributes(files[0], None, Changes(mode=0o600), None)
+        await remove(m, "vol/dir/b")
+        before = m.volume.requests.copy()
+        handle = m.vfs.directories.get(m.vfs.open_directory(number))
+
+        async def rest() -> dict[bytes, int]:
+            found = {}
+            while (listed := handle.next()) or await handle.fill():
+                if listed:
+                    handle.taken(listed)
+                    found[listed.name] = listed.next_id
+            return found
+
+        whole = await rest()
+        assert list(whole) == [b".", b"..", b"a", b"c", b"d", b"e"]
+        assert m.volume.requests == before
+        shown = {item.name: item.entry.attr.mode for item in await m.listing("vol/dir")}
+        assert stat.S_IMODE(shown[b"a"]) == 0o600
+        # It goes on anywhere, and does not show again what has been removed meanwhile.
+        handle.seek(whole[b"a"])
+        assert list(await rest()) == [b"c", b"d", b"e"]
+        await remove(m, "vol/dir/d")
+        await make(m, "vol/dir/f")
+        handle.seek(whole[b"a"])
+        assert list(await rest()) == [b"c", b"e"]
+        handle.seek(0)
+        assert list(await rest()) == [b".", b"..", b"a", b"c", b"e", b"f"]
+        assert m.volume.requests["ReadDir"] == 0
+
+
+@pytest.mark.parametrize("what", ["name", "attributes", "lease"])
+async def test_a_directory_that_is_not_known_any_more_is_listed_by_the_storage(what: str) -> None:
+    async with mounted() as m:
+        await make(m, "vol/dir", stat.S_IFDIR | 0o755)
+        await make(m, "vol/dir/a")
+        (volume,) = m.vfs.volumes.by_name.values()
+        directory, file = (m.volume.by_path(path).ino for path in ("dir", "dir/a"))
+        if what == "name":
+            volume.memory.recall([], [(directory, b"b")])
+        elif what == "attributes":
+            volume.memory.recall([file], [])
+        else:
+            m.volume.lease.end()
+        assert await m.names("vol/dir") == [b"a"]
+        assert m.volume.requests["ReadDir"] == 1
+
+
 # --- ids ----------------------------------------------------------------------------------------
 
 
