@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_UNLINK_IN_THREAD_BYTES = 16 << 20
+_LARGE: Final = 16 << 20
+_ON_DISK_S: Final = 30
+"""Kernels have written a file by then. Unlinking it waits for the disk where freed blocks are
+discarded: half a millisecond, where one that has no blocks yet takes 20 us."""
+_DOOMED_MAX: Final = 1024
 
 
 class Deletions:
@@ -50,10 +54,10 @@ class Deletions:
         self._doomed: list[str] = []
 
     async def finish(self) -> None:
-        """Give back the blocks of large files that have lost their names."""
+        """Give back the blocks of files that have lost their names."""
         doomed, self._doomed = self._doomed, []
-        for path in doomed:
-            await trio.to_thread.run_sync(unlink_quietly, path)
+        if doomed:
+            await trio.to_thread.run_sync(_unlink_all, doomed)
 
     def delete(self, location: Location) -> None:
         """Delete the object and its metadata.
@@ -79,7 +83,7 @@ class Deletions:
             reusable = info.st_mtime > time.time() and is_slave(location.name, in_trunk=False)
             timestamp = deletion_time(info) if reusable else None
             self._changes.log(ops.DELETE, location, timestamp)
-            self._unlink(path, info.st_size, location.path_index)
+            self._unlink(path, info, location.path_index)
             self._changes.notify(ops.DELETE, location)
             if has_metadata:
                 self._metadata.delete(metadata_location(location))
@@ -111,14 +115,15 @@ class Deletions:
             return True
         path = self._paths.of(location)
         try:
-            self._unlink(path, os.lstat(path).st_size, location.path_index)
+            self._unlink(path, os.lstat(path), location.path_index)
         except FileNotFoundError:
             return False
         return True
 
-    def _unlink(self, path: str, size: int, path_index: int) -> None:
-        """Unlink; large files lose their name here and their blocks in the background."""
-        if size < _UNLINK_IN_THREAD_BYTES:
+    def _unlink(self, path: str, info: os.stat_result, path_index: int) -> None:
+        """Unlink; what takes long loses its name here and its blocks in the background."""
+        at_once = info.st_size < _LARGE and time.time() - info.st_ctime < _ON_DISK_S
+        if at_once or len(self._doomed) >= _DOOMED_MAX or not stat.S_ISREG(info.st_mode):
             os.unlink(path)
             return
         temporary = self._paths.temporary(path_index)
@@ -133,3 +138,8 @@ class Deletions:
                 self.delete(target)
             except StatusError:
                 logger.warning("the target %s of the deleted link stays", target.name)
+
+
+def _unlink_all(paths: list[str]) -> None:
+    for path in paths:
+        unlink_quietly(path)

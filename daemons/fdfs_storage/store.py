@@ -159,14 +159,17 @@ class Store:
         return await trio.to_thread.run_sync(prepare)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Background service: removes large deleted files, saves the counters when they changed."""
+        """Background service: removes deleted files, saves the counters when they changed."""
         task_status.started()
-        saved = b""
+        saved, save_at = b"", trio.current_time() + _SAVE_COUNTERS_S
         while True:
-            with trio.move_on_after(_SAVE_COUNTERS_S):
+            with trio.move_on_at(save_at):
                 await self._wake.wait()
             self._wake = trio.Event()
             await self._deletions.finish()
+            if trio.current_time() < save_at:
+                continue
+            save_at += _SAVE_COUNTERS_S
             now = self.counters.statistics().encode()
             if now != saved:
                 await trio.to_thread.run_sync(self.counters.save, self._stat_path)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from fdfs_storage import directories, files
+from fdfs_storage import deletions, directories, files
 from fdfs_storage.binlog import Binlog, BinlogPosition
 from fdfs_storage.store import Store
 from fdfsfuse.core.config import ReservedSpace, StorageConfig
@@ -449,6 +449,27 @@ async def test_large_files_are_unlinked_in_the_background(tmp_path: Path) -> Non
         with trio.fail_after(60):
             while server.files():  # noqa: ASYNC110 - nothing to wait on
                 await trio.sleep(0.01)
+
+
+async def test_old_files_lose_their_names_at_once_and_their_blocks_in_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def left() -> list[Path]:
+        return [path for path in (tmp_path / "path0").rglob("*") if path.is_file()]
+
+    store = await open_store(make_config(tmp_path))
+    store.delete(put(store, b"young"))
+    assert left() == []
+    monkeypatch.setattr(deletions, "_ON_DISK_S", -1)
+    monkeypatch.setattr(deletions, "_DOOMED_MAX", 2)
+    locations = [put(store, b"old") for _ in range(3)]
+    for location in locations:
+        store.delete(location)
+    assert not any(store.exists(location) for location in locations)
+    assert [path.name.startswith(directories.TEMPORARY_PREFIX) for path in left()] == [True] * 2
+    await store._deletions.finish()
+    assert left() == []
+    store.close()
 
 
 async def test_slave_stored_as_a_link_takes_its_target_along(tmp_path: Path) -> None:
