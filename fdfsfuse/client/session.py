@@ -86,6 +86,7 @@ class NamesSession(NamesCalls):
         address: where its primary is; data connections for pending objects go there.
         connected: requests are being answered now.
         problem: why not, in words for people; "" while all is well.
+        unreachable: the last attempt to reach a primary has failed.
         lease_s: the session's lease in seconds.
         lease: until when it is certain to live at the server.
     """
@@ -104,6 +105,7 @@ class NamesSession(NamesCalls):
         self.view: names.View | None = None
         self.address: Address | None = None
         self.problem = "not connected yet"
+        self.unreachable = False
         self.lease_s = 10.0
         self.lease = lease
         self._find = find
@@ -389,6 +391,15 @@ class NamesSession(NamesCalls):
 
     async def _open(self) -> socket.socket:
         """Find the primary; open a session or take ours up there."""
+        try:
+            sock = await self._try_to_open()
+        except (FdfsError, OSError):
+            self.unreachable = True
+            raise
+        self.unreachable = False
+        return sock
+
+    async def _try_to_open(self) -> socket.socket:
         with trio.move_on_after(OPEN_TIMEOUT_S):
             found = await find_primary(self._find_candidates)
             connection = await connect(found.primary.address)

@@ -52,6 +52,7 @@ from fdfsfuse.proto.names_answers import (
     DirEntry,
     Done,
     FollowingEntry,
+    InSync,
     Listing,
     Message,
     NotPrimaryAnyMore,
@@ -125,6 +126,7 @@ __all__ = [
     "GetAttr",
     "Grant",
     "Holds",
+    "InSync",
     "KeepAlive",
     "Link",
     "ListObjects",
@@ -169,9 +171,10 @@ __all__ = [
 ]
 
 VERSION = 6
-"""6: a storage takes PADDING. 5: it heeds the inode numbers in `Create`, `Remove` and `Rename`.
-4: it heeds ``based_on``, and grants directories. 3: it answers `FormerOutcome`. 2: sessions hold
-what they were told, and are recalled. 1: they never rely on anything."""
+"""6: a storage takes PADDING, and tells who is in sync (`InSync`). 5: it heeds the inode numbers in
+`Create`, `Remove` and `Rename`. 4: it heeds ``based_on``, and grants directories. 3: it answers
+`FormerOutcome`. 2: sessions hold what they were told, and are recalled. 1: they never rely on
+anything."""
 
 QUERY_VIEW = 128
 OPEN_SESSION = 129
@@ -249,7 +252,7 @@ ChangeRequest = (
     | CreateFile
 )
 Request = ReadRequest | ChangeRequest
-Push = NotPrimaryAnyMore | Recall
+Push = NotPrimaryAnyMore | Recall | InSync
 
 CHANGES: tuple[type, ...] = get_args(ChangeRequest)
 

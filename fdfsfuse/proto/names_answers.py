@@ -147,6 +147,15 @@ class NotPrimaryAnyMore(Message, tag=1, frozen=True):
     """This storage gave up the tree; open requests will not be answered here."""
 
 
+class InSync(Message, tag=3, frozen=True):
+    """The other storages (their ids) that have all content of which the session is told.
+
+    Sent first of all, and when it changes: before anything is acknowledged that one of them lacks.
+    """
+
+    storages: list[str]
+
+
 class Recall(Message, tag=2, frozen=True):
     """Somebody else has changed something: drop it, then answer with ``Recalled`` ``number``.
 

@@ -54,6 +54,10 @@ class Backend(Protocol):
         """Whether the session is up right now."""
 
     @property
+    def unreachable(self) -> bool:
+        """Whether the last attempt to get a session has failed."""
+
+    @property
     def is_prompt(self) -> bool:
         """Whether what is sent now is on its way, also when this process ends, and the storage has
         answered until a moment ago.
@@ -95,8 +99,17 @@ class Backend(Protocol):
     def recalled(self, number: int, kept: Sequence[int]) -> None:
         """Confirm a recall; see `names.Recalled`."""
 
-    async def read_into(self, file_id: str, offset: int, buffer: memoryview) -> int:
-        """Fill *buffer* with content from *offset* on; return the number of bytes."""
+    def has_copies(self, file_id: str) -> bool:
+        """Whether other storages have an object as the names tell of it."""
+
+    async def read_into(
+        self, file_id: str, offset: int, buffer: memoryview, *, published: bool = False
+    ) -> int:
+        """Fill *buffer* with content from *offset* on; return the number of bytes.
+
+        *published*: content as the names tell of it will do, so that another storage may be asked
+        when the one that keeps them does not answer. What was written since is not there.
+        """
 
     async def write_object(self, head: names.WriteObject, data: Sequence[bytes]) -> None:
         """Write *data*, the bytes of all pieces of *head*, to an appender."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 
+import trio
 from msgspec.structs import replace
 
-from fdfsfuse.errors import ConnectionProblem, StatusError, TreeError
+from fdfsfuse.errors import ConnectionProblem, DeadlineExceeded, StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import SMALL_CONTENT_MAX, Attr
 from fdfsfuse.vfs.context import Context
@@ -17,6 +18,8 @@ from fdfsfuse.vfs.objectwriter import ObjectWriter
 from fdfsfuse.vfs.volume import Volume
 
 _READ_TRIES = 4
+_LOOK_S = 3.0
+"""A storage that hangs is found to be unreachable while it is asked for something."""
 
 
 class ReadableFile(ABC):
@@ -123,7 +126,7 @@ class ReadableFile(ABC):
         for attempt in range(_READ_TRIES):
             last = attempt == _READ_TRIES - 1
             await self.catch_up()
-            if not (self.dirty or self.is_fresh) and self._can_refresh:
+            if not (self.dirty or self.is_fresh or self.reads_on):
                 await self._refresh()
                 if self._outdated and not last:
                     continue
@@ -154,7 +157,7 @@ class ReadableFile(ABC):
         """Stored content, which another storage may have when the volume is down."""
         volume = self.volume
         reader = handle.reader(self.attr.file_id, self.attr.size)
-        if volume.down and len(volume.backend.replicas()) > 1:
+        if volume.down and self.reads_on:
             return await reader.read(offset, length)
         ticket = volume.enter()
         try:
@@ -164,11 +167,6 @@ class ReadableFile(ABC):
             raise
         finally:
             volume.leave(ticket)
-
-    @property
-    def _can_refresh(self) -> bool:
-        """Without the names primary a file that is open is read on as it was."""
-        return self._outdated or self.volume.backend.connected
 
     async def _read_through(
         self, writer: ObjectWriter, handle: Handle, offset: int, length: int
@@ -196,10 +194,38 @@ class ReadableFile(ABC):
 
     async def _refresh(self) -> None:
         if self.ino:
-            attr = await self.volume.call(names.GetAttr(self.ino))
+            attr = await self.look()
+            if attr is None:
+                return
         else:
             attr = await self.volume.call(names.LookupObject(self.attr.file_id))
         self.fresh_attr(attr)
+
+    @property
+    def reads_on(self) -> bool:
+        """Without the names primary, a file that is open is read as it was where others have it."""
+        backend = self.volume.backend
+        return backend.unreachable and not self._outdated and backend.has_copies(self.attr.file_id)
+
+    async def look(self) -> Attr | None:
+        """The attributes that the storage tells; None: it `reads_on`."""
+        volume = self.volume
+        attr: Attr
+        if not volume.backend.has_copies(self.attr.file_id):
+            attr = await volume.call(names.GetAttr(self.ino))
+            return attr
+        end = trio.current_time() + self._context.options.patience_s
+        while not self.reads_on:
+            timeout_s = min(_LOOK_S, max(0.0, end - trio.current_time()))
+            try:
+                attr = await volume.call(names.GetAttr(self.ino), timeout_s=timeout_s)
+            except DeadlineExceeded:
+                if timeout_s < _LOOK_S:
+                    volume.mark_down()
+                    raise
+            else:
+                return attr
+        return None
 
     async def _load(self) -> tuple[bytes | bytearray | None, int]:
         """The whole content, for a change in memory, and its version; None: it is too large."""

@@ -168,8 +168,7 @@ class ObjectReader:
 
     async def _read_direct(self, offset: int, end: int) -> memoryview:
         buffer = memoryview(bytearray(end - offset))
-        self._volume.check_up()
-        got = await self._volume.backend.read_into(self.file_id, offset, buffer)
+        got = await self._volume.backend.read_into(self.file_id, offset, buffer, published=True)
         return buffer[:got]
 
     def _get(self, index: int) -> _Chunk:
@@ -195,9 +194,9 @@ class ObjectReader:
 
     async def _fetch(self, offset: int, chunk: _Chunk) -> None:
         try:
-            self._volume.check_up()
             view = memoryview(chunk.buffer)[: chunk.length]
-            chunk.length = await self._volume.backend.read_into(self.file_id, offset, view)
+            backend = self._volume.backend
+            chunk.length = await backend.read_into(self.file_id, offset, view, published=True)
         except (FdfsError, OSError) as exc:
             chunk.error = exc
         except Exception as exc:

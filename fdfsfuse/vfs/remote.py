@@ -76,6 +76,7 @@ class RemoteBackend:
         self._opened = trio.Event()
         self._closing = trio.Event()
         self._storages: list[Candidate] = []
+        self._in_sync: frozenset[str] = frozenset()
         self._traffic: dict[str, list[int]] = {}
         self._stock = StockVolume(group, trackers, pool)
         """Answers instead of a session where all storages are stock servers."""
@@ -88,6 +89,10 @@ class RemoteBackend:
     @property
     def connected(self) -> bool:
         return self._session is not None and self._session.connected
+
+    @property
+    def unreachable(self) -> bool:
+        return self._session is not None and self._session.unreachable
 
     @property
     def is_prompt(self) -> bool:
@@ -125,6 +130,8 @@ class RemoteBackend:
         def pushed(push: names.Push) -> None:
             if isinstance(push, names.Recall):
                 listener.recalled(push)
+            elif isinstance(push, names.InSync):
+                self._in_sync = frozenset(push.storages)
 
         manager = open_session(
             self._find,
@@ -188,7 +195,12 @@ class RemoteBackend:
         assert self._session is not None
         self._session.hurry()
 
-    async def read_into(self, file_id: str, offset: int, buffer: memoryview) -> int:
+    def has_copies(self, file_id: str) -> bool:
+        return any(address != self._at for address in self._sources(file_id, published=True))
+
+    async def read_into(
+        self, file_id: str, offset: int, buffer: memoryview, *, published: bool = False
+    ) -> int:
         body = Download(self.group, file_id, offset, len(buffer)).encode()
 
         async def exchange(connection: Connection) -> int:
@@ -196,11 +208,17 @@ class RemoteBackend:
 
         start = time.perf_counter_ns()
         try:
-            return await self._read(file_id, exchange)
+            return await self._read(file_id, exchange, published=published)
         finally:
             self._count("read", start)
 
-    async def _read(self, file_id: str, exchange: Callable[[Connection], Awaitable[_T]]) -> _T:
+    async def _read(
+        self,
+        file_id: str,
+        exchange: Callable[[Connection], Awaitable[_T]],
+        *,
+        published: bool = False,
+    ) -> _T:
         """From the names primary, or when that does not answer, from another storage."""
         if self._is_stock:
             with self._deadline():
@@ -210,7 +228,7 @@ class RemoteBackend:
         now = trio.current_time()
         deadline = now + self._timeout_s
         while now < deadline:
-            sources = self._sources(file_id)
+            sources = self._sources(file_id, published=published)
             limit_s = _SILENT_S if len(sources) > 1 else math.inf
             for address in sources:
                 try:
@@ -237,14 +255,22 @@ class RemoteBackend:
         """Where the names primary is, or was last."""
         return self._session.address if self._session is not None else None
 
-    def _sources(self, file_id: str) -> list[Address]:
-        """Storages to read an object from. One that is changed in place may be older elsewhere."""
-        primary = self._at
-        others = [storage.address for storage in self._storages if storage.address != primary]
+    def _sources(self, file_id: str, *, published: bool) -> list[Address]:
+        """Storages to read an object from.
+
+        One that may be changed in place is for others than the primary only as it was *published*,
+        and only for those that were in sync when we were last told anything: what has changed since
+        we would have been told first.
+        """
+        primary, immutable = self._at, _is_immutable(file_id)
+        others = [
+            storage.address
+            for storage in self._storages
+            if storage.address != primary
+            and (immutable or (published and storage.storage_id in self._in_sync))
+        ]
         if primary is None:
-            return others if _is_immutable(file_id) else []
-        if not _is_immutable(file_id):
-            return [primary]
+            return others
         return [primary, *others] if self.connected else [*others, primary]
 
     async def write_object(self, head: names.WriteObject, data: Sequence[bytes]) -> None:

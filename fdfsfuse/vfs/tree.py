@@ -179,13 +179,20 @@ class Tree:
         if ino == names.ROOT_INO:
             return await self._volumes.volume_getattr(volume)
         if ino:
-            attr = volume.memory.attr(ino) or await volume.call(names.GetAttr(ino))
+            attr = volume.memory.attr(ino) or await self._ask_for_attributes(volume, number, ino)
             return self._context.entry(volume, attr)
         known = self._context.objects.get(number)
         if known is not None:
             return Entry(number, known[0], known[1], known[1])
         found: Attr = await volume.call(names.LookupObject(file_id))
         return self._context.object_entry(number, self._ids.attributes(found))
+
+    async def _ask_for_attributes(self, volume: Volume, number: int, ino: int) -> Attr:
+        state = self._context.states.get(number)
+        if state is not None:
+            return await state.look() or state.attr
+        attr: Attr = await volume.call(names.GetAttr(ino))
+        return attr
 
     async def readlink(self, number: int) -> bytes:
         """The target of a symlink."""

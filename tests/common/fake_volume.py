@@ -46,6 +46,7 @@ class FakeBackend:
         self.group = group
         self.view = 1
         self.connected = True
+        self.copied = False
         self.store_path_count = 1
         self.requests: Counter[str] = Counter()
         self.down = False
@@ -114,6 +115,10 @@ class FakeBackend:
         return {"connected": self.connected}
 
     @property
+    def unreachable(self) -> bool:
+        return not self.connected
+
+    @property
     def is_prompt(self) -> bool:
         return self.connected
 
@@ -165,7 +170,12 @@ class FakeBackend:
         await self._pass(kind, timeout_s)
         return self._handlers[kind](request)
 
-    async def read_into(self, file_id: str, offset: int, buffer: memoryview) -> int:
+    def has_copies(self, file_id: str) -> bool:
+        return self.copied
+
+    async def read_into(
+        self, file_id: str, offset: int, buffer: memoryview, *, published: bool = False
+    ) -> int:
         self.requests["read"] += 1
         self.reads.append((offset, len(buffer)))
         await self._pass("read", None)

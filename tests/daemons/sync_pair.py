@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -109,13 +110,13 @@ class Node:
             yield Client(stream)
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[NamesSession]:
+    async def session(self, **options: Any) -> AsyncIterator[NamesSession]:
         """A mount's session with this storage."""
 
         async def find() -> list[Candidate]:
             return [Candidate(self.id, Address("127.0.0.1", self.port))]
 
-        async with open_session(find, client="test:/mnt:1") as session:
+        async with open_session(find, client="test:/mnt:1", **options) as session:
             await session.wait_connected()
             yield session
 

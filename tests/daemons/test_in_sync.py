@@ -156,9 +156,10 @@ def test_a_silent_peer_is_put_out_on_disk_first(tmp_path: Path) -> None:
             w.end = at(100)
             seen: list[list[str]] = []
             started = trio.current_time()
+            w.set.changed = lambda: seen.append([*w.set.members, "told"])
             w.set.hold(at(100), lambda: seen.append(w.file()))
-            await until(lambda: bool(seen))
-            assert seen == [[]]
+            await until(lambda: len(seen) == 2)
+            assert seen == [["told"], []]
             assert trio.current_time() - started >= 3.0
             assert "did not get on" in w.set.put_out["a"]
             assert w.restarted().members == frozenset()
@@ -322,6 +323,30 @@ async def test_a_mount_goes_on_without_a_storage_that_is_gone(tmp_path: Path) ->
                 attr = await store(session, ino, b"more content")
                 # Not "is there": with so short a timeout a busy machine may put it out again.
                 await until(lambda: b.content(attr.file_id) == b"more content")
+
+
+async def test_a_mount_hears_who_is_in_sync_before_what_they_lack_is_acknowledged(
+    tmp_path: Path,
+) -> None:
+    config = replace(sync_config(tmp_path / "a"), names_replica_timeout_s=0.5)
+    heard: list[Any] = []
+    with trio.fail_after(60):
+        async with (
+            run_node(tmp_path / "a", "1", names=True, config=config) as a,
+            run_node(tmp_path / "b", "2") as b,
+            a.session(on_push=heard.append) as session,
+        ):
+            await until(lambda: heard == [names.InSync([])])
+            a.meet(b)
+            await until(lambda: heard[-1] == names.InSync(["2"]))
+            f = await make(session, b"f")
+            async with a.session(on_push=heard.append):
+                await until(lambda: len(heard) == 3)
+                assert heard[2] == names.InSync(["2"])
+            b.server_stops()
+            a.cut(b)
+            await store(session, f, b"without b")
+            assert heard[3] == names.InSync([])
 
 
 async def test_a_machine_that_was_restarted_is_out_of_sync_until_it_has_all_again(

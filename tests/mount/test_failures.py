@@ -248,12 +248,16 @@ def test_trackers_may_be_away(tmp_path: Path, fuse: None) -> None:
         assert (path / "while it is away").read_bytes() == b"y"
 
 
-@pytest.mark.parametrize("failure", ["hangs", "dies"])
-def test_reading_goes_on_at_another_storage(failure: str, tmp_path: Path, fuse: None) -> None:
-    content = random.Random(1).randbytes(MIB - 5)
+@pytest.mark.parametrize(
+    ("failure", "size"), [("hangs", MIB - 5), ("dies", MIB - 5), ("dies", 24 * MIB)]
+)
+def test_reading_goes_on_at_another_storage(
+    failure: str, size: int, tmp_path: Path, fuse: None
+) -> None:
+    content = random.Random(1).randbytes(size)
     with (
         Cluster(tmp_path / "cluster", groups=("group1", "group1")) as cluster,
-        cluster.mount(tmp_path / "mnt", "timeout=20") as mount,
+        cluster.mount(tmp_path / "mnt", "timeout=8") as mount,
     ):
         path = mount.path / "group1" / "file"
         path.write_bytes(content)
@@ -271,6 +275,10 @@ def test_reading_goes_on_at_another_storage(failure: str, tmp_path: Path, fuse: 
             try:
                 while part := os.pread(fd, 128 << 10, len(read)):
                     read += part
+                if size > MIB:
+                    assert not works(path.parent)  # now the volume is known to be down
+                    _forget_pages(fd)
+                    assert os.pread(fd, 4096, 4096) == content[4096:8192]
             finally:
                 if failure == "hangs":
                     primary.signal(signal.SIGCONT)
@@ -278,6 +286,34 @@ def test_reading_goes_on_at_another_storage(failure: str, tmp_path: Path, fuse: 
                     primary.start()
         assert read == content
         wait_until(lambda: works(path.parent), "the volume to answer again")
+
+
+def test_what_another_storage_lacks_is_not_read_from_it(tmp_path: Path, fuse: None) -> None:
+    with (
+        Cluster(tmp_path / "cluster", groups=("group1", "group1")) as cluster,
+        cluster.mount(tmp_path / "mnt", "timeout=5") as mount,
+    ):
+        path = mount.path / "group1" / "file"
+        path.write_bytes(b"old" * MIB)
+        cluster.wait_settled()
+        primary = _primary(cluster, mount.path)
+        (other,) = [storage for storage in cluster.storages if storage is not primary]
+        with path.open("r+b", buffering=0) as file:
+            fd = file.fileno()
+            with hung(other):
+                os.pwrite(fd, b"new", 0)
+                os.fsync(fd)  # the other one is out of sync from here on
+                primary.kill()
+            _forget_pages(fd)
+            with pytest.raises(OSError, match="Input/output error"):
+                os.pread(fd, 3, 0)
+            primary.start()
+            wait_until(lambda: works(path.parent), "the volume to answer again")
+            assert os.pread(fd, 3, 0) == b"new"
+
+
+def _forget_pages(fd: int) -> None:
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _primary(cluster: Cluster, path: Path) -> Process:

@@ -78,6 +78,36 @@ async def test_an_unknown_volume_makes_the_trackers_be_asked() -> None:
         assert b"new" in await m.names()
 
 
+async def test_an_open_file_is_read_as_it_was_where_others_have_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    content = bytes(range(256)) * 8192
+    async with mounted("vol", timeout_s=30.0) as m:
+        await m.write_file("vol/a", content)
+        handle = await m.open("vol/a")
+        number = (await m.lookup("vol/a")).number
+        m.volume.lease.end()
+        m.volume.down = True
+
+        async def read() -> bytes:
+            return bytes(await m.vfs.files.read(handle, 4096, 512))
+
+        with pytest.raises(ConnectionProblem):
+            await read()
+        m.volume.copied = True
+        m.volume.down = False
+        m.volume.connected = False
+        for down in (False, True):
+            m.vfs.context.states[number].volume.down = down
+            assert await read() == content[4096:4608]
+            assert (await m.vfs.tree.getattr(number)).attr.size == len(content)
+        # Not when it is known to have changed.
+        m.vfs.context.states[number].recalled()
+        with pytest.raises(ConnectionProblem):
+            await read()
+        await m.close(handle)
+
+
 async def test_a_dead_volume_fails_fast_and_disturbs_nobody(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

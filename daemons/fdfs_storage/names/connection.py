@@ -84,6 +84,8 @@ class SessionConnection:
     def _greet(self, opened: names.SessionOpened) -> None:
         """Behind the answer to OPEN_SESSION goes what the session has to confirm."""
         self._out.append(pack_response(names.encode(opened)))
+        if self.session.hears_in_sync:
+            self.push(self._tree.in_sync())
         for recall in self._tree.callbacks.connected(self.session):
             self.push(recall)
         self.flush()

@@ -17,7 +17,15 @@ Reply = Callable[[int, bytes], None]
 
 
 class Copies(Protocol):
-    """What the tree wants of the replication."""
+    """What the tree wants of the replication.
+
+    Attributes:
+        members: the storages that have everything for which nobody waits any more.
+        changed: called when these have changed, before anything is released without one of them.
+    """
+
+    members: frozenset[str]
+    changed: Callable[[], None]
 
     @property
     def counts(self) -> bool:
@@ -40,6 +48,10 @@ class Alone:
     """The copies of a storage that replicates nothing."""
 
     counts = False
+
+    def __init__(self) -> None:
+        self.members: frozenset[str] = frozenset()
+        self.changed: Callable[[], None] = lambda: None
 
     def look(self) -> None:
         """See `Copies`."""

@@ -62,6 +62,7 @@ _TOKEN_SIZE: Final = 16
 _CLIENT_MAX: Final = 1024
 _SESSIONS_MAX: Final = 10_000
 _VERSION_CACHES: Final = 2
+_VERSION_IN_SYNC: Final = 6
 _LEASE_MIN_S: Final = 0.1
 _RESTART_S: Final = 1.0
 _IN_MEMORY: Final = frozenset(
@@ -123,6 +124,8 @@ class Tree:
         self.state = state
         self.log = Log(directory)
         replica = Replica(own_id, view, state.position, state.position.index)
+        self._copies = copies
+        copies.changed = self._tell_in_sync
         gate = CopyGate(copies, store.binlog)
         gate.answered = self._flush
         self.engine = Engine(state, self.log, replica, self.objects, gate)
@@ -341,6 +344,7 @@ class Tree:
 
     def _settle_terms(self, session: Session, request: names.OpenSession) -> None:
         session.caches = request.version >= _VERSION_CACHES
+        session.hears_in_sync = request.version >= _VERSION_IN_SYNC
         if _LEASE_MIN_S <= request.lease_s < self.sessions.lease_s:
             session.lease_s = request.lease_s
 
@@ -350,6 +354,15 @@ class Tree:
         return names.Space(
             space.total_bytes, space.free_bytes, space.available_bytes, self.state.inodes
         )
+
+    def in_sync(self) -> names.InSync:
+        """Who has all content that sessions are told of now."""
+        return names.InSync(sorted(self._copies.members))
+
+    def _tell_in_sync(self) -> None:
+        for session in self.sessions:
+            if session.connection is not None and session.hears_in_sync:
+                session.connection.push(self.in_sync())
 
     def give_up(self) -> None:
         """Tell all mounts that nothing can be changed here any more."""

@@ -39,6 +39,7 @@ class Session:
         high: largest request id that may have been carried out; only ids up to it can be repeats.
         holds: inodes it has open.
         caches: it relies on what it was told until that is recalled (`fdfsfuse.core.holds`).
+        hears_in_sync: it is told `names.InSync`.
         connection: where it is connected now.
     """
 
@@ -51,6 +52,7 @@ class Session:
     high: int = 0
     holds: set[int] = field(default_factory=set)
     caches: bool = False
+    hears_in_sync: bool = False
     connection: SessionConnection | None = None
 
     def end(self) -> names_record.EndSession:

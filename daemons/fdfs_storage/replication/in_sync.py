@@ -70,6 +70,7 @@ class InSync:
 
     Attributes:
         members: ids of the peers that count.
+        changed: called when ``members`` has changed, before anything is released without a peer.
         gathering: what is logged now is pushed as soon as all of it is.
     """
 
@@ -81,6 +82,7 @@ class InSync:
         timeout_s: float,
     ) -> None:
         self.members: frozenset[str] = frozenset()
+        self.changed: Callable[[], None] = lambda: None
         self.gathering = False
         self.put_out: dict[str, str] = {}
         """Why peers that were in sync are not, in words."""
@@ -237,6 +239,7 @@ class InSync:
         if joined:
             await self._save(self.members | joined)
             self.members |= joined
+            self.changed()
             for peer_id in joined:
                 self._joining.pop(peer_id, None)
                 self.put_out.pop(peer_id, None)
@@ -254,6 +257,7 @@ class InSync:
         if gone:
             await self._save(self.members - gone.keys())
             self.members -= gone.keys()
+            self.changed()
             self.put_out.update(gone)
             for peer_id, reason in gone.items():
                 logger.warning("%s is out of sync: %s", peer_id, reason)
