@@ -50,9 +50,11 @@ BATCH_MAX: Final = 512
 BATCH_BYTES_MAX: Final = 8 << 20
 _INLINE_BYTES_MAX: Final = 256 << 10
 _SLOW_SYNC_S: Final = 0.003
+_SLOW_IN_A_ROW: Final = 4
+"""Fewer may be other processes that took the processor, or a moment in which the disk was busy."""
 _IN_THREAD_FACTOR: Final = 50
-"""After two slow syncs the next ones are left to a thread for so many times their duration: a slow
-disk stops the loop for one part in so many. One alone may be a process that took the processor."""
+"""After slow syncs the next ones are left to a thread for so many times their duration: a slow
+disk stops the loop for one part in so many."""
 _METADATA: Final = (names_record.PutContent, names_record.PutXattr)
 _CONTENT: Final = frozenset((*_METADATA, names_record.MakeFile))
 """Operations that change object files."""
@@ -104,7 +106,7 @@ class Engine:
         self._idle = False
         self._eager = 0
         self._failure: EngineBroken | None = None
-        self._was_slow = False
+        self._slow_syncs = 0
         self._in_thread_until = 0.0
 
     # --- start ------------------------------------------------------------------------------
@@ -180,12 +182,9 @@ class Engine:
                     sync = steps.throw(exc)
                 else:
                     took = time.monotonic() - start
-                    if took <= _SLOW_SYNC_S:
-                        self._was_slow = False
-                    elif self._was_slow:
+                    self._slow_syncs = self._slow_syncs + 1 if took > _SLOW_SYNC_S else 0
+                    if self._slow_syncs >= _SLOW_IN_A_ROW:
                         self._in_thread_until = start + took * _IN_THREAD_FACTOR
-                    else:
-                        self._was_slow = True
                     sync = next(steps)
         except StopIteration:
             pass
