@@ -39,6 +39,8 @@ class Holder:
         self.session: NamesSession | None = None
 
     def push(self, push: names.Push) -> None:
+        if isinstance(push, names.InSync):
+            return
         assert isinstance(push, names.Recall)
         self.recalls.append(push)
         if self.confirms:

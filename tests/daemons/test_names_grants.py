@@ -54,6 +54,8 @@ class Maker:
         self._next = 0
 
     def push(self, push: names.Push) -> None:
+        if isinstance(push, names.InSync):
+            return
         assert isinstance(push, names.Recall)
         if push.grants or push.all_grants:
             self.recalled.append(push)
