@@ -127,10 +127,12 @@ class Hub(trio.abc.Instrument):
         """Let what a watched connection sends gather in the kernel, without being woken by it.
 
         Until *pause_s* seconds are over, *enough* bytes are there, or the connection has ended.
-        Where the hub cannot be busy nothing is left to gather.
+        While the hub is idle, or where it cannot be busy, nothing is left to gather: nobody would
+        look at the time.
         """
         fd = connection.sock.fileno()
-        if self._trio_fd >= 0 and fd in self._watched:
+        will_be_busy = self._busy or (self._in_turn and self._trio_fd >= 0)
+        if will_be_busy and fd in self._watched:
             connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, enough)
             self._paused[fd] = (time.monotonic() + pause_s, connection)
 

@@ -32,6 +32,7 @@ class Service:
     def __init__(self) -> None:
         self.slow = 0
         self.pause_s = 0.0
+        self.kept: FramedConnection | None = None
         self.pieces: list[bytes] = []
         self.woken = trio.Event()
 
@@ -61,6 +62,7 @@ class Service:
     async def keep(self, connection: FramedConnection) -> None:
         """Send back what comes, from the hub, until it ends with a dot; pause after a comma."""
         ended = trio.Event()
+        self.kept = connection
 
         def readable() -> None:
             data = connection.sock.recv(100)
@@ -343,6 +345,23 @@ async def test_what_arrives_in_a_pause_gathers(end: str) -> None:
             # The pause is over: one byte is seen at once.
             it.service.pieces.clear()
             await kept.send(b"x")
+            assert await kept.receive(1) == b"x"
+
+
+async def test_an_idle_hub_leaves_nothing_to_gather() -> None:
+    """A task may have looked at what had been received, while no request came for a while."""
+    async with running() as it:
+        kept = await it.connect()
+        await kept.send(packet(b"", WATCH))
+        await wait_for(lambda: it.service.slow == 1)
+        await kept.send(b"1")
+        assert await kept.receive(1) == b"1"
+        connection = it.service.kept
+        assert connection is not None
+        await wait_for(lambda: not connection.hub._busy)
+        connection.hub.pause(connection, 3600.0, ENOUGH)
+        await kept.send(b"x")
+        with trio.fail_after(10):
             assert await kept.receive(1) == b"x"
 
 

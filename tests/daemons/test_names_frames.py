@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fdfs_storage.names.frames import Frames
 from fdfsfuse.errors import ConnectionBroken, ProtocolError
 from fdfsfuse.proto import names
-from fdfsfuse.proto.header import pack_header
+from fdfsfuse.proto.header import HEADER_SIZE, pack_header
 from fdfsfuse.server.connection import RECV_SIZE, FramedConnection
 
 
@@ -79,16 +79,25 @@ def test_what_the_server_received_before_comes_first() -> None:
     pair.close()
 
 
-def test_padding_means_nothing() -> None:
+@pytest.mark.parametrize("count", [HEADER_SIZE, HEADER_SIZE + names.PADDING_SIZE])
+def test_padding_ends_patience(count: int) -> None:
+    """Somebody waits, and sends requests that are not padded: they must not be left to gather."""
     pair = Pair()
-    patient = frame(b"a" * 20, status=names.PATIENT)
-    pair.client.sendall(patient + frame(bytes(names.PADDING_SIZE), names.PADDING))
+    pair.client.sendall(frame(b"a" * 20, status=names.PATIENT))
     assert pair.frames.receive()
-    assert list(pair.all_there()) == [b"a" * 20, b""]
+    assert list(pair.all_there()) == [b"a" * 20]
     assert pair.frames.patient
-    pair.client.sendall(frame(b"b" * 20))
+    padding = frame(bytes(names.PADDING_SIZE), names.PADDING)
+    pair.client.sendall(padding[:count])
     assert pair.frames.receive()
-    assert list(pair.all_there()) == [b"b" * 20]
+    assert list(pair.all_there()) == ([b""] if count == len(padding) else [])
+    assert not pair.frames.patient
+    pair.client.sendall(padding[count:] + frame(b"b" * 20))
+    bodies: list[bytes] = []
+    while bodies[-1:] != [b"b" * 20]:
+        assert pair.frames.receive()
+        bodies += pair.all_there()
+    assert not any(bodies[:-1])
     assert not pair.frames.patient
     pair.close()
 

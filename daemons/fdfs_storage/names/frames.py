@@ -21,7 +21,9 @@ _FRAME_MIN: Final = names.FRAME_IDS.size + 1
 class Frames:
     """Receives for one connection whose reading is left to `fdfsfuse.server.hub.Hub.watch`.
 
-    ``patient``: whether the last request may be left for a moment, and more like it will follow.
+    ``patient``: whether the last frame, which may not be there as a whole, is a request that may be
+    left for a moment, and more like it will follow. Not so behind padding: what comes next is not
+    padded again.
     """
 
     def __init__(self, connection: FramedConnection) -> None:
@@ -73,6 +75,7 @@ class Frames:
             pass
         elif command != names.REQUEST or not _FRAME_MIN <= length <= names.FRAME_MAX:
             raise ProtocolError(f"no request frame: command {command}, {length} bytes")
+        self.patient = status == names.PATIENT
         stop = start + length
         if end < stop:
             if len(data) < stop:
@@ -86,7 +89,6 @@ class Frames:
         self._connection.reading_since = 0.0
         if command == names.PADDING:
             return memoryview(b"")
-        self.patient = status == names.PATIENT
         return memoryview(data)[start:stop]
 
     def _note_waiting(self, begun: bool) -> None:
