@@ -176,11 +176,12 @@ class Store:
                 saved = now
 
     def close(self) -> None:
-        """Save the counters and close the binlog, synced."""
+        """Save the counters, close the binlog, synced, and remove what was deleted."""
         self.counters.save(self._stat_path)
         self.binlog.sync()
         self.binlog.close()
         self.intents.close()
+        self._deletions.close()
         self.paths.close()
 
     def configure(

@@ -469,7 +469,10 @@ async def test_old_files_lose_their_names_at_once_and_their_blocks_in_the_backgr
     assert [path.name.startswith(directories.TEMPORARY_PREFIX) for path in left()] == [True] * 2
     await store._deletions.finish()
     assert left() == []
+    store.delete(put(store, b"the last"))
+    assert len(left()) == 1
     store.close()
+    assert left() == []
 
 
 async def test_slave_stored_as_a_link_takes_its_target_along(tmp_path: Path) -> None:
