@@ -14,6 +14,7 @@ import trio
 from fdfs_storage.transfer import crc32
 from fdfsfuse.proto import sync
 from fdfsfuse.proto.derived import CreateLink
+from fdfsfuse.proto.mark import Mark
 from fdfsfuse.proto.storage import FileRequest, ModifyHead, SlaveHead, StoredFile, Truncate
 from fdfsfuse.proto.tracker import ServerStatus
 from tests.daemons.storage_server import GROUP, Client
@@ -164,6 +165,37 @@ async def test_a_restarted_source_goes_on_at_its_mark(tmp_path: Path) -> None:
             assert b.content(first) == b"first"
             assert b.content(second) == b"second"
             assert len(b.lines()) == count + 1
+
+
+async def test_no_mark_is_saved_of_lines_that_may_be_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the power: what is logged after the restart would be taken for sent."""
+    marks: list[tuple[int, int]] = []
+    async with pair(tmp_path) as (a, b):
+        await a.wait_until_has_all(b)
+        binlog, files = a.store.binlog, a.replication._marks
+        sync, save, synced = binlog.sync, files.save, 0
+
+        def note_sync() -> None:
+            nonlocal synced
+            end = binlog.position.offset
+            sync()
+            synced = end
+
+        def note_save(peer_id: str, mark: Mark) -> None:
+            marks.append((mark.offset, synced))
+            save(peer_id, mark)
+
+        monkeypatch.setattr(binlog, "sync", note_sync)
+        monkeypatch.setattr(files, "save", note_save)
+        async with a.connect() as client:
+            await client.upload(b"content")
+        await a.wait_until_has_all(b)
+        (pusher,) = a.replication.pushers.values()
+        await pusher.write_mark()
+    assert any(mark for mark, _ in marks)
+    assert all(mark <= until for mark, until in marks)
 
 
 @pytest.mark.parametrize("stock", [False, True])

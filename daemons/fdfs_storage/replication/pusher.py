@@ -185,9 +185,18 @@ class Pusher:
                     now, scanned=mark.scanned + scanned, sent=mark.sent + sent
                 )
             if now != self._saved:
-                await trio.to_thread.run_sync(self._marks.save, peer_id, now)
+                await trio.to_thread.run_sync(self._sync_and_save, peer_id, now)
                 self._saved = now
             await self._note_synced()
+
+    def _sync_and_save(self, peer_id: str, mark: Mark) -> None:
+        """Save a mark whose lines survive the loss of power.
+
+        One behind the end of the binlog would lie in what is logged next, and what is before it
+        there would never be sent.
+        """
+        self._store.binlog.sync()
+        self._marks.save(peer_id, mark)
 
     async def _note_synced(self) -> None:
         """Move the position that survives it when the peer's machine loses its power.
