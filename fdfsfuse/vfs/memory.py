@@ -329,6 +329,8 @@ class Memory:
         if request.cookie in (0, directory.listed) and not directory.complete:
             directory.listed = answer.entries[-1].cookie if answer.entries else request.cookie
             directory.complete = answer.end
+        if answer.end and not request.cookie:
+            directory.unknown.clear()  # what it does not have is gone
 
     def _learn_create(self, request: names.Create, answer: Attr, began: int) -> None:
         self._attr(answer, began)

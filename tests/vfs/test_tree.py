@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from fdfsfuse.errors import ConnectionProblem, FdfsError, StatusError, TreeError
 from fdfsfuse.proto import names
+from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.numbers import ROOT, IdDirectory, Numbers, id_directory, id_directory_number
 from fdfsfuse.vfs.options import Ids
 from fdfsfuse.vfs.tree import RENAME_NOREPLACE, Changes
@@ -367,6 +368,11 @@ async def test_a_directory_that_is_not_known_any_more_is_listed_by_the_storage(w
             m.volume.lease.end()
         assert await m.names("vol/dir") == [b"a"]
         assert m.volume.requests["ReadDir"] == 1
+        if what != "lease":
+            # Now it is known again, also that there is no "b".
+            assert await m.names("vol/dir") == [b"a"]
+            assert volume.memory.lookup(directory, b"b") == MISSING
+            assert m.volume.requests["ReadDir"] == 1
 
 
 # --- ids ----------------------------------------------------------------------------------------
