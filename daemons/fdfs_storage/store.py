@@ -91,6 +91,7 @@ class Store:
         changes: the way into the binlog, and who is told of every change.
         paths: where files are on the disk.
         path: the absolute path of the file of a location.
+        read_metadata: the metadata text of a location, None when there is none (or no object).
         appenders: changes the content of objects.
         intents: notes of changes whose bytes are being received.
         locks: one lock per object for changes that last over an await; see `PathLocks`.
@@ -119,6 +120,7 @@ class Store:
         self.appenders = Appenders(self.paths, self.changes)
         self.intents = Intents(base_path / "data")
         self._metadata = MetadataFiles(self.paths, self.changes)
+        self.read_metadata = self._metadata.read
         self._space = Space(mounts)
         self._naming = Naming(
             self.counters,
@@ -543,10 +545,6 @@ class Store:
             raise StatusError(status_of(exc)) from exc
 
     # --- metadata ---------------------------------------------------------------------------
-
-    def read_metadata(self, location: Location) -> bytes | None:
-        """The metadata text, or None when there is none (or no object)."""
-        return self._metadata.read(location)
 
     def write_metadata(self, location: Location, text: bytes, *, kept: bool = False) -> None:
         """Replace the metadata text; empty *text* removes it. The object itself is not looked at.

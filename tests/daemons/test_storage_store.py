@@ -295,6 +295,16 @@ async def test_without_unnamed_files_none_is_opened_ahead(tmp_path: Path) -> Non
     store.close()
 
 
+async def test_metadata_of_any_length_is_read_whole(tmp_path: Path) -> None:
+    store = await open_store(make_config(tmp_path))
+    location = put(store, b"content")
+    for size in (1, 447, 448, 449, 65_983, 65_984, 65_985, 200_000):
+        text = os.urandom(size)
+        store.write_metadata(location, text)
+        assert store.read_metadata(location) == text
+    store.close()
+
+
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("can_exchange", [False, True])
 @pytest.mark.parametrize("unnamed", [False, True])
