@@ -268,6 +268,8 @@ class OwnChanges:
 
     async def wait(self) -> None:
         """Wait until the storage has answered everything; meanwhile nothing is answered here."""
+        if not self._unanswered:
+            return  # there may not even be a session yet
         self._waiting += 1
         self._volume.backend.hurry()
         try:

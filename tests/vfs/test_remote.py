@@ -14,7 +14,11 @@ from fdfsfuse.client.tracker import TrackerClient
 from fdfsfuse.client.views import Candidate
 from fdfsfuse.errors import NoNamesError
 from fdfsfuse.proto import names
+from fdfsfuse.vfs.context import Context
+from fdfsfuse.vfs.options import VfsOptions
+from fdfsfuse.vfs.recalls import NoKernel
 from fdfsfuse.vfs.remote import RemoteBackend
+from fdfsfuse.vfs.volume import Volume
 from tests.client.names_peer import ATTR, NamesPeer
 from tests.client.peers import Peer, running_peer
 from tests.vfs.common import wait_until
@@ -69,3 +73,11 @@ async def test_a_volume_without_names_may_get_them(monkeypatch: pytest.MonkeyPat
         await peer.disconnect()
         await wait_until(lambda: listener.resumptions == 2)
         backend.close()
+
+
+async def test_a_volume_that_was_never_connected_has_nothing_to_store() -> None:
+    async with running_peer(NamesPeer().handle) as running:
+        trackers = cast(TrackerClient, Trackers(running))
+        backend = RemoteBackend("group1", trackers, Pool(), "test", 30.0, 0.0)
+        volume = Volume(1, backend, Context(VfsOptions(), NoKernel()))
+        await volume.own_changes.wait()
