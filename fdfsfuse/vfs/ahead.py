@@ -3,9 +3,12 @@
 Programs that take the files of a directory one after the other, in the order of its listing or of
 their names, would make one or two calls for each. So the call for one of them may bring the
 `following` ones as well (`names.Open`). Whether that pays shows afterwards, so each directory has
-a *credit*: what is asked for costs, what turns out to be of use earns twice as much. Without any,
+a *credit*: what is asked for costs, what turns out to be of use earns more. Without any,
 a few files are tried again after every so many that had to be asked for: that is what reading at
 random costs. A directory that is new begins with what the ones before it have earned.
+
+While what came is being used, more is asked for. Who misses an entry meanwhile waits for what is on
+its way: programs that share a directory would otherwise ask for most of its entries one by one.
 
 Only decisions and memory: no I/O.
 """
@@ -14,10 +17,13 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+import trio
+
 from fdfsfuse.vfs.lru import Recent
 
 _COST: Final = 4
-_USED: Final = 8
+_USED: Final = 16
+_TRUSTED: Final = 8
 _TRIED: Final = 8
 """Files to ask for as long as it is not known whether it pays."""
 _BEGIN: Final = _COST * _TRIED - 3
@@ -27,22 +33,33 @@ _BROUGHT_MAX: Final = 1000
 
 
 class Wanted(NamedTuple):
-    """How many entries to ask for along with another one, and in which order."""
+    """How many entries to ask for, in which order, and behind which inode; 0 entries: nothing."""
 
     entries: int
     by_name: bool
+    after: int
 
 
 class _Directory:
-    __slots__ = ("asking", "brought", "by_name", "credit", "last", "paid", "tried")
+    __slots__ = (
+        "batch",
+        "brought",
+        "by_name",
+        "coming",
+        "credit",
+        "end",
+        "last",
+        "paid",
+        "tried",
+    )
 
     def __init__(self, credit: int, by_name: bool) -> None:
         self.credit = credit
         self.by_name = by_name
-        self.asking = False
+        self.coming: trio.Event | None = None
         self.tried = False
         self.paid = False
-        self.last = 0
+        self.last = self.end = self.batch = 0
         self.brought: set[int] = set()
 
 
@@ -61,7 +78,7 @@ class Ahead:
         *directory* 0: it is not known.
         """
         if not directory:
-            return Wanted(0, False)
+            return Wanted(0, False, ino)
         found = self._directories.get(directory)
         if found is None:
             found = _Directory(max(_BEGIN, self._trust), self._by_name)
@@ -72,23 +89,41 @@ class Ahead:
             # Inode numbers rise in the order in which entries are made, which they are listed in.
             found.by_name = True
         found.last = ino
-        if found.asking or found.credit < _COST * _TRIED:
-            return Wanted(0, False)
+        return self._ask(found, ino)
+
+    def onward(self, directory: int) -> Wanted:
+        """What to ask for behind what came last, of which half has been used. As `missed`."""
+        found = self._directories.get(directory)
+        if found is None or not found.end or 2 * len(found.brought) > found.batch:
+            return Wanted(0, False, 0)
+        return self._ask(found, found.end)
+
+    def _ask(self, found: _Directory, after: int) -> Wanted:
+        if found.coming is not None or found.credit < _COST * _TRIED:
+            return Wanted(0, False, after)
         if found.tried and not found.paid:
             found.by_name = not found.by_name
-        found.asking, found.tried, found.paid = True, True, False
+        found.coming, found.tried, found.paid = trio.Event(), True, False
         count = found.credit // _COST
         found.credit -= _COST * count
-        return Wanted(count, found.by_name)
+        return Wanted(count, found.by_name, after)
 
-    def came(self, directory: int, inos: set[int]) -> None:
-        """What `missed` has told to ask for came, or did not."""
+    def came(self, directory: int, inos: set[int], end: int = 0) -> None:
+        """What was to be asked for came, or did not. *end*: the last, if there may be more."""
         found = self._directories.get(directory)
         if found is not None:
-            found.asking = False
+            if found.coming is not None:
+                found.coming.set()
+                found.coming = None
             if len(found.brought) > _BROUGHT_MAX:
                 found.brought.clear()
             found.brought |= inos
+            found.end, found.batch = end, len(inos)
+
+    def coming(self, directory: int) -> trio.Event | None:
+        """Set when what is being asked for in the directory has come; None: nothing is."""
+        found = self._directories.get(directory)
+        return found.coming if found is not None else None
 
     def used(self, directory: int, ino: int) -> None:
         """An entry need not be asked for; perhaps because it was brought."""
@@ -97,7 +132,7 @@ class Ahead:
             found.brought.discard(ino)
             found.paid = True
             found.credit = min(found.credit + _USED, self._max)
-            self._trust = min(self._trust + _USED, self._max)
+            self._trust = min(self._trust + _TRUSTED, self._max)
             self._by_name = found.by_name
 
     def superseded(self, directory: int) -> None:
@@ -126,6 +161,10 @@ class Contents:
         self.used += len(data)
         while self.used > self._limit:
             self.drop(next(iter(self._contents)))
+
+    def has(self, number: int) -> bool:
+        """Whether there is content of the inode."""
+        return number in self._contents
 
     def take(self, number: int, version: int) -> bytes | None:
         """The content, which is not kept any longer; None when it is not here."""

@@ -17,6 +17,7 @@ import trio
 
 from fdfsfuse.errors import FdfsError, StatusError, TreeError
 from fdfsfuse.proto import names
+from fdfsfuse.vfs.ahead import Wanted
 from fdfsfuse.vfs.context import Context, Entry
 from fdfsfuse.vfs.files import FileState
 from fdfsfuse.vfs.handle import Handle
@@ -130,15 +131,27 @@ class OpenFiles:
         """The content of a small file, ahead of which others of its directory may be asked for."""
         context, parent = self._context, volume.memory.parent(ino)
         volume.names_ahead.superseded(parent)
+        if known is None or not context.contents.has(number):
+            await volume.wait_ahead(parent)
+            known = volume.memory.attr(ino)
         if known is not None:
             data = context.contents.take(number, known.version)
             if data is not None:
                 volume.files_ahead.used(parent, ino)
+                onward = volume.files_ahead.onward(parent)
+                if onward.entries:
+                    context.spawn(self._open_ahead, volume, parent, onward)
                 return names.Opened(known, data)
-        limit = context.options.open_data_bytes
-        count, by_name = volume.files_ahead.missed(parent, ino)
+        return await self._open_ahead(volume, parent, volume.files_ahead.missed(parent, ino))
+
+    async def _open_ahead(self, volume: Volume, parent: int, wanted: Wanted) -> names.Opened:
+        """Ask for a small file, and for the content of those behind it."""
+        context = self._context
+        count, by_name, ino = wanted
         brought: set[int] = set()
+        end = 0
         try:
+            limit = context.options.open_data_bytes
             opened: names.Opened = await volume.call(names.Open(ino, limit, count, by_name))
             for entry in opened.following:
                 if entry.data and volume.memory.knows(entry.attr):
@@ -146,9 +159,11 @@ class OpenFiles:
                     if context.pages.version(following) != entry.attr.version:
                         context.contents.put(following, entry.attr.version, entry.data)
                         brought.add(entry.attr.ino)
+            if count and len(opened.following) >= count:
+                end = opened.following[-1].attr.ino
         finally:
             if count:
-                volume.files_ahead.came(parent, brought)
+                volume.files_ahead.came(parent, brought, end)
         return opened
 
     async def _clear_set_id(self, state: FileState) -> None:

@@ -133,6 +133,9 @@ class Tree:
             return self._ids.lookup_store_path(volume, name)
         memory = volume.memory
         known = memory.lookup(ino, name)
+        if known is None:
+            await volume.wait_ahead(ino)
+            known = memory.lookup(ino, name)
         if known is None and memory.should_list(ino):
             await volume.call(names.ReadDir(ino, 0, names.LIST_MAX))
             known = memory.lookup(ino, name)
@@ -154,7 +157,7 @@ class Tree:
 
     async def _look_ahead(self, volume: Volume, parent: int, ino: int) -> None:
         """Ask for the entries that follow one that was looked up, if that may pay."""
-        count, by_name = volume.names_ahead.missed(parent, ino)
+        count, by_name, _ = volume.names_ahead.missed(parent, ino)
         if not count:
             return
         brought: set[int] = set()

@@ -137,6 +137,23 @@ class Volume:
         if scope.cancelled_caught:
             raise DeadlineExceeded(f"the volume {self.backend.group} does not answer in time")
 
+    async def wait_ahead(self, directory: int) -> None:
+        """Wait for what is being asked for ahead of need in a directory, which may be locked.
+
+        Raises:
+            ConnectFailed: see `enter`.
+        """
+        for ahead in (self.files_ahead, self.names_ahead):
+            coming = ahead.coming(directory)
+            if coming is not None:
+                ticket = self.enter()
+                try:
+                    with self.memory.locked(directory):
+                        await coming.wait()
+                finally:
+                    self.leave(ticket)
+                    self._landed.unpark_all()
+
     async def _wait_for_answers(self) -> None:
         while self._answers_held is not None:
             held = self._answers_held

@@ -403,4 +403,6 @@ def test_a_lone_mount_asks_little(fuse: None, tmp_path: Path) -> None:
             "ReserveInodes": 1,
             "CreateFile": 20,
         }
-        assert cost(Path.read_bytes) == {"Open": 4}
+        read = cost(Path.read_bytes)
+        assert read.keys() == {"Open"}
+        assert read["Open"] <= 6

@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 import trio
+import trio.testing
 
 from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.ahead import Ahead, Contents
 from tests.common.fake_volume import FakeBackend
-from tests.vfs.common import Mounted, mounted
+from tests.vfs.common import Mounted, mounted, wait_until
 
 MOST = 32
 
@@ -28,7 +29,7 @@ def take(ahead: Ahead, directory: int, files: Iterable[int], order: list[int]) -
             ahead.used(directory, ino)
             continue
         calls += 1
-        count, by_name = ahead.missed(directory, ino)
+        count, by_name, _ = ahead.missed(directory, ino)
         if count:
             assert count <= MOST
             at = sorted(order).index(ino) if not by_name else order.index(ino)
@@ -101,6 +102,24 @@ def test_one_call_at_a_time_asks_for_more() -> None:
     assert ahead.missed(0, 5).entries == 0
 
 
+def test_more_is_asked_for_when_half_of_what_came_is_used() -> None:
+    ahead = Ahead(MOST)
+    count = next(w.entries for ino in range(3) if (w := ahead.missed(1, ino)).entries)
+    assert not ahead.onward(1).entries  # the first are on their way still
+    ahead.came(1, set(range(3, 3 + count)), 2 + count)
+    for ino in range(3, 3 + count // 2):
+        assert not ahead.onward(1).entries
+        ahead.used(1, ino)
+    onward = ahead.onward(1)
+    assert (onward.after, onward.entries >= count) == (2 + count, True)
+    assert not ahead.onward(1).entries
+    # Nothing is asked for behind the last one.
+    ahead.came(1, {100}, 0)
+    for ino in (*range(3, 3 + count), 100):
+        ahead.used(1, ino)
+    assert not ahead.onward(1).entries
+
+
 def test_content_is_bounded_and_of_one_version() -> None:
     contents = Contents(100)
     for number in range(10):
@@ -159,6 +178,31 @@ async def test_files_in_a_row_come_in_few_calls() -> None:
         assert grown["Lookup"] <= 6
         assert grown["read"] == 0
         assert m.vfs.context.contents.used == 0
+
+
+async def test_who_misses_a_file_waits_for_those_that_are_on_their_way() -> None:
+    async with mounted() as m:
+        await prepare(m)
+        for number in range(2):
+            await read(m, number)
+        third = (await m.lookup(path(2))).number
+        m.volume.requests.clear()
+        gate = m.volume.gate = trio.Event()
+        contents: dict[int, bytes] = {}
+
+        async def keep(number: int) -> None:
+            contents[number] = await read(m, number)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(m.vfs.files.open, third, os.O_RDONLY)
+            await wait_until(lambda: m.volume.requests["Open"] == 1)
+            for number in range(3, 6):
+                nursery.start_soon(keep, number)
+            await trio.testing.wait_all_tasks_blocked()
+            m.volume.gate = None
+            gate.set()
+        assert contents == {number: b"content %d" % number for number in range(3, 6)}
+        assert m.volume.requests == {"Open": 1}
 
 
 async def test_listed_files_come_in_few_calls() -> None:

@@ -131,9 +131,23 @@ async def check(shared: SharedVolume, machine: Machine, places: Sequence[int]) -
 def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with all that can be asked for ahead of need."""
     if request.param:
-        wanted = [Wanted(2, False), Wanted(3, True)]
-        monkeypatch.setattr(Ahead, "missed", lambda *_: wanted[0])
-        monkeypatch.setattr(Ahead, "came", lambda *_: wanted.reverse())
+        wanted = [Wanted(2, False, 0), Wanted(3, True, 0)]
+        ends: dict[int, int] = {}
+
+        def missed(self: Ahead, directory: int, ino: int) -> Wanted:
+            return wanted[0]._replace(after=ino)
+
+        def onward(self: Ahead, directory: int) -> Wanted:
+            end = ends.pop(directory, 0)
+            return wanted[0]._replace(after=end) if end else Wanted(0, False, 0)
+
+        def came(self: Ahead, directory: int, brought: set[int], end: int = 0) -> None:
+            wanted.reverse()
+            ends[directory] = end
+
+        monkeypatch.setattr(Ahead, "missed", missed)
+        monkeypatch.setattr(Ahead, "onward", onward)
+        monkeypatch.setattr(Ahead, "came", came)
 
 
 @pytest.mark.usefixtures("ahead")
