@@ -393,8 +393,9 @@ class NamesSession(NamesCalls):
         """Find the primary; open a session or take ours up there."""
         try:
             sock = await self._try_to_open()
-        except (FdfsError, OSError):
-            self.unreachable = True
+        except (FdfsError, OSError) as exc:
+            # One that has ended the session is there, and others may have changed anything since.
+            self.unreachable = not isinstance(exc, SessionEnded)
             raise
         self.unreachable = False
         return sock
