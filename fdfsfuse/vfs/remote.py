@@ -170,7 +170,7 @@ class RemoteBackend:
         if self._session is None:
             await self._opened.wait()
         assert self._session is not None
-        deadline = trio.current_time() + (timeout_s or self._timeout_s)
+        deadline = trio.current_time() + (self._timeout_s if timeout_s is None else timeout_s)
         start = time.perf_counter_ns()
         try:
             return await self._session.call(request, deadline)

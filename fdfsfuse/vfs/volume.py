@@ -132,7 +132,8 @@ class Volume:
         """
         if not self.own_changes:
             return
-        with trio.move_on_after(timeout_s or self._options.patience_s) as scope:
+        limit_s = self._options.patience_s if timeout_s is None else timeout_s
+        with trio.move_on_after(limit_s) as scope:
             await self.own_changes.wait()
         if scope.cancelled_caught:
             raise DeadlineExceeded(f"the volume {self.backend.group} does not answer in time")

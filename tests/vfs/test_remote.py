@@ -12,7 +12,7 @@ from fdfsfuse.client import session as client_session
 from fdfsfuse.client.pool import Pool
 from fdfsfuse.client.tracker import TrackerClient
 from fdfsfuse.client.views import Candidate
-from fdfsfuse.errors import NoNamesError
+from fdfsfuse.errors import DeadlineExceeded, NoNamesError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.context import Context
 from fdfsfuse.vfs.options import VfsOptions
@@ -81,3 +81,16 @@ async def test_a_volume_that_was_never_connected_has_nothing_to_store() -> None:
         backend = RemoteBackend("group1", trackers, Pool(), "test", 30.0, 0.0)
         volume = Volume(1, backend, Context(VfsOptions(), NoKernel()))
         await volume.own_changes.wait()
+
+
+async def test_no_time_is_not_all_the_time() -> None:
+    """Who has waited for the most that it may has none left."""
+    peer = NamesPeer()
+    peer.respond = lambda received: None
+    async with running_peer(peer.handle) as running, trio.open_nursery() as nursery:
+        trackers = cast(TrackerClient, Trackers(running))
+        backend = RemoteBackend("group1", trackers, Pool(), "test", 3600.0, 0.0)
+        nursery.start_soon(backend.run, Listener())
+        with trio.fail_after(60), pytest.raises(DeadlineExceeded):
+            await backend.call(names.GetAttr(5), timeout_s=0.0)
+        backend.close()
