@@ -45,7 +45,6 @@ class _Directory:
         "batch",
         "brought",
         "by_name",
-        "coming",
         "credit",
         "end",
         "last",
@@ -56,7 +55,6 @@ class _Directory:
     def __init__(self, credit: int, by_name: bool) -> None:
         self.credit = credit
         self.by_name = by_name
-        self.coming: trio.Event | None = None
         self.tried = False
         self.paid = False
         self.last = self.end = self.batch = 0
@@ -69,6 +67,8 @@ class Ahead:
     def __init__(self, most: int) -> None:
         self._max = _COST * most
         self._directories: Recent[int, _Directory] = Recent(_DIRECTORIES_MAX)
+        # Not with what is remembered of the directory: that may be forgotten while somebody waits.
+        self._coming: dict[int, trio.Event] = {}
         self._trust = 0
         self._by_name = False
 
@@ -89,32 +89,33 @@ class Ahead:
             # Inode numbers rise in the order in which entries are made, which they are listed in.
             found.by_name = True
         found.last = ino
-        return self._ask(found, ino)
+        return self._ask(directory, found, ino)
 
     def onward(self, directory: int) -> Wanted:
         """What to ask for behind what came last, of which half has been used. As `missed`."""
         found = self._directories.get(directory)
         if found is None or not found.end or 2 * len(found.brought) > found.batch:
             return Wanted(0, False, 0)
-        return self._ask(found, found.end)
+        return self._ask(directory, found, found.end)
 
-    def _ask(self, found: _Directory, after: int) -> Wanted:
-        if found.coming is not None or found.credit < _COST * _TRIED:
+    def _ask(self, directory: int, found: _Directory, after: int) -> Wanted:
+        if directory in self._coming or found.credit < _COST * _TRIED:
             return Wanted(0, False, after)
         if found.tried and not found.paid:
             found.by_name = not found.by_name
-        found.coming, found.tried, found.paid = trio.Event(), True, False
+        found.tried, found.paid = True, False
+        self._coming[directory] = trio.Event()
         count = found.credit // _COST
         found.credit -= _COST * count
         return Wanted(count, found.by_name, after)
 
     def came(self, directory: int, inos: set[int], end: int = 0) -> None:
         """What was to be asked for came, or did not. *end*: the last, if there may be more."""
+        coming = self._coming.pop(directory, None)
+        if coming is not None:
+            coming.set()
         found = self._directories.get(directory)
         if found is not None:
-            if found.coming is not None:
-                found.coming.set()
-                found.coming = None
             if len(found.brought) > _BROUGHT_MAX:
                 found.brought.clear()
             found.brought |= inos
@@ -122,8 +123,7 @@ class Ahead:
 
     def coming(self, directory: int) -> trio.Event | None:
         """Set when what is being asked for in the directory has come; None: nothing is."""
-        found = self._directories.get(directory)
-        return found.coming if found is not None else None
+        return self._coming.get(directory)
 
     def used(self, directory: int, ino: int) -> None:
         """An entry need not be asked for; perhaps because it was brought."""

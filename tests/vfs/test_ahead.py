@@ -58,6 +58,20 @@ def test_the_order_of_the_names_is_found_out() -> None:
     assert calls < 80
 
 
+def test_who_waits_for_what_comes_is_not_forgotten_with_the_directory() -> None:
+    ahead = Ahead(MOST)
+    while not ahead.missed(1, 5).entries:
+        pass
+    coming = ahead.coming(1)
+    assert coming is not None
+    for directory in range(2, 1000):
+        ahead.missed(directory, 5)
+    assert ahead.coming(1) is coming
+    ahead.came(1, set())
+    assert coming.is_set()
+    assert ahead.coming(1) is None
+
+
 def test_at_random_little_is_asked_for_in_vain() -> None:
     rng = random.Random(2)
     files = list(range(100_000))
