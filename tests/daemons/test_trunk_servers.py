@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,21 +43,26 @@ class Storages:
         self.answers.set()
 
     async def serve(self, ip: str, stream: trio.SocketStream) -> None:
-        async with stream:
+        # A tracker that stops does not wait for answers.
+        with suppress(trio.BrokenResourceError):
+            async with stream:
+                await self._answer(ip, stream)
+
+    async def _answer(self, ip: str, stream: trio.SocketStream) -> None:
+        data = b""
+        while chunk := await stream.receive_some():
+            data += chunk
+            if len(data) < HEADER_SIZE:
+                continue
+            command = unpack_header(data).command
             data = b""
-            while chunk := await stream.receive_some():
-                data += chunk
-                if len(data) < HEADER_SIZE:
-                    continue
-                command = unpack_header(data).command
-                data = b""
-                self.asked.append((ip, command))
-                await self.answers.wait()
-                if ip not in self.sizes:
-                    await stream.send_all(pack_response(status=errno.EINVAL))
-                    return
-                size = struct.pack(">q", self.sizes[ip])
-                await stream.send_all(pack_response(size if command == 31 else b""))
+            self.asked.append((ip, command))
+            await self.answers.wait()
+            if ip not in self.sizes:
+                await stream.send_all(pack_response(status=errno.EINVAL))
+                return
+            size = struct.pack(">q", self.sizes[ip])
+            await stream.send_all(pack_response(size if command == 31 else b""))
 
 
 @asynccontextmanager
