@@ -571,6 +571,10 @@ async def test_what_is_left_to_gather_is_made_when_somebody_waits(
                 await trio.sleep(0.001)
             session.hurry()
             await wait_for(lambda: made == [None] * 2 * count)
+            (served,) = server.tree.sessions
+            connection = served.connection
+            await make(session, b"without padding")
+            assert served.connection is connection  # not one that seemed to be broken
 
 
 @pytest.mark.parametrize("status", [0, names.PATIENT])
