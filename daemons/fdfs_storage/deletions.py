@@ -132,7 +132,12 @@ class Deletions:
             os.unlink(path)
             return
         temporary = self._paths.temporary(path_index)
-        os.rename(path, temporary)
+        try:
+            os.rename(path, temporary)
+        except OSError:
+            # Another name may need a block, which a full disk does not have: this gives some back.
+            os.unlink(path)
+            return
         self._doomed.append(temporary)
         self._wake()
 

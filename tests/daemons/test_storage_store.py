@@ -485,6 +485,22 @@ async def test_old_files_lose_their_names_at_once_and_their_blocks_in_the_backgr
     assert left() == []
 
 
+async def test_old_files_can_be_deleted_from_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source, None, target)
+
+    store = await open_store(make_config(tmp_path))
+    location = put(store, b"old")
+    monkeypatch.setattr(deletions, "_ON_DISK_S", -1)
+    with monkeypatch.context() as context:
+        context.setattr(os, "rename", no_space)
+        store.delete(location)
+    assert not [path for path in (tmp_path / "path0").rglob("*") if path.is_file()]
+    store.close()
+
+
 async def test_slave_stored_as_a_link_takes_its_target_along(tmp_path: Path) -> None:
     async with run_storage(make_config(tmp_path)) as server, server.connect() as client:
         target = await client.upload(b"target")
