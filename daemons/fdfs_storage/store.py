@@ -17,7 +17,8 @@ new file        content into a file without a name (O_TMPFILE), binlog line, nam
 small new file  binlog line, file under its name, content, with nothing else between: the line of a
                 file that is not whole is the last one, and the file is removed at start. Not for
                 appenders: their names do not tell what is whole
-delete          binlog line, then unlink. A line whose file still exists is carried out at start
+delete          binlog line, then unlink. A line whose file still exists is carried out at start.
+                What takes long to unlink gets a temporary name, which is removed at start as well
 truncate        binlog line, then truncate; carried out at start as well
 append, modify  a small piece: binlog line, then data, before any peer can be told. Of a line whose
                 data is not there, or in part, peers are sent what there is. What is received in
