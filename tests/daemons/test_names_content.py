@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
@@ -133,7 +133,7 @@ async def test_an_answer_with_files_that_follow_fits_a_frame(session: NamesSessi
     assert len(opened.following) == 100_000 // names.SYMLINK_MAX
 
 
-async def test_what_is_not_in_memory_is_not_waited_for(
+async def test_what_never_comes_into_memory_is_left_out(
     session: NamesSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inos = [await make(session, b"%d" % number) for number in range(5)]
@@ -152,9 +152,14 @@ async def test_what_is_not_in_memory_is_not_waited_for(
     assert [entry.data for entry in opened.following] == [b"data", None]
 
 
-def cold_until_warmed(server: NamesServer, patch: pytest.MonkeyPatch, *, stays: bool) -> None:
-    """Let contents be on the disk only; *stays*: what is read from there stays in memory."""
-    warmed: set[str] = set()
+def cold_until_warmed(
+    server: NamesServer, patch: pytest.MonkeyPatch, *, stays: bool, warmed: Iterable[str] = ()
+) -> None:
+    """Let contents be on the disk only, but for those of the objects *warmed*.
+
+    *stays*: what is read from there stays in memory.
+    """
+    warmed = {server.tree.objects.path(file_id) for file_id in warmed}
     content = Reads._content
 
     def read(reads: Reads, attr: names.Attr, flags: int) -> bytes | None:
@@ -179,11 +184,14 @@ async def make_files(session: NamesSession, count: int) -> list[int]:
     return inos
 
 
+@pytest.mark.parametrize("first_is_warm", [False, True])
 async def test_what_follows_comes_from_the_disk_as_well(
-    server: NamesServer, session: NamesSession, monkeypatch: pytest.MonkeyPatch
+    server: NamesServer, session: NamesSession, monkeypatch: pytest.MonkeyPatch, first_is_warm: bool
 ) -> None:
     inos = await make_files(session, 5)
-    cold_until_warmed(server, monkeypatch, stays=True)
+    first: names.Attr = await session.call(names.GetAttr(inos[0]))
+    warmed = [first.file_id] if first_is_warm else []
+    cold_until_warmed(server, monkeypatch, stays=True, warmed=warmed)
     opened = await session.call(names.Open(inos[0], 100, 3))
     assert opened.data == b"data"
     assert [entry.data for entry in opened.following] == [b"data"] * 3

@@ -206,7 +206,7 @@ class SessionConnection:
             checks.check(request)
             read = self._reads.get(type(request))
             if read is not None:
-                answer = read(request)
+                answer = self._tree.reads.open(request, partly=True) if warmed else read(request)
                 told = _told(request, answer)
                 if told and self._waits(number, request, told):
                     return

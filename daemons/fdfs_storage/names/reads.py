@@ -103,15 +103,22 @@ class Reads:
             entries.append(DirEntry(row[0], row[1], to_attr(row[2:])))
         return Listing(entries, len(rows) <= limit)
 
-    def open(self, request: names.Open) -> Opened:
-        """See `names.Open`. Raises WouldBlock when the content has to come from the disk."""
+    def open(self, request: names.Open, *, partly: bool = False) -> Opened:
+        """See `names.Open`.
+
+        Raises:
+            WouldBlock: content has to come from the disk; *partly*: the file's own. Of what follows
+                as much is told then as is in memory.
+        """
         attr = get_attr(self._db, request.ino)
         data = self._content(attr, _NOWAIT) if self.wants_data(attr, request) else None
         if not request.following:
             return Opened(attr, data)
-        return Opened(attr, data, *self._following(request, attr))
+        return Opened(attr, data, *self._following(request, attr, partly))
 
-    def _following(self, request: names.Open, opened: Attr) -> tuple[int, list[FollowingEntry]]:
+    def _following(
+        self, request: names.Open, opened: Attr, partly: bool
+    ) -> tuple[int, list[FollowingEntry]]:
         parent, found = self._named_after(request, opened)
         entries: list[FollowingEntry] = []
         for name, attr in found:
@@ -120,6 +127,8 @@ class Reads:
                 try:
                     data = self._content(attr, _NOWAIT)
                 except WouldBlock:
+                    if not partly:
+                        raise
                     # Where one is not in memory, others hardly are.
                     entries.append(FollowingEntry(name, attr, None))
                     break
