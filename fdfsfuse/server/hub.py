@@ -89,6 +89,7 @@ class Hub(trio.abc.Instrument):
         self._quiet = trio.Event()
         self._trio_epoll: select.epoll
         self._trio_fd = -1
+        self._trio_poll = select.poll()
         self._trio_is_ready = False
         self._runnable: Sized = ()
         self._token: trio.lowlevel.TrioToken
@@ -171,6 +172,7 @@ class Hub(trio.abc.Instrument):
         if inside is not None:
             self._trio_epoll, self._runnable = inside
             self._trio_fd = self._trio_epoll.fileno()
+            self._trio_poll.register(self._trio_fd, select.POLLIN)
             trio.lowlevel.add_instrument(self)
         try:
             while True:
@@ -220,7 +222,8 @@ class Hub(trio.abc.Instrument):
         linger_s = min(_LINGER_S, timeout)
         while not self._runnable:
             ready = self._serve_ready(linger_s)
-            if ready and self._trio_is_ready:
+            # Others who were served may have taken what trio would have found: then it would sleep.
+            if self._trio_is_ready and (ready == 1 or self._trio_poll.poll(0)):
                 return  # trio has something, and will find us again afterwards
             if time.monotonic() >= deadline:
                 break

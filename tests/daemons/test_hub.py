@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,7 +13,7 @@ import pytest
 import trio
 
 from fdfsfuse.proto.header import HEADER_SIZE
-from fdfsfuse.server import hub
+from fdfsfuse.server import hub, tcp
 from fdfsfuse.server.connection import FramedConnection
 from fdfsfuse.server.hub import EndConnection
 from fdfsfuse.server.tcp import TcpServer, open_listeners
@@ -34,6 +36,9 @@ class Service:
         self.pause_s = 0.0
         self.kept: FramedConnection | None = None
         self.pieces: list[bytes] = []
+        self.met = threading.Barrier(2)
+        self.take: socket.socket
+        self.taken: list[bytes] = []
         self.woken = trio.Event()
 
     def answer(
@@ -60,7 +65,10 @@ class Service:
             await connection.send(b"-" + await connection.recv_exactly(header.length))
 
     async def keep(self, connection: FramedConnection) -> None:
-        """Send back what comes, from the hub, until it ends with a dot; pause after a comma."""
+        """Send back what comes, from the hub, until it ends with a dot; pause after a comma.
+
+        After an exclamation mark meet somebody twice, after a question mark take from a socket.
+        """
         ended = trio.Event()
         self.kept = connection
 
@@ -69,6 +77,11 @@ class Service:
             if not data or data.endswith(b"."):
                 connection.hub.unwatch(connection)
                 ended.set()
+            elif data.endswith(b"!"):
+                self.met.wait(30)
+                self.met.wait(30)
+            elif data.endswith(b"?"):
+                self.taken.append(self.take.recv(100))
             elif data.endswith(b","):
                 connection.hub.pause(connection, self.pause_s, ENOUGH)
             self.pieces.append(data)
@@ -317,6 +330,40 @@ async def test_a_connection_that_a_task_keeps_is_watched() -> None:
         assert await kept.receive(4) == b"end."
         assert await closed(kept)
         assert it.service.slow == 1
+
+
+async def test_who_takes_what_a_task_waits_for_does_not_let_the_hub_sleep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tcp, "_SWEEP_S", 3600.0)  # no timer is to wake trio
+    async with running(network_timeout_s=7200.0) as it:
+        it.service.take, others = socket.socketpair()
+        kept, other = await it.connect(), await it.connect()
+        await kept.send(packet(b"", WATCH) + b"begin")
+        assert await kept.receive(5) == b"begin"
+
+        def ask() -> bytes:
+            # In a thread, so that trio has nothing to do when the answers arrive.
+            to_kept = socket.socket(fileno=os.dup(kept.stream.socket.fileno()))
+            to_other = socket.socket(fileno=os.dup(other.stream.socket.fileno()))
+            with others, to_kept, to_other:
+                for sock in (to_kept, to_other):
+                    sock.settimeout(20)
+                to_kept.send(b"!")
+                it.service.met.wait(30)
+                others.send(b"for the task")
+                to_kept.send(b"?")
+                it.service.met.wait(30)
+                assert to_kept.recv(1) + to_kept.recv(1) == b"!?"
+                to_other.send(packet(b"x"))
+                return to_other.recv(2)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.wait_readable, it.service.take)
+            assert await trio.to_thread.run_sync(ask) == b"+x"
+            nursery.cancel_scope.cancel()
+        it.service.take.close()
+        assert it.service.taken == [b"for the task"]
 
 
 @pytest.mark.parametrize("end", ["enough", "time", "end of the connection"])
