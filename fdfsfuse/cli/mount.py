@@ -110,7 +110,7 @@ def main(
         addresses, top = parse_source(source)
         vfs = replace(parsed.vfs, top=top)
         # Stat would follow a link to a dead mount; the kernel mounts on what it points to.
-        mountpoint = mountpoint.absolute()
+        mountpoint = Path(os.path.realpath(mountpoint))  # as the kernel's table has it
         check_mountpoint(mountpoint)
         check_fuse(allow_other="allow_other" in parsed.libfuse, acl=vfs.acl)
     except (FdfsError, OSError) as exc:

@@ -46,7 +46,7 @@ def check_mountpoint(path: Path) -> None:
         raise ConfigError(f"{path}: {exc.strerror}") from None
     if not stat.S_ISDIR(mode):
         raise ConfigError(f"{path}: not a directory")
-    if mounted_type(path) == "fuse.fdfs":
+    if _mounted(path)[1] == "fuse.fdfs":
         raise MountFailed(f"{path}: already mounted")
 
 
@@ -76,27 +76,23 @@ def _user_allow_other() -> bool:
     return any(line.strip() == "user_allow_other" for line in lines)
 
 
-def mounted_type(path: Path) -> str:
-    """The type of what is mounted on *path* (last), or ''. Asks the kernel's table only."""
-    wanted = os.path.realpath(path)
-    found = ""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            fields, _, rest = line.partition(" - ")
-            if _unescape(fields.split(" ")[4]) == wanted:
-                found = rest.split(" ", 1)[0]
-    return found
-
-
 def device_of(path: Path) -> str:
     """``major:minor`` of the mount on *path*, or '' when nothing is mounted there."""
-    wanted = os.path.realpath(path.parent) + "/" + path.name
-    found = ""
+    return _mounted(path)[0]
+
+
+def _mounted(path: Path) -> tuple[str, str]:
+    """Device and type of what is mounted on *path* (last), or two empty strings.
+
+    *path* is without symlinks. Asks the kernel's table only, never the mount, which may hang.
+    """
+    found = ("", "")
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
-            fields = line.split(" ")
-            if _unescape(fields[4]) == wanted:
-                found = fields[2]
+            left, _, right = line.partition(" - ")
+            fields = left.split(" ")
+            if _unescape(fields[4]) == str(path):
+                found = fields[2], right.split(" ", 1)[0]
     return found
 
 
@@ -109,6 +105,8 @@ def _unescape(text: str) -> str:
 def self_test(path: Path, timeout_s: float) -> None:
     """See whether the mount answers and passes xattr names on unharmed.
 
+    Somebody may unmount it meanwhile: that is no failure.
+
     Raises:
         MountFailed: it does not, or not within *timeout_s*.
     """
@@ -118,7 +116,7 @@ def self_test(path: Path, timeout_s: float) -> None:
         problem[:] = [text] if (text := _test(path)) else []
 
     _in_thread(test, timeout_s)
-    if problem:
+    if problem and device_of(path):
         raise MountFailed(problem[0])
 
 

@@ -31,7 +31,7 @@ class Report:
         self._vfs = vfs
         self._stats = stats
         self._started = time.time()
-        self.mountpoint = os.path.realpath(mount.mountpoint)
+        self.mountpoint = str(mount.mountpoint)
 
     def __call__(self) -> dict[str, Any]:
         """The report, for JSON."""

@@ -13,10 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from fdfsfuse.fuse.mountpoint import self_test
 from tests.common.cluster import Cluster, Mount, is_mounted, unmount
 from tests.common.processes import Process, program
 from tests.common.waiting import wait_until
@@ -343,6 +345,17 @@ def test_a_mount_left_by_a_killed_process(
     assert unmount(mountpoint, lazy=True)
     assert fdfs_mount(*arguments) == (0, "")
     assert unmount(mountpoint)
+
+
+def test_unmounted_at_once(cluster: Cluster, tmp_path: Path, fuse: None) -> None:
+    """Perhaps before the mount has tested itself, which is no failure of the mount."""
+    for _ in range(5):
+        mount = cluster.mount(tmp_path / "mount")
+        mount.path.mkdir(exist_ok=True)
+        mount.launch()
+        wait_until(partial(is_mounted, mount.path), "the mount")
+        mount.unmount()
+    self_test(tmp_path, 10.0)  # nothing is mounted there any more
 
 
 def test_sigterm_stores_what_was_written(
