@@ -36,8 +36,9 @@ def path(
     """Print the names of the files ID as VOLUME/PATH, one per line.
 
     A file with hard links has several. Where the volume is mounted on this machine, the path on
-    the mount is printed instead. The exit code is 3 when a file has no name. With --json each line
-    is an object with the keys file_id, paths (VOLUME/PATH) and mounted (paths on this machine).
+    the mount is printed instead; a mount that does not answer is named and left out. The exit code
+    is 3 when a file has no name. With --json each line is an object with the keys file_id, paths
+    (VOLUME/PATH) and mounted (paths on this machine).
 
     \b
     Example:
@@ -105,29 +106,44 @@ async def _check_exists(client: Client, file_id: str) -> None:
 
 
 async def find_mounted(paths: list[bytes], file_id: str) -> list[bytes]:
-    """Where *paths* are on mounts of this machine, as far as these answer quickly."""
+    """Where *paths* are on mounts of this machine, as far as these answer quickly.
+
+    Each is asked on its own: one whose servers are away hides nothing that another one shows.
+    """
     import trio
 
-    with trio.move_on_after(MOUNT_ANSWER_S):
-        return await trio.to_thread.run_sync(
-            _look_on_mounts, paths, file_id, abandon_on_cancel=True
-        )
-    return []
-
-
-def _look_on_mounts(paths: list[bytes], file_id: str) -> list[bytes]:
-    from fdfsfuse.cli.ids import FILE_ID_XATTR
     from fdfsfuse.cli.mounts import mounts
 
+    points = mounts()
+    found: dict[str, list[bytes]] = {}
+
+    async def look(mount: str) -> None:
+        found[mount] = await trio.to_thread.run_sync(
+            _look_on_mount, mount, paths, file_id, abandon_on_cancel=True, limiter=threads
+        )
+
+    threads = trio.CapacityLimiter(max(1, len(points)))
+    with trio.move_on_after(MOUNT_ANSWER_S):
+        async with trio.open_nursery() as nursery:
+            for mount in points:
+                nursery.start_soon(look, mount)
+    for mount in points:
+        if mount not in found:
+            click.echo(f"{mount}: the mount does not answer, not looked at", err=True)
+    return [path for mount in points for path in found.get(mount, ())]
+
+
+def _look_on_mount(mount: str, paths: list[bytes], file_id: str) -> list[bytes]:
+    from fdfsfuse.cli.ids import FILE_ID_XATTR
+
     found = []
-    for mount in mounts():
-        for item in paths:
-            path = os.fsencode(mount) + b"/" + item
-            try:
-                # Another cluster's mount may have a file of the same name.
-                same = os.getxattr(path, FILE_ID_XATTR, follow_symlinks=False) == file_id.encode()
-            except OSError:
-                continue
-            if same:
-                found.append(path)
+    for item in paths:
+        path = os.fsencode(mount) + b"/" + item
+        try:
+            # Another cluster's mount may have a file of the same name.
+            same = os.getxattr(path, FILE_ID_XATTR, follow_symlinks=False) == file_id.encode()
+        except OSError:
+            continue
+        if same:
+            found.append(path)
     return found

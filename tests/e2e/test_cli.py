@@ -261,6 +261,23 @@ def test_id_and_path(command: Fdfs, volume: Path, mounted: Mount) -> None:
     assert "has no name" in result.err
 
 
+def test_path_with_a_mount_that_hangs(
+    command: Fdfs, volume: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    first = volume / "name"
+    first.write_bytes(b"content")
+    file_id = command("id", first).text
+    with cluster.mount(tmp_path / "hangs") as other:
+        other.signal(signal.SIGSTOP)
+        try:
+            result = command("path", file_id)
+        finally:
+            other.signal(signal.SIGCONT)
+        assert result.code == 0
+        assert str(first) in result.text.splitlines()
+        assert f"{other.path}: the mount does not answer" in result.err
+
+
 # --- as processes ---------------------------------------------------------------------------------
 
 
