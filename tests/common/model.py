@@ -191,7 +191,7 @@ class Runner:
                 f"{root}/{path}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o644
             )
             try:
-                os.write(fd, data)
+                _write(fd, data)
             finally:
                 os.close(fd)
             return describe(os.stat(f"{root}/{path}"))
@@ -204,7 +204,7 @@ class Runner:
         def call(_side: int, root: str) -> object:
             fd = os.open(f"{root}/{path}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
             try:
-                os.write(fd, data)
+                _write(fd, data)
                 return os.fstat(fd).st_size
             finally:
                 os.close(fd)
@@ -472,6 +472,13 @@ class Runner:
             return [(name, os.getxattr(full, name)) for name in names]
 
         self.both(f"getxattrs {path}", call)
+
+
+def _write(fd: int, data: bytes) -> None:
+    """To a file only: what is written to a fifo changes its times on local file systems, but FUSE
+    has no message that would tell a mount of it."""
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        os.write(fd, data)
 
 
 def _read_all(fd: int) -> tuple[int, int]:
