@@ -6,6 +6,7 @@ for that costs more than sending it does. The files stay the truth: what is not 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final
 
 _BYTES_MAX: Final = 4 << 20
@@ -21,7 +22,7 @@ class RecentContents:
     def __init__(self, bytes_max: int = _BYTES_MAX, count_max: int = _COUNT_MAX) -> None:
         self._bytes_max = bytes_max
         self._count_max = count_max
-        self._contents: dict[str, Content] = {}
+        self._contents: OrderedDict[str, Content] = OrderedDict()
         self._bytes = 0
 
     def note(self, name: str, content: Content | None) -> None:
@@ -35,7 +36,7 @@ class RecentContents:
         contents[name] = content
         self._bytes += len(content)
         while self._bytes > self._bytes_max or len(contents) > self._count_max:
-            self._bytes -= len(contents.pop(next(iter(contents))))
+            self._bytes -= len(contents.popitem(last=False)[1])
 
     def get(self, name: str) -> Content | None:
         """The content, None when it is not here."""

@@ -88,6 +88,7 @@ class PendingCalls:
     def __init__(self) -> None:
         self._calls: dict[int, Call] = {}
         self._next_id = 1
+        self._first_id = 1
         self._room = ParkingLot()
         self.size = 0
 
@@ -103,7 +104,10 @@ class PendingCalls:
 
     def first(self) -> int:
         """The smallest id; there must be one."""
-        return next(iter(self._calls))
+        # Not the dict's first key: a dict searches it past all that were removed before.
+        while self._first_id not in self._calls:
+            self._first_id += 1
+        return self._first_id
 
     def add(self, call: Call) -> int:
         """Give a call the next id."""
@@ -136,7 +140,7 @@ class PendingCalls:
         """Remove all and start to count from 1 again."""
         calls = list(self._calls.values())
         self._calls.clear()
-        self._next_id = 1
+        self._next_id = self._first_id = 1
         self.size = 0
         self._room.unpark_all()
         return calls

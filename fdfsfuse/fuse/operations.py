@@ -26,11 +26,11 @@ from pyfuse3 import (
 )
 
 from fdfsfuse.core import acl
+from fdfsfuse.core.recent import Recent
 from fdfsfuse.fuse.errors import errno_of
 from fdfsfuse.fuse.stats import Stats
 from fdfsfuse.proto.names import NAME_MAX
 from fdfsfuse.vfs.context import Entry
-from fdfsfuse.vfs.lru import Recent
 from fdfsfuse.vfs.numbers import ROOT
 from fdfsfuse.vfs.openfiles import Opened
 from fdfsfuse.vfs.tree import Changes, Owner

@@ -15,11 +15,12 @@ Only decisions and memory: no I/O.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final, NamedTuple
 
 import trio
 
-from fdfsfuse.vfs.lru import Recent
+from fdfsfuse.core.recent import Recent
 
 _COST: Final = 4
 _USED: Final = 16
@@ -151,7 +152,7 @@ class Contents:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._contents: dict[int, tuple[int, bytes]] = {}
+        self._contents: OrderedDict[int, tuple[int, bytes]] = OrderedDict()
         self.used = 0
 
     def put(self, number: int, version: int, data: bytes) -> None:

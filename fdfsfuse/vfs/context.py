@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 
+from fdfsfuse.core.recent import Recent
 from fdfsfuse.errors import FdfsError
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.ahead import Contents
 from fdfsfuse.vfs.budget import Budget
 from fdfsfuse.vfs.directory import MISSING
-from fdfsfuse.vfs.lru import Recent
 from fdfsfuse.vfs.numbers import ROOT, Numbers
 from fdfsfuse.vfs.options import VfsOptions
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -24,11 +25,11 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from fdfsfuse.client.lease import Lease
+from fdfsfuse.core.recent import Recent
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.directory import MISSING, Directory
-from fdfsfuse.vfs.lru import Recent
 
 _RENAME_EXCHANGE: Final = 2
 _MARKS_MAX: Final = 10_000
@@ -54,7 +55,7 @@ class Memory:
         self._attrs: Recent[int, Attr] = Recent(limit)
         self._parents: Recent[int, int] = Recent(limit)
         self._xattrs: Recent[int, dict[bytes, bytes]] = Recent(limit)
-        self._directories: dict[int, Directory] = {}
+        self._directories: OrderedDict[int, Directory] = OrderedDict()
         self.granted: set[int] = set()
         self._names = 0
         self._forgotten_until = float("-inf")

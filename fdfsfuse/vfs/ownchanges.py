@@ -87,6 +87,7 @@ class OwnChanges:
         self._context = context
         self._volume = volume
         self._unanswered: dict[int, float] = {}
+        self._oldest = 1
         self._answered = ParkingLot()
         self._waiting = 0
         self._asked: set[int] = set()
@@ -201,8 +202,12 @@ class OwnChanges:
         now = time.monotonic()
         if now < self._suspended_until or len(unanswered) >= UNANSWERED_MAX:
             return False
-        if unanswered and now - next(iter(unanswered.values())) > _SLOW_S:
-            return False
+        if unanswered:
+            # Not the dict's first key: a dict searches it past all that were removed before.
+            while self._oldest not in unanswered:
+                self._oldest += 1
+            if now - unanswered[self._oldest] > _SLOW_S:
+                return False
         if directory in volume.memory.granted:
             return True
         self._ask_for(directory)

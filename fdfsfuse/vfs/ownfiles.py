@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from fdfsfuse.core.recent import Recent
 from fdfsfuse.errors import ConnectFailed, StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.lock import Lock
-from fdfsfuse.vfs.lru import Recent
 
 if TYPE_CHECKING:
     from fdfsfuse.vfs.files import FileState

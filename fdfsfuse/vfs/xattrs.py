@@ -18,11 +18,11 @@ import errno
 import time
 
 from fdfsfuse.core import acl
+from fdfsfuse.core.recent import Recent
 from fdfsfuse.errors import ProtocolError, StatusError, TreeError
 from fdfsfuse.proto import fileid, names
 from fdfsfuse.vfs.backend import ObjectInfo
 from fdfsfuse.vfs.context import Context
-from fdfsfuse.vfs.lru import Recent
 from fdfsfuse.vfs.numbers import ROOT, id_directory
 from fdfsfuse.vfs.tree import Tree
 from fdfsfuse.vfs.volume import Volume

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from fdfsfuse.core.recent import Recent
 from fdfsfuse.errors import ProtocolError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.binlog import BinlogRecord, decode_line
@@ -57,7 +58,7 @@ class Deleted:
 
     def __init__(self, changes: Changes) -> None:
         self._changes = changes
-        self._last: dict[str, Deletion] = {}
+        self._last: Recent[str, Deletion] = Recent(_NAMES_MAX)
 
     @classmethod
     def load(cls, changes: Changes) -> Deleted:
@@ -92,10 +93,8 @@ class Deleted:
     def add(self, name: str, timestamp: int, by: str) -> None:
         """Note a deletion; the oldest are forgotten when there are too many."""
         deletion = Deletion(timestamp, by)
-        known = self._last.pop(name, None)
+        known = self._last.get(name)
         self._last[name] = deletion if known is None or known.at <= timestamp else known
-        if len(self._last) > _NAMES_MAX:
-            del self._last[next(iter(self._last))]
 
     def _observe(self, op: str, location: Location, other: Location | None) -> None:
         """A change in the store; those by peers are noted with their record's time instead."""
