@@ -1,4 +1,4 @@
-"""A real mount of real daemons: what a local directory does not show, and starting and ending."""
+"""A real mount of real daemons: what a local directory does not show."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import ctypes
 import errno
 import os
 import random
-import signal
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fdfsfuse.fuse.mountpoint import self_test
-from tests.common.cluster import Cluster, Mount, is_mounted, unmount
-from tests.common.processes import Process, program
+from tests.common.cluster import Cluster, Mount
 from tests.common.waiting import wait_until
 
 MIB = 1 << 20
@@ -271,225 +265,7 @@ def test_the_root(mounted: Mount) -> None:
             change()
 
 
-# --- starting and ending ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "mnt"
-    path.mkdir()
-    yield path
-    if is_mounted(path):
-        unmount(path, lazy=True)
-
-
-def fdfs_mount(*arguments: str | Path, timeout_s: float = 60.0) -> tuple[int, str]:
-    """Run fdfs-mount; its exit code and what it said."""
-    command = [program("fdfs-mount"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
-    return done.returncode, done.stdout + done.stderr
-
-
-def mount_process(path: Path) -> int:
-    """The process that serves a mount in the background."""
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            arguments = entry.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(path).encode() in arguments:
-            return int(entry.parent.name)
-    raise AssertionError(f"no process serves {path}")
-
-
-def ended(pid: int) -> bool:
-    """Whether a process that is not our child is gone (or is nobody's child any more)."""
-    try:
-        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return True
-
-
-def test_in_the_background(cluster: Cluster, mountpoint: Path, tmp_path: Path, fuse: None) -> None:
-    log = tmp_path / "log"
-    code, said = fdfs_mount(cluster.tracker.endpoint, mountpoint, "-o", f"rw,nosuid,log={log}")
-    assert (code, said) == (0, "")
-    # It answers at once, with no waiting here.
-    (mountpoint / "group1" / "background").write_bytes(b"x")
-    table = Path("/proc/self/mountinfo").read_text()
-    line = next(line for line in table.splitlines() if f" {mountpoint} " in line)
-    assert "fuse.fdfs" in line
-    assert cluster.tracker.endpoint in line
-    assert "nosuid" in line
-    pid = mount_process(mountpoint)
-    code, said = fdfs_mount(cluster.tracker.endpoint, mountpoint)
-    assert code == 1
-    assert "already mounted" in said
-    assert unmount(mountpoint)
-    wait_until(lambda: ended(pid), "the mount process to end")
-    assert "mounted on" in log.read_text()
-    assert "ERROR" not in log.read_text()
-
-
-def test_a_mount_left_by_a_killed_process(
-    cluster: Cluster, mountpoint: Path, tmp_path: Path, fuse: None
-) -> None:
-    arguments = [cluster.tracker.endpoint, str(mountpoint), "-o", f"log={tmp_path / 'log'}"]
-    assert fdfs_mount(*arguments)[0] == 0
-    pid = mount_process(mountpoint)
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: ended(pid), "the mount process to be gone")
-    code, said = fdfs_mount(*arguments)
-    assert code == 1
-    assert f"fusermount3 -u -z {mountpoint}" in said
-    assert unmount(mountpoint, lazy=True)
-    assert fdfs_mount(*arguments) == (0, "")
-    assert unmount(mountpoint)
-
-
-def test_unmounted_at_once(cluster: Cluster, tmp_path: Path, fuse: None) -> None:
-    """Perhaps before the mount has tested itself, which is no failure of the mount."""
-    for _ in range(5):
-        mount = cluster.mount(tmp_path / "mount")
-        mount.path.mkdir(exist_ok=True)
-        mount.launch()
-        wait_until(partial(is_mounted, mount.path), "the mount")
-        mount.unmount()
-    self_test(tmp_path, 10.0)  # nothing is mounted there any more
-
-
-def test_sigterm_stores_what_was_written(
-    cluster: Cluster, mounted: Mount, tmp_path: Path, volume: Path
-) -> None:
-    content = random.Random(5).randbytes(3 * MIB)
-    mount = cluster.mount(tmp_path / "second")
-    mount.mount()
-    directory = mount.path / volume.relative_to(mounted.path)
-    small = (directory / "small").open("wb", buffering=0)
-    large = (directory / "large").open("wb", buffering=0)
-    try:
-        small.write(b"not flushed")
-        large.write(content)
-        assert mount.terminate() == 0
-    finally:
-        for file in (small, large):
-            with pytest.raises(OSError, match=r"not connected|aborted"):
-                file.close()
-    assert not is_mounted(mount.path)
-    assert (volume / "small").read_bytes() == b"not flushed"
-    assert (volume / "large").read_bytes() == content
-
-
-def test_nobody_to_ask(mountpoint: Path, fuse: None) -> None:
-    code, said = fdfs_mount("127.0.0.1:1", mountpoint, "-o", "timeout=1")
-    assert code == 1
-    assert "tracker" in said
-    assert "127.0.0.1:1" in said
-    assert len(said.splitlines()) == 1
-    assert not is_mounted(mountpoint)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["127.0.0.1:1", "{path}/missing"], "No such file or directory"),
-        (["127.0.0.1:1", "{path}/file"], "not a directory"),
-        (["127.0.0.1:0", "{path}"], "port"),
-        (["", "{path}"], "tracker"),
-        (["127.0.0.1:1", "{path}", "-o", "alow_other"], "allow_other"),
-        (["127.0.0.1:1", "{path}", "-o", "ids=all"], "ro, rw or hide"),
-        (["127.0.0.1:1", "{path}", "-o", "timeout=soon"], "seconds"),
-        (["127.0.0.1:1", "{path}", "-o", "uid=root"], "numeric"),
-        (["127.0.0.1:1", "{path}", "-o", "umask=9"], "octal"),
-        (["127.0.0.1:1", "{path}", "-o", "ro=1"], "no value"),
-        (["127.0.0.1:1", "{path}", "-o", "uid"], "needs a value"),
-        (["127.0.0.1:1", "{path}", "-o", "log=here"], "absolute path"),
-    ],
-)
-def test_wrong_use(arguments: list[str], text: str, mountpoint: Path) -> None:
-    (mountpoint / "file").write_bytes(b"")
-    code, said = fdfs_mount(*(argument.format(path=mountpoint) for argument in arguments))
-    assert code == 2
-    assert text in said
-    assert "Traceback" not in said
-
-
-def test_help_and_version() -> None:
-    code, said = fdfs_mount("--help")
-    assert code == 0
-    assert "fdfs-mount 192.168.0.1 /mnt/fdfs" in said
-    assert fdfs_mount("-V")[0] == 0
-
-
-def test_options_of_mount_are_accepted(
-    cluster: Cluster, mountpoint: Path, tmp_path: Path, fuse: None
-) -> None:
-    """As mount(8) calls a helper: arguments first, -o last, and options of its own."""
-    options = "ro,noatime,_netdev,x-systemd.automount,user,noauto,uid=5,umask=022,ids=hide"
-    log = f"log={tmp_path / 'log'}"
-    assert fdfs_mount(cluster.tracker.endpoint, mountpoint, "-o", f"{options},{log}") == (0, "")
-    try:
-        assert mountpoint.stat().st_uid == 5
-        with fails(errno.EROFS):
-            (mountpoint / "group1" / "x").mkdir()
-        assert not (mountpoint / "group1" / "M00").exists()
-    finally:
-        assert unmount(mountpoint)
-
-
-FAULT = """
-import sys
-from fdfsfuse.cli.mount import main
-from fdfsfuse.fuse.operations import Operations
-
-async def setxattr(self, inode, name, value, ctx):
-    await self._vfs.xattrs.set(inode, b"\\0\\0" + name[2:], value)
-
-Operations.setxattr = setxattr
-main()
-"""
-
-
-@pytest.mark.parametrize("flags", [[], ["-f"]])
-def test_a_libfuse_that_spoils_xattr_names_is_refused(
-    flags: list[str], cluster: Cluster, mountpoint: Path, tmp_path: Path, fuse: None
-) -> None:
-    command = [sys.executable, "-c", FAULT, cluster.tracker.endpoint, str(mountpoint), *flags]
-    command += ["-o", f"log={tmp_path / 'log'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "extended attributes" in done.stderr
-    assert "Traceback" not in done.stderr
-    wait_until(lambda: not is_mounted(mountpoint), "the mount to be gone")
-
-
-def test_a_defect_of_ours_is_an_error_of_one_call(
-    cluster: Cluster, mountpoint: Path, tmp_path: Path, fuse: None
-) -> None:
-    fault = """
-from fdfsfuse.cli.mount import main
-from fdfsfuse.vfs.tree import Tree
-
-async def readlink(self, number):
-    return [][number]
-
-Tree.readlink = readlink
-main()
-"""
-    command = [sys.executable, "-c", fault, cluster.tracker.endpoint, str(mountpoint), "-f"]
-    process = Process("faulty", command, tmp_path)
-    process.start()
-    process.allow_log("Traceback|ERROR")
-    link = mountpoint / "group1" / "faulty-link"
-    os.symlink("target", link)
-    with fails(errno.EIO):
-        os.readlink(link)
-    (mountpoint / "group1" / "still").write_bytes(b"works")
-    assert (mountpoint / "group1" / "still").read_bytes() == b"works"
-    assert process.terminate() == 0
-    assert "readlink" in process.log()
-    assert "/group1/faulty-link" in process.log()
-    assert "IndexError" in process.log()
+# --- failures -----------------------------------------------------------------------------------
 
 
 def test_a_dead_volume_leaves_the_other_one_alone(tmp_path: Path, fuse: None) -> None:
