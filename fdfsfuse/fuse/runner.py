@@ -114,15 +114,16 @@ def keep_freed_memory() -> None:
 
 async def _first_contact(cluster: RemoteCluster, mount: Mount) -> None:
     """Wait a moment for a tracker: one that is being started is no mistake."""
-    with trio.move_on_after(min(_FIRST_CONTACT_S, mount.options.timeout_s)):
-        while True:
-            try:
-                await cluster.volumes()
-                return
-            except FdfsError as exc:
-                problem = exc
-            await trio.sleep(_RETRY_S)
-    raise ConnectionProblem(f"no tracker answers: {problem}")
+    until = trio.current_time() + min(_FIRST_CONTACT_S, mount.options.timeout_s)
+    while True:
+        # Never cut off: the trackers are asked in turn, and each that hangs takes its time.
+        try:
+            await cluster.volumes()
+            return
+        except FdfsError as exc:
+            if trio.current_time() >= until:
+                raise ConnectionProblem(f"no tracker answers: {exc}") from None
+        await trio.sleep(_RETRY_S)
 
 
 async def _serve_mounted(vfs: Vfs, mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,6 +126,17 @@ def test_sigterm_stores_what_was_written(
     assert not is_mounted(mount.path)
     assert (volume / "small").read_bytes() == b"not flushed"
     assert (volume / "large").read_bytes() == content
+
+
+def test_a_tracker_that_hangs_hides_no_other_one(
+    cluster: Cluster, mountpoint: Path, tmp_path: Path, fuse: None
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        trackers = f"127.0.0.1:{silent.getsockname()[1]},{cluster.tracker.endpoint}"
+        # That one alone takes more than all this time.
+        options = f"timeout=1,log={tmp_path / 'log'}"
+        assert fdfs_mount(trackers, mountpoint, "-o", options) == (0, "")
+    wait_until(lambda: unmount(mountpoint), "umount")
 
 
 def test_nobody_to_ask(mountpoint: Path, fuse: None) -> None:
