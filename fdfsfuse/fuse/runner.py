@@ -12,7 +12,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,59 +127,76 @@ async def _first_contact(cluster: RemoteCluster, mount: Mount) -> None:
 
 
 async def _serve_mounted(vfs: Vfs, mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:
-    operations = Operations(vfs, trace=mount.trace)
-    report = Report(mount, vfs, operations.stats)
-    own: KernelMount | None = None
-    try:
-        where = str(mount.mountpoint)
-        if mount.options.acl:
-            own = KernelMount(Path(report.mountpoint), mount.source, _SUBTYPE, mount.libfuse)
-            where = own.descriptor_path
-        pyfuse3.init(operations, where, mount.libfuse_options())
-    except RuntimeError as exc:
-        if own is not None:
-            own.close()
-        raise MountFailed(f"cannot mount on {mount.mountpoint}: {exc}") from None
-    try:
-        with ControlSocket(report.mountpoint, report):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_stop_on_signals, vfs, nursery.cancel_scope)
-                nursery.start_soon(mounted)
-                nursery.start_soon(_widen_read_ahead, mount.mountpoint)
-                take_turns()
-                await pyfuse3.main(IDLE_TASKS, MAX_REQUESTS)
-                nursery.cancel_scope.cancel()
-            lost = await _store_rest(vfs)
-    finally:
-        pyfuse3.close(unmount=True)
-        if own is not None:
-            own.close()
+    # From before the kernel has the mount until it is gone: no signal leaves a dead one behind.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        operations = Operations(vfs, trace=mount.trace)
+        report = Report(mount, vfs, operations.stats)
+        own: KernelMount | None = None
+        try:
+            where = str(mount.mountpoint)
+            if mount.options.acl:
+                own = KernelMount(Path(report.mountpoint), mount.source, _SUBTYPE, mount.libfuse)
+                where = own.descriptor_path
+            pyfuse3.init(operations, where, mount.libfuse_options())
+        except RuntimeError as exc:
+            if own is not None:
+                own.close()
+            raise MountFailed(f"cannot mount on {mount.mountpoint}: {exc}") from None
+        try:
+            with ControlSocket(report.mountpoint, report):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_stop_on_signals, signals, vfs, nursery.cancel_scope)
+                    nursery.start_soon(mounted)
+                    nursery.start_soon(_widen_read_ahead, mount.mountpoint)
+                    take_turns()
+                    await pyfuse3.main(IDLE_TASKS, MAX_REQUESTS)
+                    nursery.cancel_scope.cancel()
+                lost = await _store_rest(vfs, signals)
+        finally:
+            pyfuse3.close(unmount=True)
+            if own is not None:
+                own.close()
     if lost:
         raise MountFailed(f"{lost} files could not be stored")
 
 
-async def _stop_on_signals(vfs: Vfs, serving: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        stopping = False
-        async with trio.open_nursery() as nursery:
-            async for _ in signals:
-                if stopping:
-                    serving.cancel()
-                    return
-                stopping = True
-                nursery.start_soon(_stop, vfs)
+async def _stop_on_signals(
+    signals: AsyncIterator[int], vfs: Vfs, serving: trio.CancelScope
+) -> None:
+    stopping = False
+    async with trio.open_nursery() as nursery:
+        async for _ in signals:
+            if stopping:
+                serving.cancel()
+                return
+            stopping = True
+            nursery.start_soon(_stop, vfs, serving)
 
 
-async def _stop(vfs: Vfs) -> None:
+async def _stop(vfs: Vfs, serving: trio.CancelScope) -> None:
     log.info("stopping")
     with trio.move_on_after(_STORE_S):
         await vfs.files.store_all()
     pyfuse3.terminate()
+    # With -o hard a request that waits for a volume would go on waiting.
+    await trio.sleep(_STORE_S)
+    serving.cancel()
 
 
-async def _store_rest(vfs: Vfs) -> int:
-    with trio.CancelScope(deadline=trio.current_time() + _STORE_S, shield=True):
-        return await vfs.files.store_all()
+async def _store_rest(vfs: Vfs, signals: AsyncIterator[int]) -> int:
+    """Store what is not stored yet; how many files could not be. Ctrl-C gives the others up."""
+
+    async def watch(storing: trio.CancelScope) -> None:
+        async for number in signals:
+            if number == signal.SIGINT:
+                storing.cancel()
+
+    with trio.CancelScope(deadline=trio.current_time() + _STORE_S, shield=True) as storing:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, storing)
+            lost = await vfs.files.store_all()
+            nursery.cancel_scope.cancel()
+        return lost
     return sum(state.dirty for state in vfs.context.states.values())
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from fdfsfuse.cli.mount_stats import find_reports
 from fdfsfuse.fuse.mountpoint import self_test
 from tests.common.cluster import Cluster, Mount, is_mounted, unmount
 from tests.common.processes import Process, program
@@ -104,6 +107,71 @@ def test_unmounted_at_once(cluster: Cluster, tmp_path: Path, fuse: None) -> None
         wait_until(partial(is_mounted, mount.path), "the mount")
         mount.unmount()
     self_test(tmp_path, 10.0)  # nothing is mounted there any more
+
+
+STOPPED_WHILE_IT_MOUNTS = """
+import os, signal
+from fdfsfuse.cli.mount import main
+from fdfsfuse.fuse.control import ControlSocket
+
+enter = ControlSocket.__enter__
+
+def interrupted(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return enter(self)
+
+ControlSocket.__enter__ = interrupted
+main()
+"""
+
+
+def test_stopped_as_soon_as_it_is_mounted(
+    cluster: Cluster, mountpoint: Path, tmp_path: Path, fuse: None
+) -> None:
+    command = [sys.executable, "-c", STOPPED_WHILE_IT_MOUNTS]
+    process = Process(
+        "stopped", [*command, cluster.tracker.endpoint, str(mountpoint), "-f"], tmp_path
+    )
+    process.launch()
+    assert process.wait() == 0
+    assert "stopping" in process.log()
+    assert not is_mounted(mountpoint)
+
+
+IMPATIENT = """
+from fdfsfuse.cli.mount import main
+from fdfsfuse.fuse import runner
+
+runner._STORE_S = 1.0
+main()
+"""
+
+
+def test_stopped_while_a_request_waits_for_ever(tmp_path: Path, fuse: None) -> None:
+    with Cluster(tmp_path / "cluster") as cluster:
+        mount = cluster.mount(tmp_path / "mnt", "hard")
+        mount.command[:1] = [sys.executable, "-c", IMPATIENT]
+        mount.mount()
+        storage = cluster.storage()
+        storage.signal(signal.SIGSTOP)
+        problems: list[OSError] = []
+
+        def make() -> None:
+            try:
+                (mount.path / "group1" / "d" / "e").mkdir()
+            except OSError as exc:
+                problems.append(exc)
+
+        maker = threading.Thread(target=make)
+        maker.start()
+        try:
+            wait_until(lambda: find_reports(str(mount.path))[0]["waiting"], "a request to wait")
+            assert mount.terminate() == 0
+        finally:
+            storage.signal(signal.SIGCONT)
+        maker.join(60)
+        assert [exc.errno in (errno.ENOTCONN, errno.ECONNABORTED) for exc in problems] == [True]
+        assert not is_mounted(mount.path)
 
 
 def test_sigterm_stores_what_was_written(
