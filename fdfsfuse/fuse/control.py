@@ -69,12 +69,16 @@ class ControlSocket:
 
     def _listen(self, path: Path) -> None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Another mount that starts must not meet it before it listens: it would be stale.
+        new = path.with_suffix(".new")
+        new.unlink(missing_ok=True)
         old = os.umask(0o177)
         try:
-            listener.bind(str(path))
+            listener.bind(str(new))
         finally:
             os.umask(old)
         listener.listen(8)
+        new.rename(path)
         self._socket, self._path = listener, path
         threading.Thread(target=self._serve, args=(listener,), daemon=True).start()
 
@@ -108,7 +112,7 @@ def remove_stale(where: Path) -> None:
     """Remove the sockets in *where* that nobody listens on."""
     for path in where.glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(TIMEOUT_S)
+            probe.setblocking(False)  # one with a full queue is not waited for: somebody listens
             try:
                 probe.connect(str(path))
             except ConnectionRefusedError:
@@ -134,6 +138,11 @@ def ask(path: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or "mountpoint" not in report:
         raise ValueError("the mount could not tell; see its log")
     return report
+
+
+def is_socket_of(path: Path, mountpoint: str) -> bool:
+    """Whether a control socket is that of the mount on *mountpoint*."""
+    return path.name.startswith(_prefix(mountpoint))
 
 
 def sockets(mountpoint: str | None = None) -> Iterator[Path]:

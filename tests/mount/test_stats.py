@@ -168,6 +168,22 @@ def test_stale_sockets_go(tmp_path: Path) -> None:
         assert sorted(tmp_path.iterdir()) == [live]
 
 
+def test_mounts_that_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One looks for stale sockets just before the other one's is listened on."""
+
+    class Slow(socket.socket):
+        def listen(self, *args: Any) -> None:
+            control.remove_stale(tmp_path)
+            super().listen(*args)
+
+    monkeypatch.setattr(control, "directory", lambda: tmp_path)
+    monkeypatch.setattr(socket, "socket", Slow)
+    with control.ControlSocket("/mnt", lambda: {"mountpoint": "/mnt"}):
+        (path,) = control.sockets("/mnt")
+        assert control.ask(path) == {"mountpoint": "/mnt"}
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_outcomes_are_told_apart() -> None:
     stats = Stats(str)
     outcomes: list[Exception | None] = [None, OSError(errno.ENOENT, ""), OSError(errno.EIO, "")]
