@@ -56,7 +56,7 @@ def file_id_of(path: str) -> str:
 
 
 def _on_mount(path: str) -> bool:
-    from fdfsfuse.cli.mounts import mounts
+    from fdfsfuse.fuse.mounttable import mounts
 
     real = os.path.realpath(path)
     return any(real == mount or real.startswith(mount + "/") for mount in mounts())

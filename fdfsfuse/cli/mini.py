@@ -25,6 +25,7 @@ from fdfsfuse.cli.supervise import Child, ChildProblem, describe_exit
 from fdfsfuse.client.pool import Pool
 from fdfsfuse.client.tracker import TrackerClient
 from fdfsfuse.errors import ConfigError, ConnectionProblem, StatusError
+from fdfsfuse.fuse.mounttable import mounted_on, resolve
 from fdfsfuse.proto.tracker import ServerStatus
 from fdfsfuse.server.daemon import sd_notify
 
@@ -84,8 +85,8 @@ def mini(
     base = Path(directory).absolute()
     if "\n" in str(base):
         raise click.UsageError("a line break in DIR cannot be written into a configuration file")
-    mountpoint = None if no_mount else Path(mount_path).absolute() if mount_path else base / "mnt"
     try:
+        mountpoint = None if no_mount else Path(resolve(mount_path or str(base / "mnt")))
         with claim(base):
             old = mini_layout.read_plan(base / "mini.json")
             plan = mini_layout.make_plan(
@@ -140,22 +141,11 @@ def prepare_mountpoint(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         path.stat()
     except OSError as exc:
-        if exc.errno != errno.ENOTCONN or not is_mounted(path):
+        if exc.errno != errno.ENOTCONN or not mounted_on(path):
             raise ConfigError(f"{path}: {exc.strerror}") from exc
         unmount(path)  # nobody answers for it any more
-    if is_mounted(path):
+    if mounted_on(path):
         raise ConfigError(f"something is mounted on {path}")
-
-
-def is_mounted(path: Path) -> bool:
-    """Whether the kernel's table has a mount there; asks nothing of the mount itself."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        points = [line.split(" ")[4] for line in table]
-    # The table writes blanks, tabs, line breaks and backslashes as octal numbers.
-    wanted = os.path.realpath(path.parent) + "/" + path.name
-    for char in "\\ \t\n":
-        wanted = wanted.replace(char, f"\\{ord(char):03o}")
-    return wanted in points
 
 
 def unmount(path: Path) -> None:
@@ -318,7 +308,7 @@ class Cluster:
         with trio.move_on_after(MOUNT_TIMEOUT_S):
             while True:
                 # In a thread that may be left behind: a call into a mount can hang.
-                if is_mounted(self.mountpoint) and await trio.to_thread.run_sync(
+                if mounted_on(self.mountpoint) is not None and await trio.to_thread.run_sync(
                     _all_answer,
                     [self.mountpoint / name for name in self.plan.volumes],
                     abandon_on_cancel=True,
@@ -348,7 +338,7 @@ class Cluster:
             async with trio.open_nursery() as nursery:
                 for child in stage:
                     nursery.start_soon(stop, child)
-            if self.mountpoint is not None and is_mounted(self.mountpoint):
+            if self.mountpoint is not None and mounted_on(self.mountpoint):
                 unmount(self.mountpoint)  # the mount's process did not end by itself
         return problems
 

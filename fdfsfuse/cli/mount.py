@@ -25,6 +25,7 @@ from fdfsfuse import __version__
 from fdfsfuse.cli.mount_options import MountOptions, parse_options, parse_source
 from fdfsfuse.errors import ConfigError, FdfsError, UsageError
 from fdfsfuse.fuse.mountpoint import MountFailed, check_fuse, check_mountpoint, self_test
+from fdfsfuse.fuse.mounttable import resolve
 from fdfsfuse.fuse.runner import Mount, serve
 from fdfsfuse.server.daemon import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, sd_notify, setup_logging
 
@@ -109,8 +110,7 @@ def main(
         parsed = parse_options(options)
         addresses, top = parse_source(source)
         vfs = replace(parsed.vfs, top=top)
-        # Stat would follow a link to a dead mount; the kernel mounts on what it points to.
-        mountpoint = Path(os.path.realpath(mountpoint))  # as the kernel's table has it
+        mountpoint = Path(resolve(str(mountpoint)))
         check_mountpoint(mountpoint)
         check_fuse(allow_other="allow_other" in parsed.libfuse, acl=vfs.acl)
     except (FdfsError, OSError) as exc:

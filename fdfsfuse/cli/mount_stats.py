@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -66,40 +65,39 @@ def mount_stats(mountpoint: str | None, watch: bool, interval_s: float, as_json:
 def find_reports(mountpoint: str | None) -> list[dict[str, Any]]:
     """The reports of the mount on *mountpoint*, or of all mounts of this user.
 
+    Of several, those that do not answer are named on stderr.
+
     Raises:
         NotFound: there is none. ConnectFailed: it does not answer.
     """
-    from fdfsfuse.fuse.control import ask, sockets
+    from concurrent.futures import ThreadPoolExecutor
 
-    wanted = None if mountpoint is None else _resolved(mountpoint)
-    reports = []
+    from fdfsfuse.fuse.control import ask, is_socket_of, sockets
+    from fdfsfuse.fuse.mounttable import mounts, resolve
+
+    wanted = None if mountpoint is None else resolve(mountpoint)
+    paths = list(sockets(wanted))
+    reports: list[dict[str, Any]] = []
     problem: Exception | None = None
-    for path in sockets(wanted):
-        try:
-            reports.append(ask(path))
-        except ConnectionRefusedError:
-            continue  # left by a mount that was killed
-        except (OSError, ValueError) as exc:
-            problem = exc
-        if reports and wanted is not None:
-            break
+    # Side by side: one that hangs does not take the time of the others.
+    with ThreadPoolExecutor(len(paths) + 1) as pool:
+        for path, asked in [(path, pool.submit(ask, path)) for path in paths]:
+            try:
+                reports.append(asked.result())
+            except (ConnectionRefusedError, FileNotFoundError):
+                continue  # the mount was killed, or has ended
+            except (OSError, ValueError) as exc:
+                problem = exc
+                if wanted is None:
+                    silent = [point for point in mounts() if is_socket_of(path, point)]
+                    click.echo(f"{(*silent, path)[0]}: the mount does not answer: {exc}", err=True)
     if reports:
-        return reports
+        return reports if wanted is None else reports[:1]
     if problem is not None:
         raise ConnectFailed(f"the mount does not answer: {problem}")
     if wanted is not None:
         raise NotFound(f"{mountpoint} is not a mount of yours (who mounted it, and root, may ask)")
     raise NotFound("there is no mount of yours (who mounted, and root, may ask)")
-
-
-def _resolved(mountpoint: str) -> str:
-    """Links resolved, but without asking the mount itself, which may hang."""
-    parent, name = os.path.split(os.path.abspath(mountpoint))
-    plain = os.path.join(os.path.realpath(parent), name)
-    try:
-        return os.path.realpath(plain) if os.path.islink(plain) else plain
-    except OSError:
-        return plain
 
 
 # --- for people ---------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ async def find_mounted(paths: list[bytes], file_id: str) -> list[bytes]:
     """
     import trio
 
-    from fdfsfuse.cli.mounts import mounts
+    from fdfsfuse.fuse.mounttable import mounts
 
     points = mounts()
     found: dict[str, list[bytes]] = {}

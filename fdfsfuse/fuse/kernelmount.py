@@ -10,7 +10,8 @@ import ctypes
 import os
 from pathlib import Path
 
-from fdfsfuse.fuse.mountpoint import FUSE_DEVICE, MountFailed, device_of
+from fdfsfuse.fuse.mountpoint import FUSE_DEVICE, MountFailed
+from fdfsfuse.fuse.mounttable import device_of
 
 _MS_NOSUID, _MS_NODEV, _MS_POSIXACL = 1 << 1, 1 << 2, 1 << 16
 _FLAGS = {

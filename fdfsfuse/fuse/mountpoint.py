@@ -15,11 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fdfsfuse.errors import ConfigError, FdfsError
+from fdfsfuse.fuse.mounttable import FILE_SYSTEM_TYPE, mounted_on
 from fdfsfuse.vfs.numbers import ROOT
 from fdfsfuse.vfs.xattrs import SELF_TEST
 
 FUSE_DEVICE = Path("/dev/fuse")
 _FUSE_CONF = Path("/etc/fuse.conf")
+_ANSWER_S = 10.0
 
 
 class MountFailed(FdfsError):
@@ -31,23 +33,34 @@ def check_mountpoint(path: Path) -> None:
 
     Raises:
         ConfigError: it is no directory: the wrong argument.
-        MountFailed: it is one, but in use, or its mount has died.
+        MountFailed: it is one, but in use, or what is mounted there has died or hangs.
     """
-    try:
-        # The attributes of a mount that has died may still be cached; this is always asked for.
-        os.statvfs(path)
-        mode = path.stat().st_mode
-    except OSError as exc:
+    modes: list[int] = []
+    problems: list[OSError] = []
+
+    def look() -> None:
+        try:
+            # The attributes of a mount that has died may still be cached; this is always asked for.
+            os.statvfs(path)
+            modes.append(path.stat().st_mode)
+        except OSError as exc:
+            problems.append(exc)
+
+    _in_thread(look, _ANSWER_S)
+    for exc in problems:
         if exc.errno == errno.ENOTCONN:
             raise MountFailed(
                 f"{path}: the process of an earlier mount has died. "
                 f"Clean up with: fusermount3 -u -z {path}"
-            ) from None
-        raise ConfigError(f"{path}: {exc.strerror}") from None
-    if not stat.S_ISDIR(mode):
-        raise ConfigError(f"{path}: not a directory")
-    if _mounted(path)[1] == "fuse.fdfs":
+            )
+        raise ConfigError(f"{path}: {exc.strerror}")
+    entry = mounted_on(path)
+    if entry is not None and entry.type == FILE_SYSTEM_TYPE:
         raise MountFailed(f"{path}: already mounted")
+    if not modes:
+        raise MountFailed(f"{path} does not answer")
+    if not stat.S_ISDIR(modes[0]):
+        raise ConfigError(f"{path}: not a directory")
 
 
 def check_fuse(*, allow_other: bool, acl: bool) -> None:
@@ -76,32 +89,6 @@ def _user_allow_other() -> bool:
     return any(line.strip() == "user_allow_other" for line in lines)
 
 
-def device_of(path: Path) -> str:
-    """``major:minor`` of the mount on *path*, or '' when nothing is mounted there."""
-    return _mounted(path)[0]
-
-
-def _mounted(path: Path) -> tuple[str, str]:
-    """Device and type of what is mounted on *path* (last), or two empty strings.
-
-    *path* is without symlinks. Asks the kernel's table only, never the mount, which may hang.
-    """
-    found = ("", "")
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            left, _, right = line.partition(" - ")
-            fields = left.split(" ")
-            if _unescape(fields[4]) == str(path):
-                found = fields[2], right.split(" ", 1)[0]
-    return found
-
-
-def _unescape(text: str) -> str:
-    for char in " \t\n\\":
-        text = text.replace(f"\\{ord(char):03o}", char)
-    return text
-
-
 def self_test(path: Path, timeout_s: float) -> None:
     """See whether the mount answers and passes xattr names on unharmed.
 
@@ -116,7 +103,7 @@ def self_test(path: Path, timeout_s: float) -> None:
         problem[:] = [text] if (text := _test(path)) else []
 
     _in_thread(test, timeout_s)
-    if problem and device_of(path):
+    if problem and mounted_on(path) is not None:
         raise MountFailed(problem[0])
 
 

@@ -25,7 +25,8 @@ from fdfsfuse.errors import ConnectionProblem, FdfsError
 from fdfsfuse.fuse.caches import KernelCaches
 from fdfsfuse.fuse.control import ControlSocket
 from fdfsfuse.fuse.kernelmount import KernelMount
-from fdfsfuse.fuse.mountpoint import MountFailed, device_of
+from fdfsfuse.fuse.mountpoint import MountFailed
+from fdfsfuse.fuse.mounttable import device_of
 from fdfsfuse.fuse.operations import Operations
 from fdfsfuse.fuse.report import Report
 from fdfsfuse.fuse.request_turns import take_turns

@@ -105,7 +105,10 @@ def test_files_come_back_with_the_directory(fuse: None, mini: Mini, tmp_path: Pa
 
 def test_process_that_dies_is_reported_and_ends_the_rest(fuse: None, mini: Mini) -> None:
     elsewhere = mini.directory / "else where"
-    about = mini.run("--volumes", "1", "--mount", str(elsewhere), "-o", "ro")
+    elsewhere.mkdir()
+    link = mini.directory / "link"
+    link.symlink_to(elsewhere)
+    about = mini.run("--volumes", "1", "--mount", str(link), "-o", "ro")
     assert about["mount"] == str(elsewhere)
     with pytest.raises(OSError, match="Read-only"):
         (elsewhere / "group1" / "file").touch()

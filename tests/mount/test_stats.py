@@ -16,8 +16,11 @@ import pyfuse3
 import pytest
 import trio
 
-from fdfsfuse.cli.mount_stats import mount_stats, quantile
-from fdfsfuse.fuse import control
+from fdfsfuse.cli.mount_stats import find_reports, mount_stats, quantile
+from fdfsfuse.errors import ConnectFailed
+from fdfsfuse.fuse import control, mountpoint
+from fdfsfuse.fuse.mountpoint import MountFailed, check_mountpoint
+from fdfsfuse.fuse.mounttable import resolve
 from fdfsfuse.fuse.stats import Stats
 from tests.common.cluster import Cluster, Mount
 from tests.common.processes import program
@@ -182,6 +185,31 @@ def test_mounts_that_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (path,) = control.sockets("/mnt")
         assert control.ask(path) == {"mountpoint": "/mnt"}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mount_that_hangs_is_no_reason_to_wait(
+    mounted: Mount,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "hangs")
+    with mounted.cluster.mount(tmp_path / "hangs", "attr_timeout=0") as other:
+        other.signal(signal.SIGSTOP)
+        try:
+            found = find_reports(None)
+            assert str(mounted.path) in {report["mountpoint"] for report in found}
+            assert f"{other.path}: the mount does not answer" in capfd.readouterr().err
+            monkeypatch.setattr(control, "TIMEOUT_S", 0.5)
+            for path in (other.path, link):
+                with pytest.raises(ConnectFailed, match="does not answer"):
+                    find_reports(str(path))
+            monkeypatch.setattr(mountpoint, "_ANSWER_S", 0.5)
+            with pytest.raises(MountFailed, match="already mounted"):
+                check_mountpoint(Path(resolve(str(link))))
+        finally:
+            other.signal(signal.SIGCONT)
 
 
 def test_outcomes_are_told_apart() -> None:
