@@ -32,6 +32,8 @@ from fdfsfuse.proto.parameters import Parameters
 logger = logging.getLogger(__name__)
 
 _MAX_RETRY_S = 2.0
+_TURN_S = 3.0
+"""How long a tracker is waited for before the next one is asked as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +65,37 @@ async def learn(config: StorageConfig, port: int) -> Place:
         port: the port that this storage listens on (config.port may be 0).
     """
     retry = Retry(_MAX_RETRY_S)
-    complained = False
+    level = logging.WARNING
     while True:
-        for server in config.tracker_servers:
-            try:
-                place = await _learn_from(server, config, port)
-            except PROBLEMS as exc:
-                if not complained:
-                    logger.warning("waiting for a tracker: %s: %s", server, exc)
-            else:
-                logger.info("tracker %s knows this storage as %s", server, place.storage_id)
-                return place
-        complained = True
+        place = await _learn_from_any(config, port, level)
+        if place is not None:
+            return place
+        level = logging.DEBUG
         await trio.sleep(retry.next_delay())
+
+
+async def _learn_from_any(config: StorageConfig, port: int, level: int) -> Place | None:
+    """What the first tracker tells that tells all; None when each has failed, logged at *level*."""
+    found: list[Place] = []
+
+    async def ask(server: ServerAddress, failed: trio.Event) -> None:
+        try:
+            place = await _learn_from(server, config, port)
+        except PROBLEMS as exc:
+            logger.log(level, "waiting for a tracker: %s: %s", server, exc)
+            failed.set()
+        else:
+            logger.info("tracker %s knows this storage as %s", server, place.storage_id)
+            found.append(place)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for server in config.tracker_servers:
+            failed = trio.Event()
+            nursery.start_soon(ask, server, failed)
+            with trio.move_on_after(_TURN_S):
+                await failed.wait()
+    return found[0] if found else None
 
 
 async def _learn_from(server: ServerAddress, config: StorageConfig, port: int) -> Place:

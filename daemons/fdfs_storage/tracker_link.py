@@ -14,6 +14,8 @@ from fdfsfuse.proto.cluster import Brief, ClusterCommand, ServerQuery
 from fdfsfuse.proto.tracker import ServerStatus
 
 _FIRST_RETRY_S = 0.1
+_GRACE_S = 5.0
+"""How long the other trackers are waited for once one has answered."""
 
 
 class Retry:
@@ -54,11 +56,17 @@ async def ask_once(
 
 
 async def ask_all(
-    config: StorageConfig, command: int, body: bytes, tolerated: frozenset[int] = frozenset()
+    config: StorageConfig,
+    command: int,
+    body: bytes,
+    tolerated: frozenset[int] = frozenset(),
+    *,
+    complete: bool = False,
 ) -> dict[ServerAddress, bytes]:
     """Ask all trackers at the same time; the answers of those that gave one.
 
-    A status in *tolerated* counts as an empty answer. Raises one of
+    One that hangs does not hold up the others, unless their answers count only with all that there
+    are (*complete*). A status in *tolerated* counts as an empty answer. Raises one of
     `fdfsfuse.client.link.PROBLEMS` when no tracker answered.
     """
     answers: dict[ServerAddress, bytes] = {}
@@ -74,6 +82,9 @@ async def ask_all(
                 problems.append(exc)
         except PROBLEMS as exc:
             problems.append(exc)
+        if answers and not complete:
+            scope = nursery.cancel_scope
+            scope.deadline = min(scope.deadline, trio.current_time() + _GRACE_S)
 
     async with trio.open_nursery() as nursery:
         for server in config.tracker_servers:
@@ -89,7 +100,8 @@ async def highest_status(config: StorageConfig, my_ip: str, port: int) -> Server
     None when no tracker knows it. Raises one of `fdfsfuse.client.link.PROBLEMS`.
     """
     query = ServerQuery(config.group_name, my_ip, port).encode()
+    unknown = frozenset({errno.ENOENT})
     answers = await ask_all(
-        config, ClusterCommand.GET_STORAGE_STATUS, query, frozenset({errno.ENOENT})
+        config, ClusterCommand.GET_STORAGE_STATUS, query, unknown, complete=True
     )
     return max((Brief.decode(answer).status for answer in answers.values() if answer), default=None)

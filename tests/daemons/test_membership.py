@@ -11,7 +11,7 @@ import trio
 from fdfs_storage.identity import Identity
 from fdfs_storage.place import Place, learn
 from fdfsfuse.core.config import IdType, StorageIds
-from fdfsfuse.proto.cluster import Join, SyncSource
+from fdfsfuse.proto.cluster import Brief, Join, SyncSource
 from fdfsfuse.proto.header import pack_response
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus
@@ -92,6 +92,25 @@ async def test_a_restart_founds_nothing(tmp_path: Path) -> None:
             await joined(node)
             assert node.founded == 0
             assert active(tracker)
+
+
+async def test_a_tracker_that_hangs_holds_up_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fdfs_storage.place._TURN_S", 0.01)
+    monkeypatch.setattr("fdfs_storage.tracker_link._GRACE_S", 0.01)
+    (silent,) = await trio.open_tcp_listeners(0, host=TRACKER_IP)
+    async with silent, running_tracker(tmp_path / "t") as tracker:
+        config = storage_config(tmp_path / "s", [tracker.port])
+        async with running(config, await learn(config, PORT)) as node:
+            await joined(node)
+        ports = [silent.socket.getsockname()[1], tracker.port]
+        config = storage_config(tmp_path / "s", ports, network_timeout_s=3600.0)
+        with trio.fail_after(60):
+            # Not the first start: it asks for the changelog, too.
+            async with running(config, await learn(config, PORT)) as node:
+                await joined(node)
+                await node.membership.report_status(Brief(ServerStatus.ONLINE, 1, "9", "9"))
 
 
 async def test_a_tracker_that_lost_its_state_gets_the_storage_back(tmp_path: Path) -> None:
