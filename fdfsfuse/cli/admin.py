@@ -93,9 +93,9 @@ def remove(
         volume = find_volume(found, group)
         return plan_server(found, volume, find_storage(volume, server))
 
-    async def act(found: ClusterState) -> Outcome:
+    async def act(found: ClusterState, timeout_s: float) -> Outcome:
         body = ServerRequest(group, server).encode()
-        return await _tell(found, TrackerCommand.DELETE_STORAGE, body, _ALREADY)
+        return await _tell(found, TrackerCommand.DELETE_STORAGE, body, _ALREADY, timeout_s)
 
     return _carry_out(
         f"remove {server} from {group}", plan, act, dry_run, force, as_json,
@@ -131,17 +131,16 @@ def remove_group(
 
         return plan_group(find_volume(found, group))
 
-    async def act(found: ClusterState) -> Outcome:
+    async def act(found: ClusterState, timeout_s: float) -> Outcome:
         from fdfsfuse.cli.removal import find_volume
 
         for storage in find_volume(found, group).storages:
             body = ServerRequest(group, storage.storage_id).encode()
-            await _tell(found, TrackerCommand.DELETE_STORAGE, body, _ALREADY)
+            await _tell(found, TrackerCommand.DELETE_STORAGE, body, _ALREADY, timeout_s)
             forget = encode(ForgetServer(group, storage.storage_id))
-            await _tell(found, FORGET_SERVER, forget, _UNKNOWN)
-        return await _tell(
-            found, TrackerCommand.DELETE_GROUP, GroupRequest(group).encode(), _UNKNOWN
-        )
+            await _tell(found, FORGET_SERVER, forget, _UNKNOWN, timeout_s)
+        body = GroupRequest(group).encode()
+        return await _tell(found, TrackerCommand.DELETE_GROUP, body, _UNKNOWN, timeout_s)
 
     return _carry_out(
         f"remove the group {group}", plan, act, dry_run, force, as_json,
@@ -198,13 +197,13 @@ def forget(
             result.effects.append(f"{group} has no removed servers")
         return result
 
-    async def act(found: ClusterState) -> Outcome:
+    async def act(found: ClusterState, timeout_s: float) -> Outcome:
         from fdfsfuse.client.cluster_view import Outcome
 
         outcome = Outcome()
         for server in wanted(found):
             body = encode(ForgetServer(group, server))
-            outcome = await _tell(found, FORGET_SERVER, body, _UNKNOWN)
+            outcome = await _tell(found, FORGET_SERVER, body, _UNKNOWN, timeout_s)
             if outcome.problems:
                 break
         return outcome
@@ -244,7 +243,7 @@ def init(group: str, server: str, dry_run: bool, as_json: bool, cluster: ChosenC
         volume = find_volume(found, group)
         return plan_tree(found, volume, find_storage(volume, server))
 
-    async def act(found: ClusterState) -> Outcome:
+    async def act(found: ClusterState, timeout_s: float) -> Outcome:
         from fdfsfuse.cli.removal import find_storage, find_volume, stock_storages
         from fdfsfuse.client.address import Address
         from fdfsfuse.client.cluster_view import tell_trackers
@@ -253,7 +252,7 @@ def init(group: str, server: str, dry_run: bool, as_json: bool, cluster: ChosenC
         storage = find_storage(volume, server)
         address = Address(storage.ip, storage.storage_port)
         body = encode(FoundTree(group, stock_storages(volume)))
-        return await tell_trackers([address], FOUND_TREE, body)
+        return await tell_trackers([address], FOUND_TREE, body, timeout_s=timeout_s)
 
     return _carry_out(
         f"found the tree of {group} on {server}", plan, act, dry_run, False, as_json,
@@ -261,16 +260,19 @@ def init(group: str, server: str, dry_run: bool, as_json: bool, cluster: ChosenC
     )  # fmt: skip
 
 
-async def _tell(cluster: ClusterState, command: int, body: bytes, good: frozenset[int]) -> Outcome:
+async def _tell(
+    cluster: ClusterState, command: int, body: bytes, good: frozenset[int], timeout_s: float
+) -> Outcome:
     from fdfsfuse.client.cluster_view import tell_trackers
 
-    return await tell_trackers([view.address for view in cluster.trackers], command, body, good)
+    addresses = [view.address for view in cluster.trackers]
+    return await tell_trackers(addresses, command, body, good, timeout_s=timeout_s)
 
 
 def _carry_out(
     what: str,
     make_plan: Callable[[ClusterState], Plan],
-    act: Callable[[ClusterState], Awaitable[Outcome]],
+    act: Callable[[ClusterState, float], Awaitable[Outcome]],
     dry_run: bool,
     force: bool,
     as_json: bool,
@@ -281,7 +283,8 @@ def _carry_out(
     async def use(client: Client) -> int:
         from fdfsfuse.cli.cluster_state import look
 
-        cluster = await look(client, min(where.settings().timeout_s, 5.0))
+        timeout_s = where.settings().timeout_s
+        cluster = await look(client, min(timeout_s, 5.0))
         plan = make_plan(cluster)
         data: dict[str, Any] = {
             "action": what,
@@ -293,7 +296,7 @@ def _carry_out(
         refused = bool(plan.obstacles) or (bool(plan.losses) and not force)
         outcome = None
         if not dry_run and not refused:
-            outcome = await act(cluster)
+            outcome = await act(cluster, timeout_s)
             data["done"] = not outcome.problems
             data["trackers"] = {
                 **{str(address): "done" for address in outcome.done},

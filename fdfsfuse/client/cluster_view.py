@@ -165,14 +165,22 @@ class Outcome:
 
 
 async def tell_trackers(
-    addresses: Sequence[Address], command: int, body: bytes, good: frozenset[int] = frozenset()
+    addresses: Sequence[Address],
+    command: int,
+    body: bytes,
+    good: frozenset[int] = frozenset(),
+    *,
+    timeout_s: float,
 ) -> Outcome:
-    """Send one command to every tracker; a status in *good* counts as done."""
+    """Send one command to every tracker; a status in *good* counts as done.
+
+    Have patience: after *timeout_s* it counts as not done, but it may be done all the same.
+    """
     outcome = Outcome()
 
     async def tell(address: Address) -> None:
         try:
-            await ask(address, command, body)
+            await ask(address, command, body, timeout_s)
         except FdfsError as exc:
             if not isinstance(exc, StatusError):
                 outcome.problems[address] = str(exc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import trio
@@ -23,7 +24,13 @@ from fdfsfuse.proto.cluster_status import (
     TrackerPeer,
     encode,
 )
-from tests.client.peers import Handler, PeerConnection, running_peer, unused_address
+from tests.client.peers import (
+    Handler,
+    PeerConnection,
+    running_peer,
+    unused_address,
+    wait_until,
+)
 
 Answers = Callable[[int], "bytes | int"]
 
@@ -97,9 +104,32 @@ async def test_a_command_to_every_tracker() -> None:
         running_peer(serving(lambda _: 16)) as busy,
     ):
         addresses = [good.address, already.address, nobody]
-        outcome = await tell_trackers(addresses, 93, b"", frozenset({114}))
+        outcome = await tell_trackers(addresses, 93, b"", frozenset({114}), timeout_s=60)
         assert set(outcome.done) == {good.address, already.address}
         assert set(outcome.problems) == {nobody}
         assert not outcome.refused
-        outcome = await tell_trackers([busy.address], 93, b"", frozenset({114}))
+        outcome = await tell_trackers([busy.address], 93, b"", frozenset({114}), timeout_s=60)
         assert outcome.refused
+
+
+async def test_a_command_is_waited_for_as_long_as_one_likes() -> None:
+    """It would be done all the same."""
+    done = trio.Event()
+
+    async def slow(connection: PeerConnection) -> None:
+        await connection.receive()
+        await done.wait()
+        await connection.answer(b"")
+
+    async with running_peer(slow) as peer, trio.open_nursery() as nursery:
+        outcome = await tell_trackers([peer.address], 93, b"", timeout_s=0.05)
+        assert "0.05 s" in outcome.problems[peer.address]
+        before = peer.connections
+
+        async def tell() -> None:
+            outcome = await tell_trackers([peer.address], 93, b"", timeout_s=math.inf)
+            assert outcome.done == [peer.address]
+
+        nursery.start_soon(tell)
+        await wait_until(lambda: peer.connections > before)
+        done.set()
