@@ -70,6 +70,28 @@ class Hub(trio.abc.Instrument):
         ended: told when a parked connection was closed by its peer.
     """
 
+    # Trio looks at all attributes of an instrument. An object with a dict has a slower one after
+    # that, of which Python 3.11 does not know where an attribute is.
+    __slots__ = (
+        "_answer",
+        "_at_turn_end",
+        "_busy",
+        "_ended",
+        "_epoll",
+        "_hand_over",
+        "_in_turn",
+        "_parked",
+        "_paused",
+        "_quiet",
+        "_runnable",
+        "_token",
+        "_trio_epoll",
+        "_trio_fd",
+        "_trio_is_ready",
+        "_trio_poll",
+        "_watched",
+    )
+
     def __init__(
         self,
         answer: Answer | None,
@@ -220,15 +242,16 @@ class Hub(trio.abc.Instrument):
             return
         deadline = time.monotonic() + timeout
         linger_s = min(_LINGER_S, timeout)
-        while not self._runnable:
+        while True:
             ready = self._serve_ready(linger_s)
             # Others who were served may have taken what trio would have found: then it would sleep.
             if self._trio_is_ready and (ready == 1 or self._trio_poll.poll(0)):
                 return  # trio has something, and will find us again afterwards
-            if time.monotonic() >= deadline:
+            if self._runnable or time.monotonic() >= deadline:
                 break
             if not ready and not self._paused:
                 self._become_idle()
+                break
         self._token.run_sync_soon(_nothing)
 
     def _serve_ready(self, wait_s: float) -> int:
