@@ -22,6 +22,7 @@ from fdfsfuse.proto.binlog import FILE_SIZE_MAX, BinlogRecord, decode_line
 logger = logging.getLogger(__name__)
 
 _BLOCK = 64 << 10
+_new = tuple.__new__
 
 
 class BinlogPosition(NamedTuple):
@@ -43,13 +44,12 @@ class Binlog:
 
     def __init__(self, directory: Path, index: int, compress_index: int) -> None:
         self.directory = directory
-        self._index = index
+        self.position = BinlogPosition(index, 0)
         self._compress_index = compress_index
         self._fd = -1
         self._previous_fd = -1
-        self._offset = 0
         self.on_append: Callable[[bytes, BinlogPosition], None] = _nothing
-        self._open()
+        self._open(index)
 
     @classmethod
     def open(cls, base_path: Path) -> Binlog:
@@ -67,25 +67,23 @@ class Binlog:
         binlog._write_index()
         return binlog
 
-    @property
-    def position(self) -> BinlogPosition:
-        """Where the next line goes."""
-        return BinlogPosition(self._index, self._offset)
-
     def append(self, lines: bytes) -> None:
         """Write whole *lines* through to the file.
 
         Raises:
             OSError: they could not be written; then nothing of them stays.
         """
-        start = BinlogPosition(self._index, self._offset)
+        start = self.position
+        number, offset = start
         written = os.write(self._fd, lines)
         if written != len(lines):
-            os.ftruncate(self._fd, self._offset)
+            os.ftruncate(self._fd, offset)
             raise OSError(errno.ENOSPC, "no space for the binlog")
-        self._offset += written
-        self.on_append(lines, start)
-        if self._offset >= FILE_SIZE_MAX:
+        offset += written
+        self.position = _new(BinlogPosition, (number, offset))
+        on_append = self.on_append
+        on_append(lines, start)
+        if offset >= FILE_SIZE_MAX:
             self._rotate()
 
     def sync(self) -> None:
@@ -99,20 +97,18 @@ class Binlog:
                 os.close(fd)
         self._fd = self._previous_fd = -1
 
-    def _open(self) -> None:
-        path = binlog_path(self.directory, self._index)
+    def _open(self, number: int) -> None:
+        path = binlog_path(self.directory, number)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o644)
-        self._offset = os.fstat(self._fd).st_size
+        self.position = BinlogPosition(number, os.fstat(self._fd).st_size)
 
     def _rotate(self) -> None:
         old = self._fd
-        self._index += 1
         try:
-            self._open()
+            self._open(self.position.number + 1)
         except OSError:
             # Going on in the old file is right too; the next append tries again.
-            self._index -= 1
             logger.exception("cannot begin the next binlog file")
             return
         # A thread may be about to sync the old file, so it stays open until the next rotation.
@@ -124,11 +120,12 @@ class Binlog:
         self.on_append(b"", self.position)
 
     def _write_index(self) -> None:
-        text = f"current_write={self._index}\ncurrent_compress={self._compress_index}\n"
+        text = f"current_write={self.position.number}\ncurrent_compress={self._compress_index}\n"
         replace_file(self.directory / "binlog_index.dat", text.encode())
 
     def _cut_torn_line(self) -> None:
-        end = self._offset
+        number, size = self.position
+        end = size
         while end:
             start = max(0, end - _BLOCK)
             newline = os.pread(self._fd, end - start, start).rfind(b"\n")
@@ -136,19 +133,17 @@ class Binlog:
                 end = start + newline + 1
                 break
             end = start
-        if end != self._offset:
-            logger.warning(
-                "cut %d bytes of a torn line off %s",
-                self._offset - end,
-                binlog_path(self.directory, self._index),
-            )
+        if end != size:
+            path = binlog_path(self.directory, number)
+            logger.warning("cut %d bytes of a torn line off %s", size - end, path)
             os.ftruncate(self._fd, end)
-            self._offset = end
+            self.position = BinlogPosition(number, end)
 
     def tail_lines(self, size: int) -> list[bytes]:
         """The whole lines in the last *size* bytes of the current file."""
-        start = max(0, self._offset - size)
-        data = os.pread(self._fd, self._offset - start, start)
+        end = self.position.offset
+        start = max(0, end - size)
+        data = os.pread(self._fd, end - start, start)
         if start:
             data = data[data.find(b"\n") + 1 :]
         return data.splitlines(keepends=True)
@@ -169,7 +164,7 @@ class Binlog:
         Yields each record with the position behind it. Malformed lines are skipped with a
         warning. Files that a C server compressed are read too.
         """
-        for index in range(position.number, self._index + 1):
+        for index in range(position.number, self.position.number + 1):
             offset = position.offset if index == position.number else 0
             for line, behind in _lines(self.directory, index, offset):
                 try:

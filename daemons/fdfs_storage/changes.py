@@ -9,7 +9,7 @@ from fdfs_storage.binlog import Binlog
 from fdfs_storage.counters import Counters
 from fdfs_storage.recent import Content, RecentContents
 from fdfsfuse.proto import binlog as ops
-from fdfsfuse.proto.fileid import Location
+from fdfsfuse.proto.fileid import STORE_PATHS, Location
 
 Observer = Callable[[str, Location, Location | None], None]
 """Called with (binlog op, location, other) after a change; metadata changes have a location that
@@ -40,7 +40,9 @@ class Changes:
         """Write a line for a change of our own. Raises OSError."""
         if timestamp is None:
             timestamp = int(time.time())
-        self.binlog.append(f"{timestamp} {op} {location.name}{extra}\n".encode("ascii"))
+        index, relative = location
+        line = f"{timestamp} {op} {STORE_PATHS[index]}{relative}{extra}\n"
+        self.binlog.append(line.encode())
         self.counters.last_source_update = self.logged_at = timestamp
 
     def log_all(self, location: Location, changes: Sequence[tuple[str, str]]) -> None:

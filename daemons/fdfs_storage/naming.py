@@ -11,6 +11,7 @@ from fdfs_storage.counters import Counters
 from fdfs_storage.space import Space
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.fileid import (
+    RANDOM_MASK,
     Location,
     encode_base,
     encode_source,
@@ -19,7 +20,8 @@ from fdfsfuse.proto.fileid import (
 )
 
 NAME_TRIES = 10
-_RECENT_NAMES = 1 << 14
+_SUFFIX_BITS = 25
+_new = tuple.__new__
 
 
 class Naming:
@@ -49,16 +51,18 @@ class Naming:
         self._subdir_count = subdir_count
         self._by_hash = by_hash
         self._rotate_count = rotate_count
-        self._random = (rng or random.Random()).getrandbits
+        self._draw = (rng or random.Random()).getrandbits
+        # Of the random bits of names, only the first are drawn, and then counted up: so a name is
+        # never given twice, even if its first object is deleted at once.
+        self._number = self._draw(32)
         self._source = b""
-        self._recent: set[str] = set()
-        self._older: set[str] = set()
         self._next_path = 0
         indexes = list(range(len(writable)))
         self._orders = [indexes[start:] + indexes[:start] for start in indexes]
         self._prefer_most_free = False
         counters.dist_path_index_high %= subdir_count
         counters.dist_path_index_low %= subdir_count
+        self._enter_directory()
 
     def configure(self, source: str, *, prefer_most_free: bool) -> None:
         """Set what goes into names as their source, and how a store path is chosen."""
@@ -86,15 +90,22 @@ class Naming:
 
     def next_directory(self) -> str:
         """The `Location.directory` of one more file, in turns; file-id.md section 6, mode 0."""
+        directory = self._directory
         counters = self._counters
-        high, low = counters.dist_path_index_high, counters.dist_path_index_low
         counters.dist_write_file_count += 1
         if counters.dist_write_file_count >= self._rotate_count:
             counters.dist_write_file_count = 0
-            counters.dist_path_index_low = (low + 1) % self._subdir_count
-            if low + 1 >= self._subdir_count:
-                counters.dist_path_index_high = (high + 1) % self._subdir_count
-        return sub_directory(high, low)
+            counters.dist_path_index_low += 1
+            if counters.dist_path_index_low >= self._subdir_count:
+                counters.dist_path_index_low = 0
+                counters.dist_path_index_high += 1
+                counters.dist_path_index_high %= self._subdir_count
+            self._enter_directory()
+        return directory
+
+    def _enter_directory(self) -> None:
+        counters = self._counters
+        self._directory = sub_directory(counters.dist_path_index_high, counters.dist_path_index_low)
 
     def new_location(
         self,
@@ -106,46 +117,16 @@ class Naming:
         extension: str,
         appender: bool,
     ) -> Location:
-        """A name that was not given before; *directory* counts in mode 0 only.
-
-        Raises:
-            StatusError: 16 no unique name was found.
-        """
-        for _ in range(NAME_TRIES):
-            bits = self._random(48)
-            base = encode_base(
-                self._source,
-                mtime,
-                size,
-                crc32,
-                make_suffix(extension, bits >> 23),
-                bits,
-                appender=appender,
-            )
-            if self._by_hash:
-                directory = directories.next_directory_by_hash(base[:27], self._subdir_count)
-            if self._is_fresh(base):
-                return Location(index, f"{directory}/{base}")
-        raise StatusError(errno.EBUSY, "no unique name found")
+        """A name that was not given before; *directory* counts in mode 0 only."""
+        self._number = number = (self._number + 1) & RANDOM_MASK
+        suffix = make_suffix(extension, self._draw(_SUFFIX_BITS))
+        base = encode_base(self._source, mtime, size, crc32, suffix, number, appender)
+        if self._by_hash:
+            directory = directories.next_directory_by_hash(base[:27], self._subdir_count)
+        return _new(Location, (index, f"{directory}/{base}"))
 
     def normal_location(self, old: Location, size: int, crc32: int, mtime: int) -> Location:
-        """A normal name in the directory, and with the last 7 characters, of the appender *old*.
-
-        Raises:
-            StatusError: 16 no unique name was found.
-        """
-        for _ in range(NAME_TRIES):
-            bits = self._random(23)
-            base = encode_base(self._source, mtime, size, crc32, old.base[-7:], bits)
-            if self._is_fresh(base):
-                return Location(old.path_index, f"{old.directory}/{base}")
-        raise StatusError(errno.EBUSY, "no unique name found")
-
-    def _is_fresh(self, base: str) -> bool:
-        """A name is never given twice, even if its first object is deleted at once."""
-        if base in self._recent or base in self._older:
-            return False
-        self._recent.add(base)
-        if len(self._recent) >= _RECENT_NAMES:
-            self._older, self._recent = self._recent, set()
-        return True
+        """A normal name in the directory, and with the last 7 characters, of the appender *old*."""
+        self._number = number = (self._number + 1) & RANDOM_MASK
+        base = encode_base(self._source, mtime, size, crc32, old.base[-7:], number)
+        return Location(old.path_index, f"{old.directory}/{base}")

@@ -37,7 +37,8 @@ class Paths:
 
     def of(self, location: Location) -> str:
         """Absolute path of the file."""
-        return self.data[location.path_index] + location.relative
+        index, relative = location
+        return self.data[index] + relative
 
     def located_at(self, path: str) -> Location | None:
         """The location of an absolute path, None when it is in no store path.
@@ -123,13 +124,12 @@ class Paths:
         while self._ahead:
             self._ahead.popitem()[1].close()
 
-    def create(self, location: Location, content: bytes | memoryview) -> None:
+    def create(self, content: bytes | memoryview, path: str) -> None:
         """Make a file with its whole content; nothing is left of it if that fails.
 
         It is under its name while it is written. That costs less than a file without a name, but
         kill -9 may leave a part of it. Raises OSError; FileExistsError: it is never replaced.
         """
-        path = self.data[location.path_index] + location.relative
         try:
             fd = os.open(path, _CREATE_FLAGS, 0o644)
         except FileNotFoundError:

@@ -41,23 +41,40 @@ class Space:
     """Free space of *paths*, asked again when the last answer is older than a second."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self.reserved = ReservedSpace()
+        self._reserved = ReservedSpace()
         self._paths = list(paths)
         self._cached: list[PathSpace] = []
+        self._takes_small: list[bool] = []
+        self._next_refresh = 0.0
+
+    def reserve(self, reserved: ReservedSpace) -> None:
+        """Set what uploads must leave free."""
+        self._reserved = reserved
         self._next_refresh = 0.0
 
     def paths(self) -> list[PathSpace]:
         """Space of each store path, at most a second old."""
         now = time.monotonic()
         if now >= self._next_refresh:
-            self._next_refresh = now + _REFRESH_S
-            self._cached = [_path_space(path) for path in self._paths]
+            self._refresh(now)
         return self._cached
 
     def fits(self, index: int, size: int) -> bool:
         """True when store path *index* takes an upload of *size* bytes."""
-        space = self.paths()[index]
-        return self.reserved.path_has_space(space.free_mb, space.total_mb, len(self._paths), size)
+        now = time.monotonic()
+        if now >= self._next_refresh:
+            self._refresh(now)
+        # Whole MB count.
+        return self._takes_small[index] if size < _MIB else self._takes(index, size)
+
+    def _refresh(self, now: float) -> None:
+        self._next_refresh = now + _REFRESH_S
+        self._cached = [_path_space(path) for path in self._paths]
+        self._takes_small = [self._takes(index, 0) for index in range(len(self._paths))]
+
+    def _takes(self, index: int, size: int) -> bool:
+        space, count = self._cached[index], len(self._paths)
+        return self._reserved.path_has_space(space.free_mb, space.total_mb, count, size)
 
     def total(self) -> TotalSpace:
         """The sum over all file systems, as ``df`` would say it."""
@@ -75,9 +92,9 @@ class Space:
         return TotalSpace(total * _MIB, free * _MIB, available * _MIB)
 
     def _reserved_mb(self, space: PathSpace) -> int:
-        if self.reserved.ratio is None:
-            return self.reserved.mb // len(self._paths)
-        return int(space.total_mb * self.reserved.ratio)
+        if self._reserved.ratio is None:
+            return self._reserved.mb // len(self._paths)
+        return int(space.total_mb * self._reserved.ratio)
 
 
 def _path_space(path: str) -> PathSpace:

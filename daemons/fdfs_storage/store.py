@@ -43,7 +43,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from fdfsfuse.core.conf_file import ReservedSpace
     from fdfsfuse.core.config import StorageConfig, StorePath
 
+_File = TypeVar("_File")
 ANY_PATH = None
 _SAVE_COUNTERS_S = 10.0
 
@@ -205,7 +206,7 @@ class Store:
             trunk_file_size: bytes, of a trunk file that a C storage begins.
         """
         self._naming.configure(source, prefer_most_free=prefer_most_free)
-        self._space.reserved = reserved
+        self._space.reserve(reserved)
         self.paths.trunk_file_size = trunk_file_size
 
     # --- where things are -------------------------------------------------------------------
@@ -382,11 +383,8 @@ class Store:
         size = len(content)
         index = self._naming.choose_path(path_index, size)
         directory = self._naming.next_directory()
-
-        def put(location: Location) -> None:
-            self.paths.create(location, content)
-
-        return self._put(put, content, index, directory, size, crc32, extension, False)
+        create = self.paths.create
+        return self._put(create, content, content, index, directory, size, crc32, extension, False)
 
     def open_new_at(self, near: Location) -> NewFile:
         """Begin a file in the directory of the existing object *near*, for `commit_at`.
@@ -426,16 +424,13 @@ class Store:
         Raises:
             StatusError: 16 no unique name, 28, 5.
         """
-
-        def put(location: Location) -> None:
-            self.paths.name(new, self.path(location))
-
-        index, directory = new.path_index, new.directory
-        return self._put(put, new.content, index, directory, size, crc32, extension, appender)
+        name, index, directory = self.paths.name, new.path_index, new.directory
+        return self._put(name, new, new.content, index, directory, size, crc32, extension, appender)
 
     def _put(
         self,
-        put: Callable[[Location], None],
+        put: Callable[[_File, str], None],
+        file: _File,
         content: Content | None,
         index: int,
         directory: str,
@@ -444,20 +439,22 @@ class Store:
         extension: str,
         appender: bool,
     ) -> Location:
-        """Call *put*, which makes the file, with a new name that is in the binlog."""
+        """Have *put* give *file* a new name, its path, that is in the binlog."""
         now = int(time.time())
-        for _ in range(NAME_TRIES):
+        tries = NAME_TRIES
+        while tries:
             location = self._naming.new_location(
                 index, directory, size, crc32, now, extension, appender
             )
             try:
                 self.changes.log(ops.CREATE, location, now)
-                put(location)
+                put(file, self.paths.of(location))
             except FileExistsError:
-                continue  # nothing is replaced, so there is no need to look first
+                tries -= 1  # nothing is replaced, so there is no need to look first
+                continue
             except OSError as exc:
                 raise StatusError(status_of(exc)) from exc
-            self.changes.notify(ops.CREATE, location, content=content)
+            self.changes.notify(ops.CREATE, location, None, content)
             return location
         raise StatusError(errno.EBUSY, "no unique name found")
 

@@ -16,11 +16,8 @@ us) would cost more than the copy into the page cache."""
 CHUNK = 512 << 10
 """Piece of larger contents: one receive buffer per transfer, one thread hop per piece. Twice as
 much gains nothing, half as much costs a third more CPU time."""
-
-
-def crc32(data: bytes | bytearray | memoryview, start: int = 0) -> int:
-    """CRC-32 as zlib computes it, by ISA-L."""
-    return isal_zlib.crc32(data, start) & 0xFFFFFFFF
+crc32 = isal_zlib.crc32
+"""CRC-32 of data, or of more behind what has the given one, as zlib computes it: by ISA-L."""
 
 
 class Received:

@@ -17,7 +17,7 @@ from fdfs_storage.objects import check_appender
 from fdfs_storage.store import Store
 from fdfs_storage.transfer import INLINE_MAX, Received, crc32, receive_content
 from fdfsfuse.errors import ProtocolError, StatusError
-from fdfsfuse.proto.fileid import Location
+from fdfsfuse.proto.fileid import STORE_PATHS, Location
 from fdfsfuse.proto.header import pack_response, pack_text
 from fdfsfuse.proto.storage import (
     ANY_STORE_PATH,
@@ -64,21 +64,22 @@ class Uploads:
 
     def upload_small(self, body: bytes, _flags: int) -> bytes:
         """11 with all its content."""
-        head = UploadHead.decode(body[:UPLOAD_HEAD_SIZE], len(body))
-        content = memoryview(body)[UPLOAD_HEAD_SIZE:]
-        store, counters = self._store, self._store.counters
-        path_index = self._path_index(head)
+        path_index, size, extension = UploadHead.decode(body, len(body))
+        content = body[UPLOAD_HEAD_SIZE:]
+        store = self._store
+        counters = store.counters
+        wanted = self._wanted_path(path_index)
         counters.total_upload_count += 1
-        counters.total_upload_bytes += head.size
-        location = store.create(path_index, content, crc32(content), head.extension)
+        counters.total_upload_bytes += size
+        location = store.create(wanted, content, crc32(content), extension)
         counters.success_upload_count += 1
-        counters.success_upload_bytes += head.size
+        counters.success_upload_bytes += size
         return self._stored(location)
 
     def upload_small_appender(self, body: bytes, _flags: int) -> bytes:
         """23 with all its content."""
-        head = UploadHead.decode(body[:UPLOAD_HEAD_SIZE], len(body))
-        content = memoryview(body)[UPLOAD_HEAD_SIZE:]
+        head = UploadHead.decode(body, len(body))
+        content = body[UPLOAD_HEAD_SIZE:]
         new = self._begin(head)
         try:
             new.write(content)
@@ -88,18 +89,18 @@ class Uploads:
 
     def _begin(self, head: UploadHead) -> NewFile:
         store, counters = self._store, self._store.counters
-        path_index = self._path_index(head)
+        path_index = self._wanted_path(head.path_index)
         new = store.open_new(path_index, head.size)
         counters.total_upload_count += 1
         counters.total_upload_bytes += head.size
         return new
 
-    def _path_index(self, head: UploadHead) -> int | None:
-        if head.path_index == ANY_STORE_PATH:
+    def _wanted_path(self, index: int) -> int | None:
+        if index == ANY_STORE_PATH:
             return None
-        if head.path_index >= self._store.path_count:
-            raise ProtocolError(f"store path {head.path_index} of {self._store.path_count}")
-        return head.path_index
+        if index >= self._store.path_count:
+            raise ProtocolError(f"store path {index} of {self._store.path_count}")
+        return index
 
     def _commit(self, new: NewFile, head: UploadHead, crc: int, appender: bool) -> bytes:
         location = self._store.commit(new, head.size, crc, head.extension, appender=appender)
@@ -109,7 +110,8 @@ class Uploads:
         return self._stored(location)
 
     def _stored(self, location: Location) -> bytes:
-        return pack_response(self._group_field + location.name.encode("ascii"))
+        index, relative = location
+        return pack_response(self._group_field + (STORE_PATHS[index] + relative).encode())
 
     async def upload_slave(self, connection: FramedConnection, length: int) -> bytes:
         """21: a file whose name is derived from its master's."""

@@ -34,14 +34,18 @@ METADATA_SUFFIX = "-m"
 
 _SIZE_IN_LOW_BITS = 1 << 63
 _RAW = struct.Struct(">4siQI")
+_HALVES = struct.Struct(">4siIII")
+"""`_RAW` with the size in two numbers: Python takes much longer for numbers of 64 bits."""
 _ORIGIN = struct.Struct(">4s4xB7xI")
 _ORDINARY = _SIZE_IN_LOW_BITS >> 56
 """The byte of flags of a file that is neither an appender nor large nor in a trunk file."""
 _TRUNK = struct.Struct(">iii")
 _TRUNK_BIT = 1 << 59
 _APPENDER_BIT = 1 << 58
-_RANDOM_SHIFT = 32
-_RANDOM_MASK = (1 << 23) - 1
+_SIZE_HALF = _SIZE_IN_LOW_BITS >> 32
+_APPENDER_HALF = (_SIZE_IN_LOW_BITS | _APPENDER_BIT) >> 32
+RANDOM_MASK = (1 << 23) - 1
+"""The random bits of a name: bits 32 to 54 of its size."""
 _LOW_32 = 0xFFFFFFFF
 _new = tuple.__new__
 """Makes a named tuple for half of what calling its class costs."""
@@ -52,8 +56,9 @@ _TO_STANDARD_BASE64 = bytes.maketrans(b"-_+/=", b"+/!!!")
 """From the alphabet of names to that of `binascii`, which skips ``!``: then bytes are missing."""
 _FROM_STANDARD_BASE64 = bytes.maketrans(b"+/", b"-_")
 _HEX = tuple(f"{number:02X}" for number in range(256))
-_STORE_PATHS = tuple(f"M{number:02X}/" for number in range(256))
-_STORE_PATH_INDEX = {text: number for number, text in enumerate(_STORE_PATHS)}
+STORE_PATHS = tuple(f"M{number:02X}/" for number in range(256))
+"""What file names on a store path begin with."""
+_STORE_PATH_INDEX = {text: number for number, text in enumerate(STORE_PATHS)}
 _GROUP = re.compile(r"[A-Za-z0-9]{1,16}\Z")
 _USUAL = r"M[0-9A-F]{2}/[0-9A-F]{2}/[0-9A-F]{2}/[A-Za-z0-9_-][A-Za-z0-9._-]{0,116}\Z"
 _USUAL_NAME = re.compile(_USUAL)
@@ -106,7 +111,7 @@ class Location(NamedTuple):
     @property
     def name(self) -> str:
         """The file name with its store path: ``M00/00/1A/xxxx``."""
-        return _STORE_PATHS[self.path_index] + self.relative
+        return STORE_PATHS[self.path_index] + self.relative
 
 
 def sub_directory(high: int, low: int) -> str:
@@ -192,7 +197,7 @@ class UsualFields:
     def __init__(self, group: str, path_count: int) -> None:
         group_field = re.escape(pack_text(group, GROUP_NAME_SIZE))
         self._match = re.compile(group_field + _USUAL.encode()).match
-        self._index = {text.encode(): i for i, text in enumerate(_STORE_PATHS[:path_count])}
+        self._index = {text.encode(): i for i, text in enumerate(STORE_PATHS[:path_count])}
 
     def locate(self, body: bytes, start: int) -> Location | None:
         """`parse_location` for the name that follows the group at *start*, up to the end of *body*.
@@ -282,7 +287,6 @@ def encode_base(
     crc32: int,
     suffix: str,
     random_bits: int,
-    *,
     appender: bool = False,
 ) -> str:
     """The last part of a new normal or appender name: 27 base64 characters and 7 of *suffix*.
@@ -294,14 +298,14 @@ def encode_base(
         random_bits: 23 random bits that keep names apart; not used from 4 GiB up.
     """
     if appender:
-        field = _SIZE_IN_LOW_BITS | _APPENDER_BIT | (random_bits & _RANDOM_MASK) << _RANDOM_SHIFT
+        high, low = _APPENDER_HALF | random_bits & RANDOM_MASK, 0
     elif size <= _LOW_32:
-        field = _SIZE_IN_LOW_BITS | (random_bits & _RANDOM_MASK) << _RANDOM_SHIFT | size
+        high, low = _SIZE_HALF | random_bits & RANDOM_MASK, size
     else:
-        field = size
-    raw = _RAW.pack(source, timestamp, field, crc32 & _LOW_32)
-    text = binascii.b2a_base64(raw, newline=False).translate(_FROM_STANDARD_BASE64)
-    return text[:_BASE64_LENGTH].decode("ascii") + suffix
+        high, low = size >> 32, size & _LOW_32
+    raw = _HALVES.pack(source, timestamp, high, low, crc32 & _LOW_32)
+    text = binascii.b2a_base64(raw).translate(_FROM_STANDARD_BASE64)
+    return text[:_BASE64_LENGTH].decode() + suffix
 
 
 def make_suffix(extension: str, random_number: int) -> str:

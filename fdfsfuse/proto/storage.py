@@ -92,6 +92,7 @@ OVERWRITE = b"O"
 MERGE = b"M"
 
 _UPLOAD = struct.Struct(">Bq6s")
+_unpack_upload = _UPLOAD.unpack_from
 _SLAVE = struct.Struct(">qq16s6s")
 _SET_METADATA = struct.Struct(">qqc16s")
 _RANGE = struct.Struct(">qq")
@@ -180,10 +181,10 @@ class UploadHead(NamedTuple):
 
     @classmethod
     def decode(cls, head: bytes, body_length: int) -> UploadHead:
-        """Decode the first 15 bytes of a body of *body_length*. Raises ProtocolError."""
-        if len(head) != UPLOAD_HEAD_SIZE or body_length < UPLOAD_HEAD_SIZE:
+        """Decode the begin, 15 bytes or more, of a body of *body_length*. Raises ProtocolError."""
+        if not UPLOAD_HEAD_SIZE <= len(head) <= body_length:
             raise ProtocolError(f"an upload of {body_length} bytes is too short")
-        index, size, extension = _UPLOAD.unpack(head)
+        index, size, extension = _unpack_upload(head)
         if size != body_length - UPLOAD_HEAD_SIZE:
             raise ProtocolError(f"size {size} in an upload of {body_length} bytes")
         return _new(cls, (index, size, decode_extension(extension)))

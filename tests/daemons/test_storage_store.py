@@ -11,6 +11,7 @@ import subprocess
 import time
 import zlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import trio
@@ -335,13 +336,13 @@ def test_files_are_exchanged(tmp_path: Path) -> None:
     assert (one.read_bytes(), two.read_bytes()) == (b"2", b"1")
 
 
-async def test_names_are_never_given_twice(tmp_path: Path) -> None:
+async def test_names_are_never_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(tmp_path, paths=1)
     (await open_store(config)).close()
 
-    class FewBits(random.Random):
+    class NoChance(random.Random):
         def getrandbits(self, bits: int, /) -> int:
-            return super().getrandbits(2)
+            return (1 << bits) - 2
 
     store = Store(
         Path(config.base_path),
@@ -349,18 +350,23 @@ async def test_names_are_never_given_twice(tmp_path: Path) -> None:
         subdir_count=4,
         distribute_by_hash=False,
         rotate_count=100,
-        rng=FewBits(1),
+        rng=NoChance(1),
     )
     store.configure("127.0.0.11", ReservedSpace(1))
-    names: list[str] = []
-    status = 0
-    while not status:
-        try:
-            names.append(store.make_name(1, 2, 3, "", path_index=0).name)
-        except StatusError as exc:
-            status = exc.errno or 0
-    assert status == errno.EBUSY
-    assert 1 < len(set(names)) == len(names) <= 16
+    monkeypatch.setattr(time, "time", lambda: 1700000000.5)
+    names: set[str] = set()
+    for _ in range(100):
+        location = store.create(0, b"1", 2, "")
+        names.add(location.name)
+        names.add(store.make_name(1, 2, 1700000000, "").name)
+        names.add(store.make_normal_name(location, 1, 2, 1700000000).name)
+        store.delete(location)
+    assert len({name[10:] for name in names}) == 300
+    monkeypatch.setattr(os, "open", Mock(side_effect=FileExistsError))
+    with pytest.raises(StatusError) as caught:
+        store.create(0, b"1", 2, "")
+    assert caught.value.errno == errno.EBUSY
+    monkeypatch.undo()
     store.close()
 
 
