@@ -130,6 +130,11 @@ class PendingCalls:
                 self._room.unpark_all()
         return call
 
+    def between(self, first: int, last: int) -> list[tuple[int, Call]]:
+        """Those with ids from *first* to *last* that are there."""
+        ids = range(max(first, self._first_id), min(last + 1, self._next_id))
+        return [(number, self._calls[number]) for number in ids if number in self._calls]
+
     def discard(self, call: Call) -> None:
         """Forget a call whose id may have changed."""
         for number, pending in self:

@@ -271,9 +271,11 @@ class NamesSession(NamesCalls):
     def _dispatch(self, command: int, status: int, frame: bytes | bytearray) -> None:
         if len(frame) < 8:
             raise ProtocolError("the names primary sent a frame without an id")
-        number = int.from_bytes(frame[:8], "big")
         if command == names.ANSWER:
+            number = int.from_bytes(frame[:8], "big")
             self._answer(number, status, memoryview(frame)[8:])
+        elif command == names.MADE:
+            self._made(frame)
         elif command == names.PUSH:
             self._push(names.decode_push(memoryview(frame)[8:]))
         else:
@@ -300,6 +302,22 @@ class NamesSession(NamesCalls):
             call.fail(StatusError(status))
         else:
             self._finish(call, body)
+
+    def _made(self, frame: bytes | bytearray) -> None:
+        """Changes that were posted have been made."""
+        if len(frame) % names.ID_RANGE.size:
+            raise ProtocolError(f"the names primary sent {len(frame)} bytes of ranges")
+        self._answered = True
+        self._last_received = boottime()
+        for first, last in names.ID_RANGE.iter_unpack(frame):
+            for number, call in self._calls.between(first, last):
+                if call.on_end is None:
+                    raise ProtocolError(
+                        f"no answer to a {call.kind.__name__}, only that it is made"
+                    )
+                self._calls.take(number)
+                self._renew_lease(call.sent_at, self._last_received)
+                call.finish(None)
 
     def _finish(self, call: Call, body: bytes | memoryview) -> None:
         try:

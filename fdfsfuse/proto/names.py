@@ -19,6 +19,7 @@ from  command        status  body
 mount REQUEST  130   0, 1    id u64, done_below u64 (big-endian), a request struct
 mount REQUEST  130   0       id u64 = 0, done_below u64, `Recalled`; not answered
 store ANSWER   131   errno   id u64, the answer struct (only when the status is 0; else empty)
+store MADE     136   0       first id u64, last id u64, and so on: patient requests that succeeded
 mount PADDING  135   0       4096 bytes that mean nothing
 store PUSH     132   0       id u64 = 0, a push struct
 ===== ============== ======= ====================================================================
@@ -30,7 +31,8 @@ server that all answers of smaller ids have arrived, and their outcomes may be f
 
 Status 1 (PATIENT) of a request says that nobody waits for its answer, and that more of these are
 likely to follow: the server may leave the connection alone for some milliseconds, or until as many
-bytes as a PADDING has are there. So PADDING goes behind the next frame that is not patient.
+bytes as a PADDING has are there. So PADDING goes behind the next frame that is not patient. Those
+that change and succeed get no ANSWER each, but are told together, in ranges of ids (MADE).
 
 All structs are MessagePack arrays whose first element is the tag. New fields are appended with
 defaults; a reader ignores what it does not know. Times are ns since the epoch (may be negative),
@@ -170,11 +172,11 @@ __all__ = [
     "unlinked",
 ]
 
-VERSION = 6
-"""6: a storage takes PADDING, and tells who is in sync (`InSync`). 5: it heeds the inode numbers in
-`Create`, `Remove` and `Rename`. 4: it heeds ``based_on``, and grants directories. 3: it answers
-`FormerOutcome`. 2: sessions hold what they were told, and are recalled. 1: they never rely on
-anything."""
+VERSION = 7
+"""7: a storage tells of patient requests together (MADE). 6: it takes
+PADDING, and tells who is in sync (`InSync`). 5: it heeds the inode numbers in `Create`, `Remove`
+and `Rename`. 4: it heeds ``based_on``, and grants directories. 3: it answers `FormerOutcome`. 2:
+sessions hold what they were told, and are recalled. 1: they never rely on anything."""
 
 QUERY_VIEW = 128
 OPEN_SESSION = 129
@@ -184,6 +186,7 @@ PUSH = 132
 WRITE_OBJECT = 133
 TRUNCATE_OBJECT = 134
 PADDING = 135
+MADE = 136
 
 PATIENT = 1
 """Status of a REQUEST that may be left for a moment."""
@@ -215,6 +218,7 @@ CONTENT_CHANGED = errno.EAGAIN
 
 FRAME_IDS = struct.Struct(">QQ")
 ANSWER_ID = struct.Struct(">Q")
+ID_RANGE = struct.Struct(">QQ")
 
 ReadRequest = (
     Lookup

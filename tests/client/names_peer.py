@@ -115,6 +115,10 @@ class NamesPeer:
         head = pack_header(8 + len(body), names.ANSWER, status) + names.ANSWER_ID.pack(number)
         await connection.send(head + body)
 
+    async def tell_made(self, *ranges: tuple[int, int]) -> None:
+        body = b"".join(names.ID_RANGE.pack(*ids) for ids in ranges)
+        await self.connections[-1].send(pack_header(len(body), names.MADE) + body)
+
     async def push(self, push: names.Push) -> None:
         body = names.ANSWER_ID.pack(0) + names.encode(push)
         await self.connections[-1].send(pack_header(len(body), names.PUSH) + body)

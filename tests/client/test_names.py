@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from fdfsfuse.errors import (
     UsageError,
 )
 from fdfsfuse.proto import names
+from fdfsfuse.proto.header import pack_header
 from tests.client.names_peer import ATTR, NamesPeer, Received, answer_to, finder
 from tests.client.peers import Peer, PeerConnection, running_peer, unused_address, wait_until
 
@@ -117,6 +119,53 @@ async def test_changes_that_nobody_waits_for_may_be_left_until_somebody_does() -
     first = PATIENT_AFTER + 3
     assert peer.padded == [first, first + PATIENT_AFTER + 1]
     assert made == [None] * (2 * PATIENT_AFTER + 4)
+
+
+async def test_changes_that_were_made_are_told_together() -> None:
+    peer = NamesPeer()
+    peer.respond = lambda received: None
+    ended: list[tuple[int, Exception | None]] = []
+    async with session_with(peer) as session:
+        await session.wait_connected()
+
+        def end(number: int, error: Exception | None) -> None:
+            ended.append((number, error))
+
+        for number in range(1, 9):
+            session.post(MKDIR, partial(end, number))
+        await wait_until(lambda: len(peer.received) == 8)
+        await peer.tell_made((1, 1), (3, 5))
+        await peer.answer(peer.connections[-1], 7, errno.ENOSPC)
+        await peer.tell_made((5, 6), (8, 100))
+        await wait_until(lambda: len(ended) == 7)
+    assert [number for number, _ in ended] == [1, 3, 4, 5, 7, 6, 8, 2]
+    errors = dict(ended)
+    assert isinstance(errors[7], StatusError)
+    assert errors[7].errno == errno.ENOSPC
+    assert isinstance(errors[2], UsageError), "closed before it was told"
+    assert all(errors[number] is None for number in (1, 3, 4, 5, 6, 8))
+
+
+@pytest.mark.parametrize(
+    "body", [names.ID_RANGE.pack(1, 1), bytes(24)], ids=["no answer", "length"]
+)
+async def test_telling_what_makes_no_sense_costs_the_connection(body: bytes) -> None:
+    peer = NamesPeer()
+
+    def respond(received: Received) -> Any:
+        return answer_to(received.request) if len(peer.connections) > 1 else None
+
+    peer.respond = respond
+    async with session_with(peer) as session:
+
+        async def tell() -> None:
+            await wait_until(lambda: len(peer.received) == 1)
+            await peer.connections[-1].send(pack_header(len(body), names.MADE) + body)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tell)
+            assert await session.call(LOOKUP) == ATTR
+    assert len(peer.connections) == 2
 
 
 async def test_large_frames_both_ways() -> None:

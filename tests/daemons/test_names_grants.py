@@ -17,6 +17,7 @@ import trio
 from fdfs_storage.names import connection as session_connection
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect
+from fdfsfuse.client.frames import FrameReader
 from fdfsfuse.client.names import NamesSession, open_session
 from fdfsfuse.client.opening import exchange_open
 from fdfsfuse.client.sending import PATIENT_AFTER
@@ -575,6 +576,46 @@ async def test_what_is_left_to_gather_is_made_when_somebody_waits(
             connection = served.connection
             await make(session, b"without padding")
             assert served.connection is connection  # not one that seemed to be broken
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        (names.VERSION, ["made 1-3", "answer 4: 17", "made 5-6", "answer 7: 0"]),
+        (6, [f"answer {number}: {errno.EEXIST if number == 4 else 0}" for number in range(1, 8)]),
+    ],
+)
+async def test_patient_changes_that_were_made_are_told_together(
+    server: NamesServer, version: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "VERSION", version)
+    connection = await connect(Address(HOST, server.port))
+    sock = connection.detach()
+    told: list[str] = []
+
+    def dispatch(command: int, status: int, frame: bytes | bytearray) -> None:
+        if command == names.ANSWER:
+            told.append(f"answer {names.ANSWER_ID.unpack_from(frame)[0]}: {status}")
+        elif command == names.MADE:
+            told.extend(f"made {a}-{b}" for a, b in names.ID_RANGE.iter_unpack(frame))
+
+    reader = FrameReader(sock, dispatch)
+    try:
+        await exchange_open(sock, 0, b"t" * 16, "test:/mnt:2", 0.0)
+        frames = b""
+        for number, name in enumerate((b"a", b"b", b"c", b"a", b"d", b"e", b"f"), 1):
+            body = names.encode(names.Create(ROOT, name, DIRECTORY, 0, 0, NOW))
+            status = names.PATIENT if number < 7 else 0
+            frames += pack_header(names.FRAME_IDS.size + len(body), names.REQUEST, status)
+            frames += names.FRAME_IDS.pack(number, 1) + body
+        sock.sendall(frames)
+        with trio.fail_after(60):
+            while len(told) < len(expected):
+                await trio.lowlevel.wait_readable(sock)
+                reader.receive_nowait()
+    finally:
+        sock.close()
+    assert told == expected
 
 
 @pytest.mark.parametrize("status", [0, names.PATIENT])

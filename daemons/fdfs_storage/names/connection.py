@@ -58,6 +58,7 @@ class SessionConnection:
         self._out_bytes = 0
         self._queued = 0
         self._queued_bytes = 0
+        self._made: list[tuple[int, int]] = []
         self._room = trio.Event()
         self._unsent = b""
         self._writable_wanted = trio.Event()
@@ -286,12 +287,17 @@ class SessionConnection:
             elif isinstance(request, names.MakeWritable):
                 before = partial(self._made_writable, request.ino)
 
+        together = self._frames.patient and session.hears_made
+
         def reply(status: int, answer: bytes) -> None:
             self._queued -= 1
             self._queued_bytes -= size
             if before is not None:
                 before(status)
-            self.answer(number, status, answer)
+            if together and not status:
+                self._note_made(number)
+            else:
+                self.answer(number, status, answer)
             tree.unflushed.add(self)
 
         self._queued += 1
@@ -392,12 +398,31 @@ class SessionConnection:
         """Queue an answer; `flush` sends it."""
         if self._closed or self._mute:
             return
+        if self._made:
+            self._tell_made()
         size = names.ANSWER_ID.size + len(body)
         self._out.append(_ANSWER_HEAD.pack(size, names.ANSWER, status, number) + body)
         self._out_bytes += HEADER_SIZE + size
 
+    def _note_made(self, number: int) -> None:
+        """In place of an answer: one frame tells of all that follow each other."""
+        made = self._made
+        if made and made[-1][1] == number - 1:
+            made[-1] = (made[-1][0], number)
+        else:
+            made.append((number, number))
+
+    def _tell_made(self) -> None:
+        body = b"".join(names.ID_RANGE.pack(*ids) for ids in self._made)
+        self._made.clear()
+        if not self._mute:
+            self._out.append(pack_header(len(body), names.MADE) + body)
+            self._out_bytes += HEADER_SIZE + len(body)
+
     def push(self, message: names.Push) -> None:
         """Send a push."""
+        if self._made:
+            self._tell_made()
         body = names.ANSWER_ID.pack(0) + names.encode(message)
         self._out.append(pack_header(len(body), names.PUSH) + body)
         self._out_bytes += HEADER_SIZE + len(body)
@@ -405,6 +430,8 @@ class SessionConnection:
 
     def flush(self) -> None:
         """Hand what is queued to the kernel, as far as it takes it; the rest follows by itself."""
+        if self._made:
+            self._tell_made()
         if not self._out or self._unsent or self._closed or self._mute:
             return
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)

@@ -63,6 +63,7 @@ _CLIENT_MAX: Final = 1024
 _SESSIONS_MAX: Final = 10_000
 _VERSION_CACHES: Final = 2
 _VERSION_IN_SYNC: Final = 6
+_VERSION_MADE: Final = 7
 _LEASE_MIN_S: Final = 0.1
 _RESTART_S: Final = 1.0
 _IN_MEMORY: Final = frozenset(
@@ -345,6 +346,7 @@ class Tree:
     def _settle_terms(self, session: Session, request: names.OpenSession) -> None:
         session.caches = request.version >= _VERSION_CACHES
         session.hears_in_sync = request.version >= _VERSION_IN_SYNC
+        session.hears_made = request.version >= _VERSION_MADE
         if _LEASE_MIN_S <= request.lease_s < self.sessions.lease_s:
             session.lease_s = request.lease_s
 

@@ -40,6 +40,7 @@ class Session:
         holds: inodes it has open.
         caches: it relies on what it was told until that is recalled (`fdfsfuse.core.holds`).
         hears_in_sync: it is told `names.InSync`.
+        hears_made: it is told of several changes together.
         connection: where it is connected now.
     """
 
@@ -53,6 +54,7 @@ class Session:
     holds: set[int] = field(default_factory=set)
     caches: bool = False
     hears_in_sync: bool = False
+    hears_made: bool = False
     connection: SessionConnection | None = None
 
     def end(self) -> names_record.EndSession:
