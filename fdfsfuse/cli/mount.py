@@ -201,9 +201,13 @@ def _run_in_background(mount: Mount, options: MountOptions) -> int:
         return _complain(MountFailed(message["error"]))
     try:
         self_test(mount.mountpoint, _SELF_TEST_S)
-    except MountFailed as exc:
+    except BaseException as exc:
+        # The second signal: no request that hangs is waited for.
         os.kill(child, signal.SIGTERM)
+        os.kill(child, signal.SIGINT)
         os.waitpid(child, 0)
+        if not isinstance(exc, MountFailed):
+            raise
         return _complain(exc)
     return EXIT_OK
 
@@ -233,7 +237,10 @@ def _become_server(mount: Mount, handler: logging.Handler, pipe: int) -> NoRetur
             # Up to here libfuse and fusermount3 could complain on the user's terminal.
             _close_terminal()
             log.info("mounted on %s", mount.mountpoint)
-            tell("")
+            try:
+                tell("")
+            except BrokenPipeError:
+                raise MountFailed("interrupted while it was being mounted") from None
 
         def complain(exc: BaseException) -> int:
             if isinstance(exc, FdfsError | OSError):

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from fdfsfuse.cli.mount_stats import find_reports
+from fdfsfuse.errors import FdfsError
 from fdfsfuse.fuse.mountpoint import self_test
 from tests.common.cluster import Cluster, Mount, is_mounted, unmount
 from tests.common.processes import Process, program
@@ -288,6 +289,43 @@ def test_a_libfuse_that_spoils_xattr_names_is_refused(
     assert "extended attributes" in done.stderr
     assert "Traceback" not in done.stderr
     wait_until(lambda: not is_mounted(mountpoint), "the mount to be gone")
+
+
+SILENT = """
+import trio
+from fdfsfuse.cli.mount import main
+from fdfsfuse.fuse.operations import Operations
+
+async def setxattr(self, inode, name, value, ctx):
+    await trio.sleep_forever()
+
+Operations.setxattr = setxattr
+main()
+"""
+
+
+def test_interrupted_while_the_mount_is_tested(
+    cluster: Cluster, mountpoint: Path, tmp_path: Path, fuse: None
+) -> None:
+    command = [sys.executable, "-c", SILENT, cluster.tracker.endpoint, str(mountpoint)]
+    process = Process("interrupted", [*command, "-o", f"log={tmp_path / 'log'}"], tmp_path)
+    process.launch()
+
+    def tested() -> bool:
+        try:
+            (report,) = find_reports(str(mountpoint))
+        except FdfsError:
+            return False
+        return bool(report["operations"].get("setxattr", {}).get("running"))
+
+    try:
+        wait_until(tested, "the self test")
+        process.signal(signal.SIGINT)
+        assert process.wait() != 0
+        wait_until(lambda: not is_mounted(mountpoint), "the mount to be gone")
+    finally:
+        if is_mounted(mountpoint):
+            os.kill(mount_process(mountpoint), signal.SIGKILL)
 
 
 def test_a_defect_of_ours_is_an_error_of_one_call(
