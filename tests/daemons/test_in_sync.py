@@ -328,7 +328,7 @@ async def test_a_mount_goes_on_without_a_storage_that_is_gone(tmp_path: Path) ->
 async def test_a_mount_hears_who_is_in_sync_before_what_they_lack_is_acknowledged(
     tmp_path: Path,
 ) -> None:
-    config = replace(sync_config(tmp_path / "a"), names_replica_timeout_s=0.5)
+    config = replace(sync_config(tmp_path / "a"), names_replica_timeout_s=2.0)
     heard: list[Any] = []
     with trio.fail_after(60):
         async with (

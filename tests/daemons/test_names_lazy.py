@@ -19,7 +19,7 @@ from fdfs_storage.names import engine
 from fdfs_storage.names.log import segment_name
 from fdfsfuse.errors import DeadlineExceeded, StatusError
 from fdfsfuse.proto import names
-from tests.common.names_calls import FILE, NOW, ROOT, make, store
+from tests.common.names_calls import FILE, NOW, ROOT, make, store, wait_for
 from tests.common.names_server import names_server, open_tree
 from tests.daemons.test_names_crash import check, entries
 
@@ -206,7 +206,7 @@ async def test_the_engine_stops_when_the_log_cannot_be_read_again(
         monkeypatch.setattr(tree.log, "retained", fail)
         with pytest.raises(DeadlineExceeded):
             await session.call(names.Create(ROOT, b"b", FILE, 0, 0, NOW), trio.current_time() + 0.3)
-        assert tree.engine.broken
+        await wait_for(lambda: tree.engine.broken)
     monkeypatch.undo()
     async with open_tree(tmp_path, run=False) as tree:
         assert set(entries(tree)) == {b"a"}
@@ -244,6 +244,6 @@ async def test_nothing_is_made_on_top_of_changes_that_the_database_dropped(
         monkeypatch.setattr(tree.engine, "_in_thread_until", float("inf"))
         with pytest.raises(DeadlineExceeded):
             await session.call(names.Create(ROOT, b"d", FILE, 0, 0, NOW), trio.current_time() + 0.3)
-        assert tree.engine.broken
+        await wait_for(lambda: tree.engine.broken)
     async with open_tree(tmp_path, run=False) as tree:
         assert set(entries(tree)) == {b"a", b"c"}

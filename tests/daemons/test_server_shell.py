@@ -234,7 +234,7 @@ async def main(daemon):
     await daemon.stopping.wait()
     print("stopped", flush=True)
 
-sys.exit(run_daemon("testd", main, stop_timeout_s=0.2))
+sys.exit(run_daemon("testd", main, stop_timeout_s=0.2 if sys.argv[1] == "stuck" else 60.0))
 """
 
 

@@ -6,6 +6,8 @@ import errno
 import os
 import random
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from fdfsfuse.cli.mount_stats import find_reports
-from tests.common.cluster import Cluster
+from tests.common.cluster import Cluster, Daemon
 from tests.common.processes import Process
 from tests.common.waiting import wait_until
 
@@ -179,11 +181,12 @@ class _OwnMachine:
     address = "127.0.0.1"
 
 
-def unread_bytes(port: int) -> int:
-    """Bytes that have arrived at sockets of the port and were not read yet."""
+def unread_bytes(at: Daemon) -> int:
+    """Bytes that have arrived at connections of a server and were not read yet."""
+    ip = int.from_bytes(socket.inet_aton(str(at.settings["bind_addr"])), sys.byteorder)
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     rows = [line.split() for line in lines]
-    own = [row for row in rows if int(row[1].split(":")[1], 16) == port and row[3] != "0A"]
+    own = [row for row in rows if row[1] == f"{ip:08X}:{at.port:04X}" and row[3] != "0A"]
     return sum(int(row[4].split(":")[1], 16) for row in own)
 
 
@@ -204,14 +207,14 @@ def test_a_change_in_flight_when_the_mount_is_cut_off(
         (top / "gone").touch()
         handle = os.open(top / "file", os.O_CREAT | os.O_WRONLY)
         os.write(handle, b"x" * 1000)
-        assert unread_bytes(storage.port) < 1000
+        assert unread_bytes(storage) < 1000
         storage.signal(signal.SIGSTOP)
         calls = InThreads(
             [(top / ("d" * 250)).mkdir, (top / "gone").unlink, lambda: os.close(handle)]
         )
         wait_until(
             # Names, content and three frames with their heads.
-            lambda: unread_bytes(storage.port) > 1000 + 250 + 3 * 26,
+            lambda: unread_bytes(storage) > 1000 + 250 + 3 * 26,
             "the requests to arrive",
         )
         cluster.network.cut(_OwnMachine(), storage)
