@@ -25,7 +25,6 @@ is told in `fdfsfuse.client.reading`.
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
@@ -39,6 +38,7 @@ from trio.lowlevel import ParkingLot, notify_closing
 
 from fdfsfuse.client import directwait
 from fdfsfuse.client.address import Address
+from fdfsfuse.client.arriving import Arriving
 from fdfsfuse.client.connection import connect
 from fdfsfuse.client.frames import FrameReader
 from fdfsfuse.client.lease import Lease, boottime
@@ -54,8 +54,6 @@ from fdfsfuse.errors import (
     DeadlineExceeded,
     FdfsError,
     NoNamesError,
-    ProtocolError,
-    StatusError,
     UsageError,
 )
 from fdfsfuse.proto import names
@@ -87,8 +85,7 @@ class NamesSession(NamesCalls):
         connected: requests are being answered now.
         problem: why not, in words for people; "" while all is well.
         unreachable: the last attempt to reach a primary has failed.
-        lease_s: the session's lease in seconds.
-        lease: until when it is certain to live at the server.
+        lease: until when the session is certain to live at the server.
     """
 
     def __init__(
@@ -106,20 +103,20 @@ class NamesSession(NamesCalls):
         self.address: Address | None = None
         self.problem = "not connected yet"
         self.unreachable = False
-        self.lease_s = 10.0
         self.lease = lease
         self._find = find
         self._client = client
         self._holds = holds
         self._on_session_lost = on_session_lost
-        self._on_push = on_push
-        self._on_lease_lost = on_lease_lost
         self._wanted_lease_s = lease_s
         self._candidates: Sequence[Candidate] = ()
         self._session = 0
         self._lost = False
         self._token = b""
         self._calls = PendingCalls()
+        self._arriving = Arriving(
+            self._calls, lease, on_lease_lost, on_push or self._take_push, self._add
+        )
         self._socket: socket.socket | None = None
         self._sending: Sending | None = None
         self._reading: Reading | None = None
@@ -128,10 +125,13 @@ class NamesSession(NamesCalls):
         self._timer_at = math.inf
         self._no_names = ""
         self._closed = False
-        self._last_received = 0.0
-        self._answered = False
         self._keep_alive: Call | None = None
         self._state_changed = ParkingLot()
+
+    @property
+    def lease_s(self) -> float:
+        """The session's lease in seconds."""
+        return self._arriving.lease_s
 
     @property
     def connected(self) -> bool:
@@ -143,7 +143,7 @@ class NamesSession(NamesCalls):
         return (
             self._sending is not None
             and not self._sending.is_behind
-            and boottime() - self._last_received < PROMPT_S
+            and boottime() - self._arriving.last_received < PROMPT_S
         )
 
     async def wait_connected(self) -> None:
@@ -225,6 +225,11 @@ class NamesSession(NamesCalls):
             assert self._sending is not None
             self._sending.write(0, self._calls.first() if self._calls else 0, body)
 
+    def _take_push(self, push: names.Push) -> None:
+        """Nobody else wants to hear of it."""
+        if isinstance(push, names.Recall):
+            self.recalled(push.number, ())
+
     def _check_open(self) -> None:
         if self._no_names:
             raise NoNamesError(self._no_names)
@@ -266,104 +271,6 @@ class NamesSession(NamesCalls):
             except OSError:
                 pass  # the peer has reset it already; the reader is woken by that
 
-    # --- receiving -------------------------------------------------------------------------------
-
-    def _dispatch(self, command: int, status: int, frame: bytes | bytearray) -> None:
-        if len(frame) < 8:
-            raise ProtocolError("the names primary sent a frame without an id")
-        if command == names.ANSWER:
-            number = int.from_bytes(frame[:8], "big")
-            self._answer(number, status, memoryview(frame)[8:])
-        elif command == names.MADE:
-            self._made(frame)
-        elif command == names.PUSH:
-            self._push(names.decode_push(memoryview(frame)[8:]))
-        else:
-            raise ProtocolError(f"the names primary sent command {command} in a session")
-
-    def _answer(self, number: int, status: int, body: memoryview) -> None:
-        if status and self._calls.has(number):
-            # Nothing has become of the call: it is made again elsewhere.
-            if status == names.NOT_PRIMARY:
-                raise ConnectionBroken("it is not the names primary any more")
-            if status == names.SESSION_ENDED:
-                raise SessionEnded("the session ended")
-        call = self._calls.take(number)
-        if call is None:
-            return  # a call that was cancelled or came too late
-        self._answered = True
-        self._last_received = boottime()
-        self._renew_lease(call.sent_at, self._last_received)
-        if not call.wanted:
-            return
-        if call.former is not None:
-            self._learn_outcome(call, status, body)
-        elif status:
-            call.fail(StatusError(status))
-        else:
-            self._finish(call, body)
-
-    def _made(self, frame: bytes | bytearray) -> None:
-        """Changes that were posted have been made."""
-        if len(frame) % names.ID_RANGE.size:
-            raise ProtocolError(f"the names primary sent {len(frame)} bytes of ranges")
-        self._answered = True
-        self._last_received = boottime()
-        for first, last in names.ID_RANGE.iter_unpack(frame):
-            for number, call in self._calls.between(first, last):
-                if call.on_end is None:
-                    raise ProtocolError(
-                        f"no answer to a {call.kind.__name__}, only that it is made"
-                    )
-                self._calls.take(number)
-                self._renew_lease(call.sent_at, self._last_received)
-                call.finish(None)
-
-    def _finish(self, call: Call, body: bytes | memoryview) -> None:
-        try:
-            answer = names.decode_answer(call.kind, body)
-        except ProtocolError as exc:
-            call.fail(exc)
-        else:
-            call.finish(answer)
-
-    def _learn_outcome(self, call: Call, status: int, body: memoryview) -> None:
-        """It was answered what became of a call in the session before."""
-        if status:
-            why = "the names session ended, and nobody knows whether the change was made"
-            call.fail(StatusError(errno.EIO, why))
-            return
-        try:
-            found = names.decode_struct(names.Outcome, body)
-        except ProtocolError as exc:
-            call.fail(exc)
-            return
-        call.former = None
-        if found.answer is None:
-            call.sent_at = 0.0
-            self._add(call)
-        else:
-            self._finish(call, found.answer)
-
-    def _renew_lease(self, sent_at: float, now: float) -> None:
-        """Something that was sent at *sent_at* was answered."""
-        if now > self.lease.until:
-            # The storage may have done without us for a while.
-            self._lose_lease()
-        self.lease.renew(sent_at, self.lease_s)
-
-    def _lose_lease(self) -> None:
-        if self.lease.until and self._on_lease_lost is not None:
-            self._on_lease_lost()
-
-    def _push(self, push: names.Push) -> None:
-        if self._on_push is not None:
-            self._on_push(push)
-        elif isinstance(push, names.Recall):
-            self.recalled(push.number, ())
-        if isinstance(push, names.NotPrimaryAnyMore):
-            raise ConnectionBroken("it is not the names primary any more")
-
     # --- the life of a connection -----------------------------------------------------------------
 
     async def _run(self) -> None:
@@ -375,7 +282,7 @@ class NamesSession(NamesCalls):
                 if self._lost:
                     await self._lose_session()
                 sock = await self._open()
-                self._answered = False
+                self._arriving.any = False
                 await self._serve(sock)
             except NoNamesError as exc:
                 self._give_up(str(exc))
@@ -390,9 +297,9 @@ class NamesSession(NamesCalls):
                 logger.exception("names session of %s", self._client)
                 self.problem = f"internal error: {exc!r}"
                 failures = max(failures, 1)
-            if self._answered:
+            if self._arriving.any:
                 # It worked for a while: try again at once.
-                failures, self._answered = 0, False
+                failures, self._arriving.any = 0, False
             if failures:
                 limit = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(failures, 10))
                 pause = max(pause, random.uniform(limit / 2, limit))
@@ -426,14 +333,14 @@ class NamesSession(NamesCalls):
             try:
                 if not self._session:
                     self._token = os.urandom(16)
-                self._last_received = boottime()
+                asked_at = self._arriving.last_received = boottime()
                 opened = await exchange_open(
                     sock, self._session, self._token, self._client, self._wanted_lease_s
                 )
             except BaseException:
                 sock.close()
                 raise
-            self._opened(opened, found)
+            self._opened(opened, asked_at, found)
             return sock
         raise ConnectionProblem(f"the names primary did not answer within {OPEN_TIMEOUT_S:g} s")
 
@@ -447,19 +354,19 @@ class NamesSession(NamesCalls):
                     raise
         return self._candidates
 
-    def _opened(self, opened: names.SessionOpened, found: Found) -> None:
+    def _opened(self, opened: names.SessionOpened, asked_at: float, found: Found) -> None:
         self._session = opened.session
-        self.lease_s = opened.lease_s
-        self._renew_lease(self._last_received, boottime())
+        self._arriving.lease_s = opened.lease_s
+        self._arriving.renew_lease(asked_at, boottime())
         self.view = opened.view
         self.address = found.primary.address
 
     async def _serve(self, sock: socket.socket) -> None:
         """Use a connection whose session is open until it breaks."""
         watch = directwait.watch(sock.fileno())
-        reading = Reading(sock, FrameReader(sock, self._dispatch).receive_nowait, watch)
+        reading = Reading(sock, FrameReader(sock, self._arriving.take).receive_nowait, watch)
         try:
-            self._last_received = boottime()
+            self._arriving.last_received = boottime()
             self._keep_alive = None
             self._reading = reading
             assert self._nursery is not None
@@ -510,8 +417,7 @@ class NamesSession(NamesCalls):
                 call.former = names.FormerOutcome(session, token, number)
             call.sent_at = 0.0
             self._add(call)
-        self._lose_lease()
-        self.lease.end()
+        self._arriving.end_lease()
         if self._on_session_lost is not None:
             await self._on_session_lost()
         # Last: no session is opened before the listeners have done with the old one.
@@ -553,7 +459,7 @@ class NamesSession(NamesCalls):
         """KeepAlive at a third of the lease without answers; break a connection gone silent."""
         if self._socket is None:
             return
-        silent_s = boottime() - self._last_received
+        silent_s = boottime() - self._arriving.last_received
         if silent_s < self.lease_s / 3:
             return
         if self._keep_alive is None or self._keep_alive not in self._calls:

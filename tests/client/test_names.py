@@ -276,7 +276,7 @@ async def test_a_call_cancelled_in_the_moment_of_its_answer() -> None:
                 scope.cancel()
                 # What arrives before the cancelled task has run.
                 frame = names.ANSWER_ID.pack(number) + names.encode(ATTR)
-                session._dispatch(names.ANSWER, 0, frame)
+                session._arriving.take(names.ANSWER, 0, frame)
         assert all(scope.cancelled_caught for scope in scopes)
         peer.respond = lambda r: answer_to(r.request)
         assert await session.call(LOOKUP) == ATTR
