@@ -23,6 +23,7 @@ from dataclasses import replace
 
 import trio
 
+from fdfs_storage import founder
 from fdfs_storage.identity import Identity
 from fdfs_storage.place import Place
 from fdfs_storage.tracker_link import ask_all, ask_once, highest_status
@@ -44,14 +45,7 @@ from fdfsfuse.proto.cluster import (
     TrackerStatus,
     decode_optional_source,
 )
-from fdfsfuse.proto.cluster_status import (
-    AM_I_FOUNDER,
-    FounderAnswer,
-    FounderQuery,
-    decode,
-    encode,
-)
-from fdfsfuse.proto.names import QUERY_VIEW
+from fdfsfuse.proto.cluster_status import FounderQuery
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus
 
@@ -443,7 +437,7 @@ class Membership:
         source = decode_optional_source(answer)
         if source is not None:
             logger.info("the initial copy comes from storage %s", source.source_id)
-        elif await self._is_founder(task.server) is not False:
+        elif await self._is_founder(task.server, ()) is not False:
             await self._found()
         await trio.to_thread.run_sync(self.identity.decide_source, source)
         self._refused_source.clear()
@@ -459,68 +453,31 @@ class Membership:
                 now, or have not told the members yet.
             ConnectionProblem, ProtocolError: no tracker answers.
         """
-        await self._check_no_tree()
+        if not self._listed:
+            raise StatusError(errno.EAGAIN, "no tracker has told the members of the group yet")
+        await founder.check_no_tree(self.members, self.own_id, self.config)
         problem: FdfsError | None = None
         agreed = False
         for server in self.config.tracker_servers:
             try:
-                founder = await self._is_founder(server, stock)
+                may_found = await self._is_founder(server, stock)
             except PROBLEMS as exc:
                 problem = exc
                 continue
-            if founder is False:
+            if may_found is False:
                 raise StatusError(errno.EBUSY, "another storage founded the tree of the group")
-            if founder:
+            if may_found:
                 agreed = True
                 break  # a majority of our trackers has agreed
         if problem is not None and not agreed:
             raise problem
         await self._found()
 
-    async def _check_no_tree(self) -> None:
-        """Trackers of ours may have lost who founded the tree, and stock ones never know: ask the
-        members. Raises StatusError 11 or 16.
-        """
-        if not self._listed:
-            raise StatusError(errno.EAGAIN, "no tracker has told the members of the group yet")
-        for brief in self.members:
-            if brief.storage_id == self.own_id or brief.status in states.GONE:
-                continue
-            server = ServerAddress(tuple(brief.ip.split(",")), brief.port)
-            try:
-                await ask_once(server, self.config, QUERY_VIEW)
-            except StatusError as exc:
-                if exc.errno in (errno.EINVAL, errno.ENOENT):
-                    continue  # a stock storage, or one without a tree
-                raise
-            except PROBLEMS as exc:
-                logger.warning("storage %s may keep a tree: %s", brief.storage_id, exc)
-            raise StatusError(errno.EBUSY, f"storage {brief.storage_id} keeps a tree, or may")
-
-    async def _is_founder(self, server: ServerAddress, stock: Sequence[str] = ()) -> bool | None:
-        """141: "nothing to copy" is not enough to found a tree, which there must be one of.
-
-        None from stock trackers, which do not know the command (22): they have told all that they
-        can. Raises one of `PROBLEMS` when the trackers cannot agree now: 87 is to be asked again.
-        """
+    async def _is_founder(self, server: ServerAddress, stock: Sequence[str]) -> bool | None:
         query = FounderQuery(
             self.config.group_name, self.own_id, self.identity.join_time, list(stock)
         )
-        try:
-            data = await ask_once(server, self.config, AM_I_FOUNDER, encode(query))
-        except StatusError as exc:
-            if exc.errno == errno.EINVAL:
-                return None
-            raise
-        answer = decode(FounderAnswer, data)
-        if not answer.founder:
-            logger.warning(
-                "the directory tree of %s is not founded by this storage: %s; its files can be "
-                "reached by their ids",
-                self.config.group_name,
-                answer.reason,
-            )
-        return answer.founder
+        return await founder.is_founder(server, self.config, query)
 
     async def _source_is_unknown(self, task: TrackerTask) -> None:
         """A tracker answered 88 with 2: our source was removed (section 2.8)."""
