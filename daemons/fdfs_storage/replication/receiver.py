@@ -12,24 +12,20 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from fdfs_storage.files import status_of
+from fdfs_storage.replication.parts import Parts
 from fdfs_storage.replication.replicas import DAMAGED, Replicas
+from fdfs_storage.replication.senders import Senders, receive_small
 from fdfs_storage.transfer import INLINE_MAX, Received, crc32, receive_content
 from fdfsfuse.core.replicas import (
     Nature,
-    RangeVerdict,
     Subject,
     Verdict,
-    judge_append,
-    judge_modify,
-    judge_truncate,
     judge_whole,
     subject_of,
 )
@@ -41,7 +37,6 @@ from fdfsfuse.proto.sync import (
     RANGE_HEAD_SIZE,
     DeleteFile,
     FileHead,
-    RangeHead,
     SyncCommand,
     TwoNames,
     name_length,
@@ -60,12 +55,10 @@ _RECV_SIZE = 64 << 10
 """Storages of our own kind send many requests at a time."""
 _OK = pack_response()
 _KEPT = pack_response(status=errno.EEXIST)
-_MISSING = pack_response(status=errno.ENOENT)
 _SMALL_MAX = INLINE_MAX + RANGE_HEAD_SIZE + FILE_NAME_MAX
 _SLOT_MAX = 64 << 20
 """Largest file inside a trunk file: it is received as a whole. FastDFS's own limit is lower."""
 _TWO_NAMES_MAX = 36 + 2 * FILE_NAME_MAX
-_RANGE_MAX = RANGE_HEAD_SIZE + FILE_NAME_MAX
 
 
 class Receiver:
@@ -73,10 +66,7 @@ class Receiver:
 
     Args:
         boot_id: names the time since this machine was started.
-        member_at: the id of the member with an ip, '' for none: for connections without a 9.
-
-    Attributes:
-        timestamps: storage id -> timestamp of the newest record received from it.
+        member_at: see `Senders`.
     """
 
     def __init__(
@@ -88,12 +78,11 @@ class Receiver:
         boot_id: str,
         member_at: Callable[[str], str],
     ) -> None:
-        self.timestamps: dict[str, int] = {}
         self._store = store
         self._replicas = replicas
-        self._group = group
+        self._senders = Senders(group, member_at)
+        parts = Parts(store, replicas, self._senders)
         self._boot_id = boot_id
-        self._member_at = member_at
         self.handlers: dict[int, SyncHandler] = {
             SyncCommand.REPORT_SERVER_ID: self.report_server_id,
             SyncCommand.HELLO: self.hello,
@@ -102,33 +91,38 @@ class Receiver:
             SyncCommand.DELETE: self.delete,
             SyncCommand.LINK: self.link,
             SyncCommand.RENAME: self.rename,
-            SyncCommand.APPEND: self.append,
-            SyncCommand.MODIFY: self.modify,
-            SyncCommand.TRUNCATE: self.truncate,
+            SyncCommand.APPEND: parts.append,
+            SyncCommand.MODIFY: parts.modify,
+            SyncCommand.TRUNCATE: parts.truncate,
         }
         self.at_once: dict[int, SyncAnswer] = {
             SyncCommand.CREATE: partial(self._small_file, "c"),
             SyncCommand.UPDATE: partial(self._small_file, "u"),
             SyncCommand.DELETE: self._delete,
             SyncCommand.LINK: self._link,
-            SyncCommand.APPEND: partial(self._small_part, "a"),
-            SyncCommand.MODIFY: partial(self._small_part, "m"),
-            SyncCommand.TRUNCATE: self._truncate,
+            SyncCommand.APPEND: partial(parts.small, "a"),
+            SyncCommand.MODIFY: partial(parts.small, "m"),
+            SyncCommand.TRUNCATE: parts.truncate_small,
         }
+
+    @property
+    def timestamps(self) -> Mapping[str, int]:
+        """Storage id -> timestamp of the newest record received from it."""
+        return self._senders.timestamps
 
     # --- who sends ----------------------------------------------------------------------------
 
     async def report_server_id(self, connection: FramedConnection, header: Header) -> bytes:
         """9: the id of the sender, to which the timestamps of its records belong."""
-        body = await _whole(connection, header.length, 16)
+        body = await receive_small(connection, header.length, 16)
         connection.storage_id = sync.decode_server_id(body)
         return _OK
 
     async def hello(self, connection: FramedConnection, header: Header) -> bytes:
         """150: a 9 of our own kind of storage."""
-        body = await _whole(connection, header.length, sync.HELLO_MAX)
+        body = await receive_small(connection, header.length, sync.HELLO_MAX)
         hello = sync.decode_struct(sync.Hello, body)
-        self._check_group(hello.group)
+        self._senders.check_group(hello.group)
         if not 0 < len(hello.storage_id) <= 15:
             raise ProtocolError(f"{hello.storage_id!r} is no storage id")
         connection.storage_id = hello.storage_id
@@ -137,22 +131,6 @@ class Receiver:
         return pack_response(
             sync.encode_struct(sync.HelloAnswer(sync.VERSION, self._boot_id)),
         )
-
-    def _check_group(self, group: str) -> None:
-        if group != self._group:
-            raise ProtocolError(f"group {group!r} is not ours")
-
-    def _sender(self, connection: FramedConnection) -> str:
-        """The id of the member that sends; '' when it is not known."""
-        if not connection.storage_id:
-            connection.storage_id = self._member_at(connection.peer_ip)
-        return connection.storage_id
-
-    def _heard(self, connection: FramedConnection, timestamp: int) -> None:
-        """A record was dealt with: the sender's changes are here up to its time."""
-        source = self._sender(connection)
-        if source and timestamp > self.timestamps.get(source, 0):
-            self.timestamps[source] = timestamp
 
     # --- whole files --------------------------------------------------------------------------
 
@@ -171,13 +149,13 @@ class Receiver:
         end = FILE_HEAD_SIZE + name_length(body[:FILE_HEAD_SIZE], FILE_HEAD_SIZE)
         content = memoryview(body)[end:]
         head = FileHead.decode(body[:end], len(content))
-        self._check_group(head.group)
+        self._senders.check_group(head.group)
         location = self._replicas.locate(head.name)
         if flags == sync.SKIP_CONTENT and op == "c":
             if content:
                 raise ProtocolError("content that was to be left out")
             self._replicas.note(location, head.timestamp, op)
-            self._heard(connection, head.timestamp)
+            self._senders.heard(connection, head.timestamp)
             return _KEPT
         if len(content) != head.size:
             raise ProtocolError(f"a file of {head.size} bytes comes with {len(content)}")
@@ -191,7 +169,7 @@ class Receiver:
 
     def _done(self, connection: FramedConnection, head: FileHead, kept: bool) -> bytes:
         self._store.counters.success_sync_in_bytes += head.size
-        self._heard(connection, head.timestamp)
+        self._senders.heard(connection, head.timestamp)
         return _KEPT if kept else _OK
 
     async def _whole_file(self, connection: FramedConnection, header: Header, op: str) -> bytes:
@@ -208,7 +186,7 @@ class Receiver:
             fixed = await connection.recv_exactly(FILE_HEAD_SIZE)
             name = await connection.recv_exactly(name_length(fixed, FILE_HEAD_SIZE))
             head = FileHead.decode(fixed + name, length - len(fixed) - len(name))
-            self._check_group(head.group)
+            self._senders.check_group(head.group)
             if header.status == sync.SKIP_CONTENT and op == "c":
                 raise ProtocolError("content that was to be left out")
         location = self._replicas.locate(head.name)
@@ -267,7 +245,7 @@ class Receiver:
             head.timestamp,
             replicas.find(location),
             None if deletion is None else deletion.at,
-            deleted_elsewhere=replicas.deleted_elsewhere(location, self._sender(connection)),
+            deleted_elsewhere=replicas.deleted_elsewhere(location, self._senders.of(connection)),
             update=op == "u",
             orphaned=replicas.is_orphaned(location, head.timestamp),
         )
@@ -365,170 +343,44 @@ class Receiver:
             return verdict is Verdict.KEEP
         return await trio.to_thread.run_sync(self._replicas.fits_name, location, subject)
 
-    # --- parts --------------------------------------------------------------------------------
-
-    async def append(self, connection: FramedConnection, header: Header) -> bytes:
-        """25: bytes behind the end."""
-        return await self._part(connection, header, "a")
-
-    async def modify(self, connection: FramedConnection, header: Header) -> bytes:
-        """35: bytes at an offset up to the end."""
-        return await self._part(connection, header, "m")
-
-    def _small_part(
-        self, op: str, connection: FramedConnection, flags: int, body: bytes
-    ) -> bytes | None:
-        """25 and 35 whose content has arrived; None when they have to wait for something."""
-        end = RANGE_HEAD_SIZE + name_length(body[:RANGE_HEAD_SIZE], RANGE_HEAD_SIZE)
-        head = RangeHead.decode(body[:end])
-        content = memoryview(body)[end:]
-        location = self._check_part(head, len(content))
-        if len(content) > INLINE_MAX or not self._store.locks.is_free(location):
-            return None
-        self._store.counters.total_sync_in_bytes += head.second
-        return self._part_now(connection, location, head, content, op)
-
-    def _part_now(
-        self,
-        connection: FramedConnection,
-        location: Location,
-        head: RangeHead,
-        content: memoryview,
-        op: str,
-    ) -> bytes:
-        """Deal with a part in memory. Without an await, so a free lock need not be taken."""
-        verdict = self._judge_part(connection, location, head, op)
-        if verdict is RangeVerdict.WRITE:
-            self._replicas.write(location, head.first, content, head.timestamp, op)
-        return self._part_done(connection, head, verdict)
-
-    def _check_part(self, head: RangeHead, content_length: int) -> Location:
-        if head.second != content_length:
-            raise ProtocolError(f"a change of {head.second} bytes in {content_length}")
-        if head.first + head.second >= 1 << 63:
-            raise ProtocolError(f"no file can have {head.first} + {head.second} bytes")
-        self._check_group(head.group)
-        return self._replicas.locate(head.name)
-
-    def _judge_part(
-        self, connection: FramedConnection, location: Location, head: RangeHead, op: str
-    ) -> RangeVerdict:
-        found = self._replicas.size(location)
-        if op == "a":
-            return judge_append(head.first, head.second, found)
-        return judge_modify(head.first, found, holes=connection.is_own_kind)
-
-    def _part_done(
-        self, connection: FramedConnection, head: RangeHead, verdict: RangeVerdict
-    ) -> bytes:
-        self._heard(connection, head.timestamp)
-        if verdict is RangeVerdict.MISSING:
-            return _MISSING
-        self._store.counters.success_sync_in_bytes += head.second
-        return _KEPT if verdict is RangeVerdict.DONE else _OK
-
-    async def _part(self, connection: FramedConnection, header: Header, op: str) -> bytes:
-        length = header.length
-        fixed = await connection.recv_exactly(min(length, RANGE_HEAD_SIZE))
-        size = name_length(fixed, RANGE_HEAD_SIZE)
-        if size > length - RANGE_HEAD_SIZE:
-            raise ProtocolError("the request ends inside of its file name")
-        head = RangeHead.decode(fixed + await connection.recv_exactly(size))
-        location = self._check_part(head, length - RANGE_HEAD_SIZE - size)
-        self._store.counters.total_sync_in_bytes += head.second
-        content: memoryview | None = None
-        if head.second <= INLINE_MAX:
-            content = memoryview(await connection.recv_exactly(head.second))
-            if self._store.locks.is_free(location):
-                return self._part_now(connection, location, head, content, op)
-        async with self._store.locks.hold(location):
-            if content is not None:
-                return self._part_now(connection, location, head, content, op)
-            verdict = self._judge_part(connection, location, head, op)
-            if verdict is RangeVerdict.WRITE:
-                await self._write_large(connection, location, head, op)
-            else:
-                await connection.discard(head.second)
-        return self._part_done(connection, head, verdict)
-
-    async def _write_large(
-        self, connection: FramedConnection, location: Location, head: RangeHead, op: str
-    ) -> None:
-        fd = self._store.paths.open_to_change(location)
-        try:
-            try:
-                await receive_content(connection, fd, head.first, head.second, Received())
-            except BaseException:
-                if op == "a":  # half of it would look like bytes that are done
-                    os.ftruncate(fd, head.first)
-                raise
-            numbers = head.first, head.second
-            self._replicas.wrote(location, fd, numbers, head.timestamp, op)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-        finally:
-            os.close(fd)
-
-    async def truncate(self, connection: FramedConnection, header: Header) -> bytes:
-        """37: another size."""
-        body = await _whole(connection, header.length, _RANGE_MAX)
-        head = RangeHead.decode(body)
-        async with self._store.locks.hold(self._replicas.locate(head.name)):
-            return self._truncate_now(connection, head)
-
-    def _truncate(self, connection: FramedConnection, flags: int, body: bytes) -> bytes | None:
-        head = RangeHead.decode(body)
-        if not self._store.locks.is_free(self._replicas.locate(head.name)):
-            return None
-        return self._truncate_now(connection, head)
-
-    def _truncate_now(self, connection: FramedConnection, head: RangeHead) -> bytes:
-        self._check_group(head.group)
-        location = self._replicas.locate(head.name)
-        verdict = judge_truncate(head.first, self._replicas.size(location))
-        if verdict is RangeVerdict.WRITE:
-            self._replicas.truncate(location, head.first, head.second, head.timestamp)
-        self._heard(connection, head.timestamp)
-        return _OK if verdict is RangeVerdict.WRITE else _KEPT
-
     # --- names --------------------------------------------------------------------------------
 
     async def delete(self, connection: FramedConnection, header: Header) -> bytes:
         """17."""
-        body = await _whole(connection, header.length, _TWO_NAMES_MAX)
+        body = await receive_small(connection, header.length, _TWO_NAMES_MAX)
         return self._delete(connection, header.status, body)
 
     def _delete(self, connection: FramedConnection, flags: int, body: bytes) -> bytes:
         request = DeleteFile.decode(body)
-        self._check_group(request.group)
+        self._senders.check_group(request.group)
         location = self._replicas.locate(request.name)
-        self._heard(connection, request.timestamp)
-        sender, own_kind = self._sender(connection), connection.is_own_kind
+        self._senders.heard(connection, request.timestamp)
+        sender, own_kind = self._senders.of(connection), connection.is_own_kind
         self._replicas.delete(location, request.timestamp, sender, later_stays=own_kind)
         return _OK
 
     async def link(self, connection: FramedConnection, header: Header) -> bytes:
         """19: a symbolic link."""
-        body = await _whole(connection, header.length, _TWO_NAMES_MAX)
+        body = await receive_small(connection, header.length, _TWO_NAMES_MAX)
         return self._link(connection, header.status, body)
 
     def _link(self, connection: FramedConnection, flags: int, body: bytes) -> bytes:
         request = TwoNames.decode(body)
-        self._check_group(request.group)
+        self._senders.check_group(request.group)
         location, target = self._locate_both(request)
-        self._replicas.link(location, target, request.timestamp, self._sender(connection))
-        self._heard(connection, request.timestamp)
+        self._replicas.link(location, target, request.timestamp, self._senders.of(connection))
+        self._senders.heard(connection, request.timestamp)
         return _OK
 
     async def rename(self, connection: FramedConnection, header: Header) -> bytes:
         """40: an appender became a normal file. The answer has no body, unlike the reference's."""
-        request = TwoNames.decode(await _whole(connection, header.length, _TWO_NAMES_MAX))
-        self._check_group(request.group)
+        request = TwoNames.decode(await receive_small(connection, header.length, _TWO_NAMES_MAX))
+        self._senders.check_group(request.group)
         new, old = self._locate_both(request)
-        self._heard(connection, request.timestamp)
+        self._senders.heard(connection, request.timestamp)
         async with self._store.locks.hold(old):
             fits = await self._fits(old, subject_of(new.name))
-            sender = self._sender(connection)
+            sender = self._senders.of(connection)
             self._replicas.rename(new, old, request.timestamp, sender, fits=fits)
         return _OK
 
@@ -545,10 +397,3 @@ class Receiver:
 
     def _locate_both(self, request: TwoNames) -> tuple[Location, Location]:
         return self._replicas.locate(request.name), self._replicas.locate(request.other)
-
-
-async def _whole(connection: FramedConnection, length: int, limit: int) -> bytes:
-    """A body that is small by nature. Raises ProtocolError when it is longer than *limit*."""
-    if length > limit:
-        raise ProtocolError(f"a body of {length} bytes, where {limit} are allowed")
-    return await connection.recv_exactly(length)
