@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from fdfs_storage.names import connection as session_connection
+from fdfs_storage.names.reads import Reads
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect
 from fdfsfuse.client.frames import FrameReader
@@ -26,6 +27,7 @@ from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.header import pack_header
 from tests.common.names_calls import (
     DIRECTORY,
+    FILE,
     NOW,
     ROOT,
     content,
@@ -616,6 +618,21 @@ async def test_patient_changes_that_were_made_are_told_together(
     finally:
         sock.close()
     assert told == expected
+
+
+async def test_what_a_mount_that_is_gone_had_asked_is_not_looked_up(
+    server: NamesServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[object] = []
+    monkeypatch.setattr(Reads, "read_dir", lambda self, request: looked.append(request))
+    async with server.session() as session:
+        (served,) = server.tree.sessions
+        assert isinstance(served.connection, session_connection.SessionConnection)
+        served.connection._nobody_listens()  # as when a send fails
+        for request in (names.ReadDir(ROOT, 0, 10), names.Create(ROOT, b"a", FILE, 0, 0, NOW)):
+            session.post(request, lambda error: None)
+        await wait_for(lambda: bool(server.tree.state.inodes == 2))
+        assert not looked
 
 
 @pytest.mark.parametrize("status", [0, names.PATIENT])
