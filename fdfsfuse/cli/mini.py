@@ -87,14 +87,17 @@ def mini(
         raise click.UsageError("a line break in DIR cannot be written into a configuration file")
     try:
         mountpoint = None if no_mount else Path(resolve(mount_path or str(base / "mnt")))
-        with claim(base):
+        with claim(base), contextlib.ExitStack() as held:
             old = mini_layout.read_plan(base / "mini.json")
-            plan = mini_layout.make_plan(
-                old, volumes=volumes, replicas=replicas, first=address, port=port
-            )
-            busy = mini_layout.busy_address(plan)
-            if busy is not None:
-                raise ConfigError(f"{busy} is in use by another program, and {base} needs it")
+            while True:
+                plan = mini_layout.make_plan(
+                    old, volumes=volumes, replicas=replicas, first=address, port=port
+                )
+                busy = mini_layout.busy_address(plan)
+                if busy is not None:
+                    raise ConfigError(f"{busy} is in use by another program, and {base} needs it")
+                if mini_layout.hold(plan, held):
+                    break
             mini_layout.write_confs(plan, base)
             if mountpoint is not None:
                 prepare_mountpoint(mountpoint)

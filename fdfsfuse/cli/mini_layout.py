@@ -18,6 +18,7 @@ Addresses are remembered because file ids carry the address of the storage that 
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -243,11 +244,36 @@ def write_confs(plan: Plan, directory: Path) -> None:
 
 
 def busy_address(plan: Plan) -> Address | None:
-    """The first address of the plan that something else listens on, None when all are free."""
-    for at in (plan.tracker, *(server.at for server in plan.storages)):
-        if not _is_free(at):
-            return at
-    return None
+    """The first address of the plan that something else uses, None when all are free."""
+    return next((at for at in _addresses(plan) if not _is_free(at)), None)
+
+
+def hold(plan: Plan, held: contextlib.ExitStack) -> bool:
+    """Keep other runs off the plan's addresses, which its servers will listen on only later.
+
+    They are free again when *held* is closed, or the process ends. False, and nothing is held, when
+    another run was quicker.
+    """
+    with contextlib.ExitStack() as claims:
+        for at in _addresses(plan):
+            if not _claim(at, claims):
+                return False
+        held.enter_context(claims.pop_all())
+    return True
+
+
+def _addresses(plan: Plan) -> list[Address]:
+    return [plan.tracker, *(server.at for server in plan.storages)]
+
+
+def _claim(at: Address, claims: contextlib.ExitStack) -> bool:
+    """Take an abstract name that stands for the address: one process of the machine can have it."""
+    name = claims.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    try:
+        name.bind(f"\0fdfs-mini-{at}")
+    except OSError:
+        return False
+    return True
 
 
 def _address(host: object, port: object) -> Address:
@@ -279,6 +305,9 @@ def _free_port(first: int, hosts: list[str]) -> int:
 
 
 def _is_free(at: Address) -> bool:
+    with contextlib.ExitStack() as claims:
+        if not _claim(at, claims):
+            return False
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # As the daemons do: an old connection in TIME_WAIT does not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from pathlib import Path
@@ -13,6 +14,7 @@ from fdfsfuse.cli.mini_layout import (
     Plan,
     Server,
     busy_address,
+    hold,
     make_plan,
     read_plan,
     storage_conf,
@@ -83,6 +85,23 @@ def test_ports_in_use_are_passed_over() -> None:
         assert busy_address(plan(first=f"{network}.2", port=22122)) == new.tracker._replace(
             port=22122
         )
+
+
+def test_ports_of_a_run_that_starts_are_passed_over() -> None:
+    """Its servers do not listen yet."""
+    network = loopback_network()
+    with contextlib.ExitStack() as held:
+        one = plan(first=f"{network}.2")
+        assert hold(one, held)
+        other = plan(first=f"{network}.2")
+        assert other.tracker.port == 22123
+        assert {server.at.port for server in other.storages} == {23001}
+        assert busy_address(one) == one.tracker
+        with contextlib.ExitStack() as late:
+            assert not hold(one, late)
+            assert hold(other, late)
+    assert busy_address(one) is None
+    assert plan(first=f"{network}.2") == one
 
 
 @pytest.mark.parametrize("first", ["10.0.0.1", "127.255.255.254", "localhost", "::1"])
