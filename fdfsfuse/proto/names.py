@@ -109,6 +109,7 @@ from fdfsfuse.proto.names_calls import (
     StatFs,
     StoreContent,
     Truncate,
+    size_of_xattrs,
     unlinked,
 )
 
@@ -169,14 +170,16 @@ __all__ = [
     "View",
     "WriteObject",
     "Xattrs",
+    "size_of_xattrs",
     "unlinked",
 ]
 
 VERSION = 7
-"""7: a storage tells of patient requests together (MADE). 6: it takes
-PADDING, and tells who is in sync (`InSync`). 5: it heeds the inode numbers in `Create`, `Remove`
-and `Rename`. 4: it heeds ``based_on``, and grants directories. 3: it answers `FormerOutcome`. 2:
-sessions hold what they were told, and are recalled. 1: they never rely on anything."""
+"""7: a storage tells of patient requests together (MADE), and heeds the xattrs in `CreateFile`. 6:
+it takes PADDING, and tells who is in sync (`InSync`). 5: it heeds the inode numbers in `Create`,
+`Remove` and `Rename`. 4: it heeds ``based_on``, and grants directories. 3: it answers
+`FormerOutcome`. 2: sessions hold what they were told, and are recalled. 1: they never rely on
+anything."""
 
 QUERY_VIEW = 128
 OPEN_SESSION = 129
@@ -196,6 +199,9 @@ ROOT_INO = 1
 NAME_MAX = 255
 SYMLINK_MAX = 4095
 XATTR_VALUE_MAX = 65536
+XATTRS_SMALL_MAX = 8 << 10
+"""Names and values of the xattrs that come along with a new file, in bytes. A storage has room for
+them in any case."""
 SMALL_CONTENT_MAX = 1 << 20
 """Content up to this many bytes travels inside StoreContent and is never changed in place."""
 WRITE_PIECES_MAX = 64

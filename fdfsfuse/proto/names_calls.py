@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 
+import msgspec
 from msgspec.structs import replace
 
 from fdfsfuse.proto.names_answers import Attr, Message
@@ -18,6 +19,11 @@ def unlinked(attr: Attr, now_ns: int) -> Attr:
     """The attributes of an inode after it has lost a name; a directory has no other."""
     nlink = 0 if stat.S_ISDIR(attr.mode) else attr.nlink - 1
     return replace(attr, nlink=nlink, ctime_ns=now_ns)
+
+
+def size_of_xattrs(xattrs: dict[bytes, bytes]) -> int:
+    """Bytes of names and values together."""
+    return sum(len(name) + len(value) for name, value in xattrs.items())
 
 
 # --- requests that read; they see committed state only ----------------------------------------
@@ -255,7 +261,8 @@ class Adopt(Message, tag=36, frozen=True):
 class SetAttr(Message, tag=37, frozen=True):
     """chmod, chown, utimens; None leaves a field as it is. -> Attr. ctime becomes now. ESTALE.
 
-    An access ACL follows the mode. ``granted``: of a directory, which the session has the grant of.
+    An access ACL follows the mode. ``granted``: of a directory that the session has the grant of,
+    or of what it has made there since.
     """
 
     ino: int
@@ -291,6 +298,7 @@ class SetXattr(Message, tag=38, frozen=True):
 
     ``flags`` as setxattr: 1 CREATE (EEXIST), 2 REPLACE (ENODATA). E2BIG: value over 64 KiB, or an
     unnamed object (ino 0, ``file_id``) and metadata cannot hold it. ERANGE: name over 255 bytes.
+    ``granted`` as in SetAttr.
     """
 
     ino: int
@@ -299,15 +307,25 @@ class SetXattr(Message, tag=38, frozen=True):
     flags: int
     now_ns: int
     file_id: str = ""
+    granted: bool = False
+
+    def applied_to(self, xattrs: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """*xattrs* as they are afterwards, unless the name is that of an ACL."""
+        return {**xattrs, self.name: self.value}
 
 
 class RemoveXattr(Message, tag=39, frozen=True):
-    """-> Done. ENODATA when there is none of that name."""
+    """-> Done. ENODATA when there is none of that name. ``granted`` as in SetAttr."""
 
     ino: int
     name: bytes
     now_ns: int
     file_id: str = ""
+    granted: bool = False
+
+    def applied_to(self, xattrs: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """*xattrs* as they are afterwards."""
+        return {name: value for name, value in xattrs.items() if name != self.name}
 
 
 class StoreContent(Message, tag=40, frozen=True):
@@ -394,7 +412,8 @@ class CreateFile(Message, tag=48, frozen=True):
 
     What a mount has made under a `Grant` of ``parent``; without one it is a plain exclusive create.
     ``ino`` is a reserved number, ``mode`` the permissions with nothing to be taken off.
-    ``parent_ns``: the times of the directory afterwards. ``data`` as in `StoreContent`.
+    ``parent_ns``: the times of the directory afterwards. ``data`` as in `StoreContent`. ``xattrs``:
+    none of an ACL, and XATTRS_SMALL_MAX bytes of names and values together (E2BIG).
     EEXIST, ENOENT or ESTALE (parent deleted), ENOTDIR, ENAMETOOLONG, EPERM (a reserved name);
     EINVAL when the number was not reserved or is in use.
     """
@@ -410,3 +429,4 @@ class CreateFile(Message, tag=48, frozen=True):
     ctime_ns: int
     parent_ns: int
     data: bytes
+    xattrs: dict[bytes, bytes] = msgspec.field(default_factory=dict)

@@ -59,7 +59,7 @@ class PutXattr(_Op, tag=65, frozen=True):
     """An xattr of ``ino`` set (``value`` in the xattr table) or taken out of it (None).
 
     ``metadata`` is the whole metadata text that the object ``file_id`` has afterwards, None when
-    it stays as it is. ``ino`` 0: an unnamed object.
+    it stays as it is. ``ino`` 0: an unnamed object. ``granted``: see `names.SetXattr`.
     """
 
     ino: int
@@ -68,6 +68,7 @@ class PutXattr(_Op, tag=65, frozen=True):
     file_id: str
     metadata: bytes | None
     now_ns: int
+    granted: bool = False
 
 
 class PutContent(_Op, tag=66, frozen=True):
@@ -164,7 +165,10 @@ class ObjectRenamed(_Op, tag=77, frozen=True):
 
 
 class MakeFile(_Op, tag=78, frozen=True):
-    """`names.CreateFile` with the name that was drawn for its object ('' without ``data``)."""
+    """`names.CreateFile` with the name that was drawn for its object ('' without ``data``).
+
+    ``metadata`` is the object's, ``xattrs`` are those that it does not hold.
+    """
 
     parent: int
     name: bytes
@@ -178,6 +182,8 @@ class MakeFile(_Op, tag=78, frozen=True):
     parent_ns: int
     data: bytes
     file_id: str
+    metadata: bytes = b""
+    xattrs: dict[bytes, bytes] = msgspec.field(default_factory=dict)
 
 
 Op = (

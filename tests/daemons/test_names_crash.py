@@ -91,16 +91,35 @@ def dump(tree: Tree) -> list[str]:
     return [line for line in lines if not line.startswith('INSERT INTO "result"')]
 
 
-def make_file(tree: Tree, name: bytes, data: bytes) -> Make:
+def make_file(
+    tree: Tree, name: bytes, data: bytes, xattrs: dict[bytes, bytes] | None = None
+) -> Make:
     """A file that a mount made on its own, with a number that was reserved for it just before."""
 
     def make() -> Op:
         ino = tree.state.next_ino - 1
         return tree.preparer.make_file(
-            names.CreateFile(ROOT, name, ino, 0o644, 0, 0, NOW, NOW, NOW, NOW, data)
+            names.CreateFile(ROOT, name, ino, 0o644, 0, 0, NOW, NOW, NOW, NOW, data, xattrs or {})
         )
 
     return make
+
+
+def set_xattr(tree: Tree, file: bytes, name: bytes, value: bytes) -> Make:
+    def make() -> Op:
+        row = tree.state.db.execute("SELECT ino FROM dirent WHERE name = ?", (file,)).fetchone()
+        return tree.preparer.set_xattr(names.SetXattr(row[0], name, value, 0, NOW))
+
+    return make
+
+
+def metadata(tree: Tree) -> dict[bytes, bytes]:
+    """The metadata of each file with content."""
+    return {
+        name: tree.objects.stored_metadata(file_id)
+        for name, (_, file_id) in entries(tree).items()
+        if file_id
+    }
 
 
 def entries(tree: Tree) -> dict[bytes, tuple[int, str]]:
@@ -172,17 +191,21 @@ async def test_kill_at_each_step_of_a_batch(
             put(tree, b"new", b"new content"),
             put(tree, b"old", b"other"),
             names.ReserveInodes(10),
-            make_file(tree, b"made", b"whole"),
+            make_file(tree, b"made", b"whole", {b"user.a": b"1", b"user.b": b"\1"}),
+            set_xattr(tree, b"made", b"user.a", b"2"),
+            set_xattr(tree, b"old", b"user.c", b"3"),
+            set_xattr(tree, b"old", b"user.c", b"4"),
         ]
-        assert await together(tree, makes, 3, at_once=at_once) == [0] * 5
+        assert await together(tree, makes, 3, at_once=at_once) == [0] * 8
         after = entries(tree)
+        assert metadata(tree) == {b"new": b"", b"old": b"c\x024", b"made": b"a\x022"}
     monkeypatch.undo()
     steps = ["announce", "sync"] if at_once else ["sync", "announce"]
     assert [moment for moment, _ in snapshots] == [
         "before write",
         "after write",
         *[f"{when} {step}" for step in steps for when in ("before", "after")],
-        *["before perform", "after perform"] * 3,  # those with objects
+        *["before perform", "after perform"] * 6,  # those with objects
         "before commit",
         "after commit",
     ]
@@ -194,12 +217,40 @@ async def test_kill_at_each_step_of_a_batch(
                 assert tree.state.results.find(SESSION, 3) is None
             else:
                 assert entries(tree) == after
-                assert tree.state.results.find(SESSION, 7) is not None
+                assert tree.state.results.find(SESSION, 10) is not None
+                assert metadata(tree) == {b"new": b"", b"old": b"c\x024", b"made": b"a\x022"}
+                rows = tree.state.db.execute("SELECT name, value FROM xattr").fetchall()
+                assert rows == [(b"user.b", b"\1")]
             assert len(tree.sessions) == 1
             reserved = tree.state.db.execute("SELECT first, count FROM inode_block").fetchall()
             assert reserved == ([] if moment == "before write" else [(4, 10)])
             assert await together(tree, [create(b"later")]) == [0]
             assert tree.state.next_ino == (4 if moment == "before write" else 15)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_batch_writes_the_metadata_of_a_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    async with open_tree(tmp_path) as tree:
+        await together(tree, [create(b"a"), put(tree, b"a", b"AAA")])
+        written: list[str] = []
+        before_and_after(monkeypatch, tree.objects.store, "write_metadata", written.append)
+        makes = [set_xattr(tree, b"a", b"user.%d" % n, b"%d" % n) for n in (1, 2, 3)]
+        assert await together(tree, makes, at_once=at_once) == [0] * 3
+        assert len(written) == 2
+        assert metadata(tree) == {b"a": b"1\x021\x012\x022\x013\x023"}
+        # Not what a new object of the same batch starts with, either.
+        makes = [
+            put(tree, b"a", b"new"),
+            set_xattr(tree, b"a", b"user.2", b"4"),
+            create(b"b"),
+            put(tree, b"b", b"BBB"),
+            set_xattr(tree, b"b", b"user.x", b"y"),
+        ]
+        assert await together(tree, makes, at_once=at_once) == [0] * 5
+        assert len(written) == 6
+        assert metadata(tree) == {b"a": b"1\x021\x012\x024\x013\x023", b"b": b"x\x02y"}
 
 
 async def test_the_log_cut_at_each_byte_of_the_last_batch(tmp_path: Path) -> None:

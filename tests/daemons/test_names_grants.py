@@ -80,11 +80,16 @@ class Maker:
         self._next += 1
         return self._next - 1
 
-    async def tell(self, parent: int, name: bytes, data: bytes = DATA) -> names.Attr:
+    async def tell(
+        self,
+        parent: int,
+        name: bytes,
+        data: bytes = DATA,
+        xattrs: dict[bytes, bytes] | None = None,
+    ) -> names.Attr:
+        ino, times = await self.number(), (NOW + 1, NOW, NOW + 2, NOW)
         attr: names.Attr = await self.session.call(
-            names.CreateFile(
-                parent, name, await self.number(), 0o600, 5, 6, NOW + 1, NOW, NOW + 2, NOW, data
-            )
+            names.CreateFile(parent, name, ino, 0o600, 5, 6, *times, data, xattrs or {})
         )
         return attr
 
@@ -120,6 +125,35 @@ async def test_a_file_is_stored_with_all_that_it_has(server: NamesServer) -> Non
         # Other numbers are given to other files.
         assert await make(one.session, b"other") == attr.ino + 100
         assert server.tree.state.inodes == 4
+
+
+@pytest.mark.parametrize("data", [b"", DATA])
+async def test_xattrs_come_along_with_a_file(server: NamesServer, data: bytes) -> None:
+    fitting = {b"user.k": b"v", b"user.a": b""}
+    others = {b"user.binary": b"\1", b"user." + b"n" * 65: b"v", b"security.x": b"label"}
+    async with maker(server) as one:
+        attr = await one.tell(ROOT, b"a", data, xattrs=fitting | others)
+        found: names.Xattrs = await one.session.call(names.ListXattrs(attr.ino))
+        assert found.xattrs == fitting | others
+        if data:
+            assert server.tree.objects.stored_metadata(attr.file_id) == b"a\2\1k\2v"
+        rows = server.tree.state.db.execute("SELECT name, value FROM xattr").fetchall()
+        assert dict(rows) == (others if data else fitting | others)
+        # The next object gets what it can hold.
+        attr = await one.session.call(names.StoreContent(attr.ino, b"new", NOW))
+        assert server.tree.objects.stored_metadata(attr.file_id) == b"a\2\1k\2v"
+        for xattrs, status in (
+            ({acl.ACCESS: b""}, errno.EINVAL),
+            ({acl.DEFAULT: b""}, errno.EINVAL),
+            ({b"user.fdfs.file_id": b"x"}, errno.EPERM),
+            ({b"other.x": b"x"}, errno.EOPNOTSUPP),
+            ({b"user." + b"n" * 251: b"x"}, errno.ERANGE),
+            ({b"user.x": b"x" * names.XATTRS_SMALL_MAX}, errno.E2BIG),
+        ):
+            assert await status_of(one.tell(ROOT, b"b", data, xattrs=xattrs)) == status
+        full = {b"user.x": b"\1" * (names.XATTRS_SMALL_MAX - 6)}
+        attr = await one.tell(ROOT, b"b", data, xattrs=full)
+        assert (await one.session.call(names.ListXattrs(attr.ino))).xattrs == full
 
 
 async def test_what_cannot_be_made(server: NamesServer) -> None:
@@ -411,17 +445,17 @@ async def two_after_a_restart(
                 yield server, found
 
 
-@pytest.mark.parametrize("kind", ["create", "set attributes"])
+@pytest.mark.parametrize("kind", ["create", "set attributes", "set xattr"])
 async def test_after_a_restart_nobody_waits_for_each_other(tmp_path: Path, kind: str) -> None:
     async with two_after_a_restart(tmp_path) as (server, makers):
 
         async def tell(maker: Maker, d: int, ino: int) -> None:
-            request = (
-                names.Create(d, b"a", DIRECTORY, 0, 0, NOW, ino=ino)
-                if kind == "create"
-                else names.SetAttr(d, NOW, mode=0o700, granted=True)
-            )
-            await maker.session.call(request)
+            requests: dict[str, names.Request] = {
+                "create": names.Create(d, b"a", DIRECTORY, 0, 0, NOW, ino=ino),
+                "set attributes": names.SetAttr(d, NOW, mode=0o700, granted=True),
+                "set xattr": names.SetXattr(d, b"user.x", b"1", 0, NOW, granted=True),
+            }
+            await maker.session.call(requests[kind])
             maker.session.recalled(maker.recalled[0].number, ())
 
         with trio.fail_after(server.tree.sessions.lease_s / 2):
@@ -441,14 +475,18 @@ async def test_after_a_restart_the_order_of_sending_counts(tmp_path: Path) -> No
             names.Create(d, b"a", DIRECTORY, 0, 0, NOW, ino=ino),
             names.SetAttr(ino, NOW, mode=0o2700, gid=9, granted=True),
             names.Create(ino, b"b", DIRECTORY, 0, 0, NOW, ino=child),
+            names.SetXattr(child, b"user.x", b"1", 0, NOW, granted=True),
+            names.SetXattr(child, b"user.y", b"2", 0, NOW, granted=True),
+            names.RemoveXattr(child, b"user.x", NOW, granted=True),
             names.Rename(d, b"a", d, b"c", 0, NOW, ino, 0),
         ):
             one.session.post(request, errors.append)
         attr = await one.tell(ino, b"x")
-        assert errors == [None] * 4
+        assert errors == [None] * 7
         assert attr.size == len(DATA)
         one.session.recalled(one.recalled[0].number, ())
         assert (await one.session.call(names.GetAttr(child))).gid == 9
+        assert (await one.session.call(names.ListXattrs(child))).xattrs == {b"user.y": b"2"}
 
 
 async def test_sessions_without_numbers_are_not_waited_for(tmp_path: Path) -> None:

@@ -28,14 +28,17 @@ async def test_a_new_boot_brings_lost_objects_back(
     async with open_tree(tmp_path, names_garbage_grace_s=0.0) as tree:
         await together(tree, [create(b"a"), put(tree, b"a", b"old"), create(b"b")])
         await together(tree, [put(tree, b"a", b"new a"), put(tree, b"b", b"content of b")])
-        await together(tree, [names.ReserveInodes(1), make_file(tree, b"c", b"content of c")])
+        await together(
+            tree,
+            [names.ReserveInodes(1), make_file(tree, b"c", b"content of c", {b"user.k": b"w"})],
+        )
         ino = tree.state.db.execute("SELECT ino FROM dirent WHERE name = x'62'").fetchone()[0]
         request = names.SetXattr(ino, b"user.k", b"v", 0, NOW)
         await together(tree, [lambda: tree.preparer.set_xattr(request)])
         named = {row[0] for row in tree.state.db.execute("SELECT file_id FROM inode")} - {None}
         expected, state = objects_on_disk(tmp_path), dump(tree)
     assert len(named) == 3
-    assert len(expected) == 5  # a, the old a (garbage), b, metadata of b, c
+    assert len(expected) == 6  # a, the old a (garbage), b and c with metadata
     for file_id in expected:
         path = tmp_path / "data" / file_id[4:]
         if how == "missing":

@@ -81,8 +81,12 @@ def test_changes() -> None:
         names_record.PutContent(3, "M00/x", 1, 2, True, None, b"m", True),
         names_record.PutContent(3, "M00/x", 1, 2, False, b"d", b""),
         names_record.MakeFile(1, b"\xff", 9, 0o644, 0, 0, 1, -2, 3, 4, b"d", "M00/x"),
+        names_record.MakeFile(
+            1, b"f", 9, 0o644, 0, 0, 1, 2, 3, 4, b"d", "M00/x", b"a\x02b", {b"user.\xff": b"\1"}
+        ),
         names.ReserveInodes(1024),
         names_record.PutXattr(3, b"user.a", None, "", None, 7),
+        names_record.PutXattr(3, b"user.a", b"v", "", None, 7, True),
         names_record.EndSession(5),
         names_record.Forget([1, 2], ["a", "b"]),
     ]

@@ -170,6 +170,18 @@ def _create_file(request: names.CreateFile) -> None:
         raise fail(errno.EINVAL, "inode number")
     if is_reserved(request.parent, request.name):
         raise fail(errno.EPERM)
+    if request.xattrs:
+        _xattrs(request.xattrs)
+
+
+def _xattrs(xattrs: dict[bytes, bytes]) -> None:
+    """Those of a new file."""
+    for key in xattrs:
+        xattr_name(key)
+        if key in (acl.ACCESS, acl.DEFAULT):
+            raise fail(errno.EINVAL, "an ACL")
+    if names.size_of_xattrs(xattrs) > names.XATTRS_SMALL_MAX:
+        raise fail(errno.E2BIG)
 
 
 def _reserve_inodes(request: names.ReserveInodes) -> None:

@@ -49,13 +49,14 @@ def perform(objects: Objects, change: Change) -> str:
             if op.data is not None:
                 objects.make(op.file_id, op.data)
             if op.metadata:
-                objects.put_metadata(op.file_id, op.metadata)
+                objects.put_planned(op.file_id)
     elif isinstance(op, names_record.MakeFile):
         if op.file_id:
             objects.make(op.file_id, op.data)
+            if op.metadata:
+                objects.put_planned(op.file_id)
     elif isinstance(op, names_record.PutXattr):
-        if op.metadata is not None:
-            objects.put_metadata(op.file_id, op.metadata)
+        objects.put_planned(op.file_id)
     elif isinstance(op, names_record.MakePending):
         objects.create_empty(op.file_id)
         return op.file_id
@@ -75,6 +76,8 @@ def replay(objects: Objects, change: Change) -> None:
     elif isinstance(op, names_record.MakeFile):
         if op.file_id:
             make_whole(objects, op.file_id, op.data)
+            if op.metadata:
+                objects.put_metadata(op.file_id, op.metadata)
     elif isinstance(op, names_record.PutXattr):
         if op.metadata is not None and objects.exists(op.file_id):
             objects.put_metadata(op.file_id, op.metadata)

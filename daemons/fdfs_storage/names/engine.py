@@ -55,8 +55,7 @@ _SLOW_IN_A_ROW: Final = 4
 _IN_THREAD_FACTOR: Final = 50
 """After slow syncs the next ones are left to a thread for so many times their duration: a slow
 disk stops the loop for one part in so many."""
-_METADATA: Final = (names_record.PutContent, names_record.PutXattr)
-_CONTENT: Final = frozenset((*_METADATA, names_record.MakeFile))
+_CONTENT: Final = (names_record.PutContent, names_record.PutXattr, names_record.MakeFile)
 """Operations that change object files."""
 _DONE: Final = names.encode(names.Done())
 
@@ -423,7 +422,7 @@ class Engine:
         except StatusError as exc:
             return work, exc.errno or errno.EIO, b""
         applied.append(Applied(position, change, work, outcome))
-        if isinstance(op, _METADATA):
+        if isinstance(op, _CONTENT):
             metadata = op.metadata
             if op.file_id and metadata is not None:
                 self.objects.plan_metadata(op.file_id, metadata)

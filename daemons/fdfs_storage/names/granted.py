@@ -49,6 +49,8 @@ def make_file(state: State, index: int, change: Change, op: names_record.MakeFil
         "INSERT INTO inode VALUES (?, ?, 1, ?, ?, 0, ?, ?, ?, ?, 1, ?, x'', 0)",
         (ino, mode, op.uid, op.gid, size, *times, op.file_id or None),
     )
+    for name, value in op.xattrs.items():
+        tree.put_xattr(db, ino, name, value)
     db.execute(
         "UPDATE inode SET mtime_ns = ?, ctime_ns = ? WHERE ino = ?",
         (op.parent_ns, op.parent_ns, op.parent),
@@ -72,7 +74,7 @@ def under_a_grant(op: Any) -> bool:
         return op.ino != 0
     if isinstance(op, names.Remove | names.Rename):
         return op.ino != names.ANY_INODE
-    if isinstance(op, names.SetAttr):
+    if isinstance(op, names.SetAttr | names_record.PutXattr):
         return op.granted
     return isinstance(op, names_record.MakeFile)
 

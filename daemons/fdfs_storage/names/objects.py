@@ -189,6 +189,12 @@ class Objects:
         """Note the metadata text that a change of the open batch gives to the object."""
         self._metadata[file_id] = text
 
+    def put_planned(self, file_id: str) -> None:
+        """Give the object the metadata text that the open batch leads to, unless it has it."""
+        text = self._metadata.pop(file_id, None)
+        if text is not None:
+            self.put_metadata(file_id, text)
+
     def put_metadata(self, file_id: str, text: bytes) -> None:
         """Replace the metadata text if it is another one; it is in the log."""
         if text != self.stored_metadata(file_id):

@@ -25,6 +25,7 @@ from fdfsfuse.proto.names_record import Record
 logger = logging.getLogger(__name__)
 
 FILE = "boot"
+_WITH_METADATA = (names_record.PutContent, names_record.PutXattr, names_record.MakeFile)
 
 
 def may_have_lost(directory: Path, boot: str) -> bool:
@@ -61,7 +62,7 @@ def restore(db: sqlite3.Connection, objects: Objects, records: Iterable[Record])
             for file_id in op.file_ids:
                 if not _is_named(db, file_id):
                     objects.delete(file_id)
-        if isinstance(op, names_record.PutContent | names_record.PutXattr):
+        if isinstance(op, _WITH_METADATA):
             text = op.metadata
             if text is not None and op.file_id:
                 metadata[op.file_id] = text

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fdfs_storage.names import content, tree
@@ -64,11 +64,7 @@ class Preparer:
         """The metadata text that the next object of the inode starts with."""
         text = self._objects.metadata(attr.file_id) if attr.file_id else b""
         rows = self._db.execute("SELECT name, value FROM xattr WHERE ino = ?", (attr.ino,))
-        fitting = [
-            (name[len(USER) :], value)
-            for name, value in rows.fetchall()
-            if metadata_name(name, value) is not None
-        ]
+        fitting = _fitting(rows.fetchall())
         if fitting:
             return metadata.encode(metadata.merge(metadata.decode(text), fitting))
         return text
@@ -94,10 +90,13 @@ class Preparer:
 
     def make_file(self, request: names.CreateFile) -> names_record.MakeFile:
         """A file that a mount has made on its own."""
-        data = request.data
-        file_id = ""
+        data, xattrs = request.data, request.xattrs
+        file_id, text = "", b""
         if data:
             file_id = self._objects.draw(data, time.time_ns(), extension_of(request.name))
+            if xattrs:
+                text = metadata.encode(_fitting(xattrs.items()))
+                xattrs = {n: v for n, v in xattrs.items() if metadata_name(n, v) is None}
         return names_record.MakeFile(
             request.parent,
             request.name,
@@ -111,6 +110,8 @@ class Preparer:
             request.parent_ns,
             data,
             file_id,
+            text,
+            xattrs,
         )
 
     def new_pending(self, ino: int) -> names_record.MakePending:
@@ -184,11 +185,8 @@ class Preparer:
             text = metadata.encode(metadata.merge(pairs, [(short, value)]))
             if len(text) > METADATA_MAX:
                 raise fail(errno.ENOSPC)
-            return names_record.PutXattr(request.ino, name, None, file_id, text, request.now_ns)
-        text_or_none = _without(pairs, name)
-        return names_record.PutXattr(
-            request.ino, name, value, file_id, text_or_none, request.now_ns
-        )
+            return _put_xattr(request, None, file_id, text)
+        return _put_xattr(request, value, file_id, _without(pairs, name))
 
     def remove_xattr(self, request: names.RemoveXattr) -> Op:
         """An xattr goes from wherever it is. ENODATA."""
@@ -197,7 +195,7 @@ class Preparer:
         text = _without(pairs, request.name)
         if text is None and not in_table(request.name):
             raise fail(errno.ENODATA)
-        return names_record.PutXattr(request.ino, request.name, None, file_id, text, request.now_ns)
+        return _put_xattr(request, None, file_id, text)
 
     def _holder(self, ino: int, file_id: str) -> tuple[str, Callable[[bytes], bool]]:
         """The object of the inode (or the unnamed one), and a test for xattrs in the table."""
@@ -264,6 +262,26 @@ def _check_base(attr: Attr, replaces: str | None, based_on: int) -> None:
         raise fail(errno.ESTALE)
     if based_on not in (names.ANY_VERSION, attr.version):
         raise fail(names.CONTENT_CHANGED)
+
+
+def _fitting(xattrs: Iterable[tuple[bytes, bytes]]) -> metadata.Pairs:
+    """Those of *xattrs* that metadata can hold, by their names there."""
+    return [
+        (name[len(USER) :], value)
+        for name, value in xattrs
+        if metadata_name(name, value) is not None
+    ]
+
+
+def _put_xattr(
+    request: names.SetXattr | names.RemoveXattr,
+    value: bytes | None,
+    file_id: str,
+    text: bytes | None,
+) -> Op:
+    return names_record.PutXattr(
+        request.ino, request.name, value, file_id, text, request.now_ns, request.granted
+    )
 
 
 def _without(pairs: metadata.Pairs, name: bytes) -> bytes | None:
