@@ -24,6 +24,7 @@ from typing import Final, NamedTuple
 
 ACCESS: Final = b"system.posix_acl_access"
 DEFAULT: Final = b"system.posix_acl_default"
+NAMES: Final = frozenset((ACCESS, DEFAULT))
 
 OWNER, USER, OWNING_GROUP, GROUP, MASK, OTHERS = 1, 2, 4, 8, 16, 32
 _VERSION: Final = 2

@@ -36,7 +36,7 @@ from fdfsfuse.proto.names import SMALL_CONTENT_MAX, Attr
 from fdfsfuse.vfs.context import Context
 from fdfsfuse.vfs.merging import MergingFile
 from fdfsfuse.vfs.objectwriter import ObjectWriter
-from fdfsfuse.vfs.ownfiles import Birth, taken
+from fdfsfuse.vfs.ownfiles import Birth, may_be_foreseen, taken
 from fdfsfuse.vfs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -326,11 +326,29 @@ class FileState(MergingFile):
                 attr = request.applied_to(self.attr)
                 self.volume.memory.changed_here(request, attr)
             else:
-                attr = await self.volume.call(request)
+                volume = self.volume
+                attr = volume.own_changes.set_attributes(request) or await volume.call(request)
             self.fresh_attr(attr)
             if self.dirty and request.mtime_ns is not None:
                 self.mtime_ns = request.mtime_ns
             return attr
+
+    async def change_xattr(self, request: names.SetXattr | names.RemoveXattr) -> bool:
+        """setxattr or removexattr while the storage knows nothing of the file.
+
+        False: it may know, or would have to decide.
+        """
+        if self.birth is None:
+            return False
+        async with self.lock:
+            birth = self.birth
+            if birth is None or self._maybe_stored or not may_be_foreseen(request, birth.xattrs):
+                return False
+            birth.xattrs = request.applied_to(birth.xattrs)
+            attr = replace(self.attr, ctime_ns=request.now_ns)
+            self.volume.memory.changed_here(request, attr)
+            self.fresh_attr(attr)
+            return True
 
     # --- storing ---------------------------------------------------------------------------------
 

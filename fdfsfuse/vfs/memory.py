@@ -25,6 +25,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from fdfsfuse.client.lease import Lease
+from fdfsfuse.core import acl
 from fdfsfuse.core.recent import Recent
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names
@@ -45,7 +46,8 @@ class Memory:
         limit: most inodes, and most names, that are remembered.
 
     Attributes:
-        granted: directories in which this mount may make files on its own, and answer changes.
+        granted: directories in which this mount may make files on its own, and answer changes;
+            and with which request that began.
     """
 
     def __init__(self, now: Callable[[], float], lease: Lease, limit: int) -> None:
@@ -56,7 +58,8 @@ class Memory:
         self._parents: Recent[int, int] = Recent(limit)
         self._xattrs: Recent[int, dict[bytes, bytes]] = Recent(limit)
         self._directories: OrderedDict[int, Directory] = OrderedDict()
-        self.granted: set[int] = set()
+        self.granted: dict[int, int] = {}
+        self._made: Recent[int, int] = Recent(limit)
         self._names = 0
         self._forgotten_until = float("-inf")
         self._serial = 0
@@ -106,6 +109,18 @@ class Memory:
     def parent(self, ino: int) -> int:
         """A directory that the inode was seen in, perhaps not any more; 0 when not known."""
         return self._parents.get(ino, 0)
+
+    def is_secret(self, ino: int) -> bool:
+        """Whether nobody else can know of an inode other than a directory.
+
+        This mount has made it, and alone been told of its directory since.
+        """
+        began = self.granted.get(self._parents.get(ino, 0))
+        return began is not None and self._made.get(ino, 0) > began
+
+    def tell(self, ino: int) -> None:
+        """Others may know of the inode from now on."""
+        self._made.pop(ino, None)
 
     def is_empty(self, ino: int) -> bool:
         """Whether a directory is known to have no entries."""
@@ -301,9 +316,9 @@ class Memory:
 
     def _learn_set_attr(self, request: names.SetAttr, answer: Attr, began: int) -> None:
         self._attr(answer, began)
-        if request.mode is not None:
-            # An ACL has followed the mode.
-            self._xattrs.pop(request.ino, None)
+        if request.mode is not None and acl.ACCESS in self._xattrs.get(request.ino, ()):
+            # It has followed the mode.
+            del self._xattrs[request.ino]
 
     def _learn_lookup(self, request: names.Lookup, answer: Attr, began: int) -> None:
         self._attr(answer, began)
@@ -340,7 +355,7 @@ class Memory:
         if is_directory and self._is_fresh(answer.ino, began):
             self._directory(answer.ino).complete = True
             if request.ino:
-                self.granted.add(answer.ino)
+                self.granted[answer.ino] = began
         self._changed_in(request.parent, request.now_ns, int(is_directory), began)
 
     def made(self, parent: int, name: bytes, attr: Attr, now_ns: int) -> None:
@@ -348,12 +363,14 @@ class Memory:
         request = names.Create(parent, name, attr.mode, attr.uid, attr.gid, now_ns)
         self.changed_here(request, attr)
 
-    def changed_here(self, request: names.Create | names.SetAttr, answer: Attr) -> None:
-        """A request concerned a file that the storage was not told of: it was answered here."""
+    def changed_here(self, request: names.Request, answer: Any) -> None:
+        """A request was answered here: what it concerns the storage was not told of."""
         began = self.begin(request)
         self.learn(request, answer, began)
         self.end(began)
-        self._xattrs[answer.ino] = {}
+        if isinstance(request, names.Create):
+            self._xattrs[answer.ino] = {}
+            self._made[answer.ino] = began
 
     def foreseen(self, request: names.Request, answer: Any) -> None:
         """A request that was sent just now is answered here; see `fdfsfuse.vfs.ownchanges`."""
@@ -364,11 +381,7 @@ class Memory:
             if any(type(flight) in _TELL_NAMES for flight in self._flights.values()):
                 for ino in directories_of(request):
                     self._recalled[ino] = self._serial
-        began = self.begin(request)
-        self.learn(request, answer, began)
-        self.end(began)
-        if isinstance(request, names.Create):
-            self._xattrs[answer.ino] = {}
+        self.changed_here(request, answer)
 
     def _learn_file(self, request: names.CreateFile, answer: Attr, began: int) -> None:
         # The directory has changed when the file was made.
@@ -377,9 +390,10 @@ class Memory:
 
     def _learn_grant(self, request: names.Grant, answer: names.Done, began: int) -> None:
         if self._is_fresh(request.ino, began):
-            self.granted.add(request.ino)
+            self.granted[request.ino] = self._serial
 
     def _learn_link(self, request: names.Link, answer: Attr, began: int) -> None:
+        self.tell(answer.ino)
         self._attr(answer, began)
         self._name(request.parent, request.name, answer.ino, began)
         self._changed_in(request.parent, request.now_ns, 0, began)
@@ -388,8 +402,9 @@ class Memory:
         self._attr(answer, began)
         self._name(request.parent, request.name, MISSING, began)
         self._changed_in(request.parent, request.now_ns, -int(request.directory), began)
+        self.tell(answer.ino)
         if request.directory:
-            self.granted.discard(answer.ino)
+            self.granted.pop(answer.ino, None)
 
     def _learn_rename(self, request: names.Rename, answer: names.Renamed, began: int) -> None:
         moved, replaced = answer.moved, answer.replaced
@@ -397,6 +412,9 @@ class Memory:
         self._attr(moved, began)
         if replaced is not None:
             self._attr(replaced, began)
+            self.tell(replaced.ino)
+        if request.parent != request.new_parent:
+            self.tell(moved.ino)
         # Renaming one name of an inode over another one does nothing at all.
         is_directory = stat.S_ISDIR(moved.mode)
         unclear = replaced is None and ((moved.nlink > 1 and not is_directory) or old == new)
@@ -427,12 +445,22 @@ class Memory:
             self._xattrs[request.ino] = answer.xattrs
 
     def _learn_xattr(
-        self, request: names.SetXattr | names.RemoveXattr, answer: names.Done, began: int
+        self, request: names.SetXattr | names.RemoveXattr, answer: object, began: int
     ) -> None:
-        # The change time has changed, too.
-        self.forget(request.ino)
-        # Perhaps an ACL is inherited now: the storage has to grant the directory anew.
-        self.granted.discard(request.ino)
+        ino = request.ino
+        attr, known = self._attrs.get(ino), self._xattrs.get(ino)
+        overlaps = self._learned.get(ino, 0) >= began or self._derived.get(ino, 0) >= began
+        unclear = overlaps or not self._is_fresh(ino, began)
+        self.forget(ino)
+        if request.name == acl.DEFAULT:
+            # Perhaps it is inherited now: the storage has to grant the directory anew.
+            self.granted.pop(ino, None)
+        if unclear or request.name in acl.NAMES:
+            return
+        if attr is not None:
+            self._attrs[ino] = replace(attr, ctime_ns=request.now_ns)
+        if known is not None:
+            self._xattrs[ino] = request.applied_to(known)
 
     # --- forgetting ------------------------------------------------------------------------------
 
@@ -452,6 +480,7 @@ class Memory:
         """The storage says that these have changed."""
         for ino in inos:
             self.forget(ino)
+            self.tell(ino)
         for parent, name in entries:
             self._drop_name(parent, name)
 
@@ -461,9 +490,9 @@ class Memory:
             self.granted.clear()
             self._recalled_all = self._serial
         else:
-            self.granted.difference_update(directories)
-            if self._flights:
-                for ino in directories:
+            for ino in directories:
+                self.granted.pop(ino, None)
+                if self._flights:
                     self._recalled[ino] = self._serial
 
     def kept(self, inos: Iterable[int]) -> list[int]:
@@ -481,6 +510,7 @@ class Memory:
         self._attrs.clear()
         self._parents.clear()
         self._xattrs.clear()
+        self._made.clear()
         self._directories.clear()
         self.granted.clear()
         self._names = 0

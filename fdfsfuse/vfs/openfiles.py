@@ -267,6 +267,9 @@ class OpenFiles:
         state = self._get(handle).state
         await state.flush()
         await state.volume.wait_for_changes()
+        refused = state.volume.own_changes.take_error(state.ino)
+        if refused:
+            raise TreeError(refused)
 
     async def truncate(self, number: int, size: int, handle: int | None) -> None:
         """Set the size; without a handle it is stored at once."""

@@ -1,18 +1,19 @@
-"""Changes of names that this mount answers itself, before the storage has.
+"""Changes that this mount answers itself, before the storage has; none is of content.
 
 In a directory of which it has the grant (`names.Grant`) nobody else can come between, so the mount
-can tell what becomes of a change there as well as the storage. It sends the change, and the program
-goes on at once; the storage carries out what it gets in the order of sending, whatever happens to
-the connection or to this process. A change says which inodes it is about, so that it does nothing
-else when it arrives late. What was not answered yet is waited for
+can tell what becomes of a change there as well as the storage. Nor does anybody know of what it has
+made there since, so the same goes for attributes and xattrs of that. It sends the change, and the
+program goes on at once; the storage carries out what it gets in the order of sending, whatever
+happens to the connection or to this process. A change says which inodes it is about, so that it
+does nothing else when it arrives late. What was not answered yet is waited for
 
 * by requests of this mount that read, as the storage would still show them what was before;
 * when the grant is recalled, because another mount wants to look;
 * by fsync of a file or a directory.
 
 A change that the storage refuses after all, for example because its disk is full, is told to the
-next fsync of the directory, and changes are waited for again for a while. See the names protocol in
-the documentation.
+next fsync of the directory or file, and changes are waited for again for a while. See the names
+protocol in the documentation.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.memory import directories_of
-from fdfsfuse.vfs.ownfiles import entries_of, may_be_refused
+from fdfsfuse.vfs.ownfiles import entries_of, may_be_foreseen, may_be_refused
 
 if TYPE_CHECKING:
     from fdfsfuse.vfs.context import Context
@@ -103,11 +104,13 @@ class OwnChanges:
     # --- changes ---------------------------------------------------------------------------------
 
     async def create(self, request: names.Create) -> Attr | None:
-        """Make an inode other than a file.
+        """mkdir, symlink and mknod.
 
         None, here and below: the storage has to be waited for.
         """
         own_files, memory = self._volume.own_files, self._volume.memory
+        if stat.S_ISREG(request.mode) and request.parent not in memory.granted:
+            return None  # open() has asked for it, if that was of use
         if not self._may(request.parent):
             return None
         if not own_files.has_numbers:
@@ -172,12 +175,11 @@ class OwnChanges:
         return answer
 
     def set_attributes(self, request: names.SetAttr) -> Attr | None:
-        """chmod, chown and utimens of a directory."""
-        memory = self._volume.memory
-        attr = memory.attr(request.ino)
-        if attr is None or not stat.S_ISDIR(attr.mode) or not self._may(request.ino):
+        """chmod, chown and utimens."""
+        attr = self._secret(request.ino)
+        if attr is None:
             return None
-        xattrs = memory.xattrs(request.ino)
+        xattrs = self._volume.memory.xattrs(request.ino)
         if request.mode is not None and (xattrs is None or acl.ACCESS in xattrs):
             return None
         if self._volume.own_files.concerned(request):
@@ -189,6 +191,27 @@ class OwnChanges:
         answer = request.applied_to(attr)
         self._send(request, answer)
         return answer
+
+    def change_xattr(self, request: names.SetXattr | names.RemoveXattr) -> bool:
+        """setxattr and removexattr, not of an ACL. False: the storage has to be waited for."""
+        xattrs = self._volume.memory.xattrs(request.ino)
+        if xattrs is None or not may_be_foreseen(request, xattrs):
+            return False
+        attr = self._secret(request.ino)
+        if attr is None or self._volume.own_files.concerned(request):
+            return False
+        self._send(replace(request, granted=True), attr)
+        return True
+
+    def _secret(self, ino: int) -> Attr | None:
+        """An inode, if nobody else can know of it and changes of it may be answered here."""
+        memory = self._volume.memory
+        attr = memory.attr(ino)
+        if attr is None:
+            return None
+        if stat.S_ISDIR(attr.mode):
+            return attr if self._may(ino) else None
+        return attr if memory.is_secret(ino) and self._may(memory.parent(ino)) else None
 
     def _may(self, directory: int) -> bool:
         """Whether changes in a directory may be answered here. If only for want of its grant, that
@@ -283,9 +306,9 @@ class OwnChanges:
         finally:
             self._waiting -= 1
 
-    def take_error(self, directory: int) -> int:
-        """The errno of a change in the directory that was refused, told once; 0: none."""
-        return self._errors.pop(directory, 0)
+    def take_error(self, ino: int) -> int:
+        """The errno of a change of it, or in the directory, that was refused, once; 0: none."""
+        return self._errors.pop(ino, 0)
 
 
 def _inodes(request: Any) -> tuple[int, ...]:

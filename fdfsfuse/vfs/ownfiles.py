@@ -2,7 +2,7 @@
 
 In a directory of which it has the grant (`names.Grant`) a mount answers a create() itself: the
 file is *unborn*. Like any content that is not stored yet it lives in a `FileState`, which is told
-to the storage, name, attributes and content at once (`names.CreateFile`),
+to the storage, name, attributes, xattrs and content at once (`names.CreateFile`),
 
 * with the flush or fsync of it, and when it was kept open for a while;
 * before a request of this mount that concerns it, or lists its directory, is sent;
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from fdfsfuse.core import acl
 from fdfsfuse.core.recent import Recent
 from fdfsfuse.errors import ConnectFailed, StatusError
 from fdfsfuse.proto import names
@@ -188,6 +189,17 @@ def may_be_refused(parent: int, name: bytes) -> bool:
     return reserved or len(name) > names.NAME_MAX
 
 
+def may_be_foreseen(
+    request: names.SetXattr | names.RemoveXattr, xattrs: dict[bytes, bytes]
+) -> bool:
+    """Whether the storage will certainly do what a change of *xattrs*, all of an inode, says."""
+    if request.name in acl.NAMES:
+        return False
+    if isinstance(request, names.RemoveXattr):
+        return request.name in xattrs
+    return names.size_of_xattrs(request.applied_to(xattrs)) <= names.XATTRS_SMALL_MAX
+
+
 def entries_of(request: Any) -> list[tuple[int, bytes]]:
     """The names that a request is about."""
     entries = []
@@ -212,15 +224,16 @@ async def tell(states: Collection[FileState]) -> list[FileState]:
 class Birth:
     """What the storage has to be told of an unborn file beside its attributes.
 
-    ``made_ns``: when it was made, which is also a time of its directory.
+    ``made_ns``: when it was made, which is also a time of its directory. ``xattrs``: all of them.
     """
 
-    __slots__ = ("made_ns", "name", "parent")
+    __slots__ = ("made_ns", "name", "parent", "xattrs")
 
     def __init__(self, parent: int, name: bytes, made_ns: int) -> None:
         self.parent = parent
         self.name = name
         self.made_ns = made_ns
+        self.xattrs: dict[bytes, bytes] = {}
 
     def request(self, volume: Volume, attr: Attr, data: bytes) -> names.CreateFile:
         """*attr*: the attributes as the kernel has been told them."""
@@ -238,6 +251,7 @@ class Birth:
             attr.ctime_ns,
             self.made_ns if parent is None else parent.mtime_ns,
             data,
+            self.xattrs,
         )
 
 

@@ -247,11 +247,7 @@ class Tree:
         volume, ino = self._parent(parent)
         now = time.time_ns()
         request = names.Create(ino, name, mode, owner.uid, owner.gid, now, rdev, target, umask)
-        attr: Attr | None = None
-        if not stat.S_ISREG(mode):
-            attr = await volume.own_changes.create(request)
-        if attr is None:
-            attr = await volume.call(request)
+        attr = await volume.own_changes.create(request) or await volume.call(request)
         return self._context.entry(volume, attr, ino, name)
 
     async def remove(self, parent: int, name: bytes, *, directory: bool) -> None:

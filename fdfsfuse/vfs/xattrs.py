@@ -32,7 +32,6 @@ SELF_TEST = b"user.fdfs.selftest"
 """Set and read back on the root, once, to see whether libfuse passes names on unharmed."""
 
 _CACHED = 1024
-_ACLS = frozenset((acl.ACCESS, acl.DEFAULT))
 _NEVER = frozenset((b"security.selinux",))
 _CAPABILITY = b"security.capability"
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
@@ -41,7 +40,7 @@ _NAME_MAX = 255
 
 def _refusal(name: bytes) -> int:
     """The errno for a name that no file can have, as Linux has it; 0 for others."""
-    if name in _ACLS:
+    if name in acl.NAMES:
         return 0
     if name in _NAMESPACES:
         return errno.EINVAL
@@ -59,7 +58,7 @@ class Xattrs:
         self._tree = tree
         self._objects: Recent[int, tuple[float, dict[bytes, bytes]]] = Recent(_CACHED)
         self._self_test: bytes | None = None
-        self._refused = _NEVER if context.options.acl else _NEVER | _ACLS
+        self._refused = _NEVER if context.options.acl else _NEVER | acl.NAMES
 
     async def get(self, number: int, name: bytes) -> bytes:
         """The value. ENODATA when there is none."""
@@ -86,8 +85,10 @@ class Xattrs:
             return
         self._check_name(name)
         volume, ino, file_id = self._tree.inode(number)
+        request = names.SetXattr(ino, name, value, 0, time.time_ns(), file_id)
         try:
-            await volume.call(names.SetXattr(ino, name, value, 0, time.time_ns(), file_id))
+            if not await self._change_here(volume, number, request):
+                await volume.call(request)
         finally:
             if name == acl.DEFAULT:
                 # Files inherit it, which only the storage can do, from when it may have it.
@@ -98,13 +99,24 @@ class Xattrs:
         """Remove a value. ENODATA when there is none."""
         self._check_name(name)
         volume, ino, file_id = self._tree.inode(number)
+        request = names.RemoveXattr(ino, name, time.time_ns(), file_id)
         try:
-            await volume.call(names.RemoveXattr(ino, name, time.time_ns(), file_id))
+            if not await self._change_here(volume, number, request):
+                await volume.call(request)
         except StatusError as exc:
             # Who takes an ACL away is content when there was none.
-            if exc.errno != errno.ENODATA or name not in _ACLS:
+            if exc.errno != errno.ENODATA or name not in acl.NAMES:
                 raise
         self._changed(number)
+
+    async def _change_here(
+        self, volume: Volume, number: int, request: names.SetXattr | names.RemoveXattr
+    ) -> bool:
+        """Answer a change without waiting for the storage, if that is possible."""
+        state = self._context.states.get(number)
+        if state is not None and await state.change_xattr(request):
+            return True
+        return bool(request.ino) and volume.own_changes.change_xattr(request)
 
     def forget(self, number: int) -> None:
         """The kernel does not know the inode any more."""
@@ -151,6 +163,9 @@ class Xattrs:
         if number == self._context.volumes_at or id_directory(number) is not None:
             raise TreeError(errno.ENODATA)
         volume = self._tree.volume(number)
+        # Who has the file id can look at the object without asking for its name.
+        volume.memory.tell(self._tree.inode(number)[1])
+        await volume.wait_for_changes()
         entry = await self._tree.getattr(number)
         file_id = entry.attr.file_id
         if not file_id:

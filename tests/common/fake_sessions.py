@@ -381,6 +381,19 @@ class Machine:
         entry = await self.vfs.set_attributes(number, None, Changes(mode=mode), None)
         self.kernel.attributes(entry)
 
+    async def setxattr(self, number: int, name: bytes, value: bytes) -> None:
+        await self.vfs.xattrs.set(number, name, value)
+        self.kernel.attrs.pop(number, None)
+
+    async def removexattr(self, number: int, name: bytes) -> None:
+        await self.vfs.xattrs.remove(number, name)
+        self.kernel.attrs.pop(number, None)
+
+    async def xattrs(self, number: int) -> dict[bytes, bytes]:
+        """All of them; the kernel keeps none."""
+        xattrs = self.vfs.xattrs
+        return {name: await xattrs.get(number, name) for name in await xattrs.list(number)}
+
     async def list(self, number: int) -> set[bytes]:
         """A listing, whose entries the kernel takes for lookups."""
         async with self.kernel.locks[number]:

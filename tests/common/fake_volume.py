@@ -368,6 +368,7 @@ class FakeBackend:
         self._update(request.parent, mtime_ns=request.parent_ns, ctime_ns=request.parent_ns)
         file_id = self.upload(request.data) if request.data else ""
         self._name(ino, file_id, len(request.data), request.mtime_ns, False)
+        self._xattrs_of(ino, "").update(request.xattrs)
         return self._update(ino, ctime_ns=request.ctime_ns)
 
     def _read_dir(self, request: names.ReadDir) -> names.Listing:
@@ -457,12 +458,17 @@ class FakeBackend:
 
     def _set_xattr(self, request: names.SetXattr) -> names.Done:
         self._xattrs_of(request.ino, request.file_id)[request.name] = request.value
-        return names.Done()
+        return self._changed_xattr(request)
 
     def _remove_xattr(self, request: names.RemoveXattr) -> names.Done:
         xattrs = self._xattrs_of(request.ino, request.file_id)
         if xattrs.pop(request.name, None) is None:
             raise StatusError(errno.ENODATA)
+        return self._changed_xattr(request)
+
+    def _changed_xattr(self, request: names.SetXattr | names.RemoveXattr) -> names.Done:
+        if request.ino:
+            self._update(request.ino, ctime_ns=request.now_ns)
         return names.Done()
 
     # --- objects ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fdfsfuse.cli.mount_stats import find_reports
 from tests.common.cluster import Cluster, Storage
 from tests.common.waiting import wait_until
 
@@ -31,6 +32,11 @@ def in_sync(founder: Storage) -> list[str]:
 def name_of(path: Path) -> str:
     """``M00/...`` of a file on the mount."""
     return os.getxattr(path, "user.fdfs.file_id").decode().partition("/")[2]
+
+
+def metadata_of(storage: Storage, name: str) -> bytes:
+    path = storage.path_of(name)
+    return path.with_name(f"{path.name}-m").read_bytes()
 
 
 def write(path: Path, content: bytes) -> None:
@@ -70,3 +76,45 @@ def test_files_are_on_both_storages_when_they_are_closed(tmp_path: Path) -> None
             assert (
                 other.path_of(name_of(volume / "both")).read_bytes() == b"with the other one again"
             )
+
+
+def test_xattrs_are_on_both_storages_for_who_knows_the_object(tmp_path: Path) -> None:
+    """Also those that were answered ahead: who asks for the file id, or syncs, waits for them."""
+    with Cluster(tmp_path, groups=("group1", "group1")) as cluster:
+        founder, other = founder_first(cluster)
+        wait_until(lambda: in_sync(founder) == [other.address], "both are in sync")
+        with cluster.mount(tmp_path / "mnt") as mount, cluster.client() as client:
+            place = mount.path / "group1" / "place"
+            place.mkdir()
+            for number in range(30):
+                path = place / f"{number}"
+                with path.open("wb") as file:
+                    if number % 2:
+                        os.setxattr(file.fileno(), "user.early", b"1")
+                    file.write(b"content")
+                for value in range(4):
+                    os.setxattr(path, "user.value", b"%d" % value)
+                expected = b"early\x021\x01value\x023" if number % 2 else b"value\x023"
+                name = name_of(path)
+                assert [metadata_of(storage, name) for storage in (founder, other)] == [
+                    expected
+                ] * 2
+                os.setxattr(path, "user.value", b"4")
+                assert metadata_of(other, name) == expected[:-1] + b"4"
+                assert client.get_metadata(f"group1/{name}")["value"] == "4"
+            (report,) = find_reports(str(mount.path))
+            assert report["volumes"]["group1"]["ahead"]["answered"] > 0
+            path = place / "synced"
+            with path.open("xb") as file:
+                file.write(b"content")
+                file.flush()
+                os.fsync(file.fileno())
+                os.setxattr(file.fileno(), "user.value", b"5")
+                os.fsync(file.fileno())
+                founder.kill()
+            (stored,) = [
+                found
+                for found in other.data_files()
+                if found.name.endswith("-m") and found.read_bytes() == b"value\x025"
+            ]
+            assert stored.with_name(stored.name[:-2]).read_bytes() == b"content"

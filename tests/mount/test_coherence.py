@@ -163,6 +163,31 @@ def test_extended_attributes(pair: tuple[Path, Path]) -> None:
     assert os.listxattr(pair[1] / "file") == []
 
 
+def test_attributes_of_new_files_are_seen_by_the_other(pair: tuple[Path, Path]) -> None:
+    """Those that the mount that made the files changes before the storage has answered."""
+    one, two = pair
+    for number in range(50):
+        (one / f"{number}").mkdir()
+        path, other = one / f"{number}" / "file", two / f"{number}" / "file"
+        path.write_bytes(b"content")
+        for value in range(5):
+            os.setxattr(path, "user.a", b"%d" % value)
+            path.chmod(0o600 + value)
+            os.utime(path, ns=(value, value))
+        found = other.stat()
+        assert (stat.S_IMODE(found.st_mode), found.st_mtime_ns) == (0o604, 4)
+        assert os.getxattr(other, "user.a") == b"4"
+        # From now on both know it.
+        os.setxattr(path, "user.a", b"5")
+        path.chmod(0o640)
+        assert os.getxattr(other, "user.a") == b"5"
+        assert stat.S_IMODE(other.stat().st_mode) == 0o640
+        os.removexattr(other, "user.a")
+        assert os.listxattr(path) == []
+    (report,) = find_reports(str(one.parent.parent))
+    assert report["volumes"]["group1"]["ahead"]["answered"] > 0
+
+
 def test_an_open_file_shows_what_the_other_has_stored(pair: tuple[Path, Path]) -> None:
     for size in (1000, 3_000_000):
         _write(pair[0] / "file", b"a" * size)

@@ -1,10 +1,11 @@
-"""Changes of names that a mount answers before the storage has: nothing is lost, whatever dies."""
+"""Changes that a mount answers before the storage has: nothing is lost, whatever dies."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
+import stat
 import threading
 import time
 from pathlib import Path
@@ -17,8 +18,14 @@ from tests.common.cluster import Cluster, Mount
 from tests.common.waiting import wait_until
 from tests.mount.test_coherence import sync_directory
 
+XATTR = "user.value"
 Model = dict[str, str]
-"""What is in a directory: 'directory', or the target of a symlink."""
+"""What is in a directory: 'directory', the target of a symlink, or what `file` says."""
+
+
+def file(mode: int, xattr: str) -> str:
+    """A file with the value of an xattr, '' for none."""
+    return f"file {mode:o} {xattr}"
 
 
 class Worker:
@@ -38,13 +45,32 @@ class Worker:
         draw, model, place = self._draw, self.model, self._place
         name = f"n{draw.randrange(40)}"
         there = model.get(name)
-        if there is None and draw.random() < 0.6:
+        if there is None and draw.random() < 0.4:
             (place / name).mkdir()
             model[name] = "directory"
+        elif there is None and draw.random() < 0.6:
+            early = draw.choice(("", f"{self.count}"))
+            with open(place / name, "xb", opener=lambda p, f: os.open(p, f, 0o644)) as made:
+                if early:
+                    os.setxattr(made.fileno(), XATTR, early.encode())
+                made.write(b"content")
+            model[name] = file(0o644, early)
         elif there is None:
             target = f"to{self.count}"
             (place / name).symlink_to(target)
             model[name] = target
+        elif there.startswith("file") and draw.random() < 0.6:
+            _, mode, xattr = there.split(" ")
+            if draw.random() < 0.6:
+                xattr = f"{self.count}"
+                os.setxattr(place / name, XATTR, xattr.encode())
+            elif xattr and draw.random() < 0.5:
+                os.removexattr(place / name, XATTR)
+                xattr = ""
+            else:
+                mode = f"{draw.randrange(0o1000):o}"
+                os.chmod(place / name, int(mode, 8))
+            model[name] = file(int(mode, 8), xattr)
         elif draw.random() < 0.4:
             new_name = f"n{draw.randrange(40)}"
             if "directory" in (there, model.get(new_name)) and new_name in model:
@@ -92,10 +118,16 @@ def ahead(mount: Mount) -> dict[str, int]:
 
 def shown(place: Path) -> Model:
     """The directory, as a mount shows it."""
-    return {
-        path.name: os.readlink(path) if path.is_symlink() else "directory"
-        for path in place.iterdir()
-    }
+    found: Model = {}
+    for path in place.iterdir():
+        if path.is_symlink():
+            found[path.name] = os.readlink(path)
+        elif path.is_dir():
+            found[path.name] = "directory"
+        else:
+            xattr = os.getxattr(path, XATTR).decode() if os.listxattr(path) else ""
+            found[path.name] = file(stat.S_IMODE(path.stat().st_mode), xattr)
+    return found
 
 
 def test_nothing_is_lost_with_the_mount(fuse: None, tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ import pytest
 import trio
 import trio.testing
 
+from fdfsfuse.core import acl
 from fdfsfuse.errors import DeadlineExceeded, StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs import ownchanges
 from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.tree import Changes
 from fdfsfuse.vfs.volume import Volume
+from fdfsfuse.vfs.xattrs import HIDDEN
 from tests.common.fake_sessions import Machine
 from tests.vfs.common import OWNER, Mounted, mounted, wait_until
 from tests.vfs.test_coherence import NAMES, check, directories, machines
@@ -123,6 +125,132 @@ async def test_a_file_is_replaced_while_the_storage_stalls() -> None:
         assert mount.stored() == set()
         assert mount.of.own_changes.count >= 2
         assert mount.of.own_changes.refused == 0
+
+
+async def made(mount: Granted, name: str) -> int:
+    """The number of a file in ``vol/d`` that was made, written and closed just now."""
+    opened, entry = await mount.create(f"vol/d/{name}")
+    await mount.vfs.files.write(opened.handle, 0, b"data")
+    await mount.close(opened.handle)
+    return entry.number
+
+
+async def test_what_it_has_made_is_changed_while_the_storage_stalls() -> None:
+    async with granted() as mount:
+        tree, at, xattrs = mount.vfs.tree, mount.at, mount.vfs.xattrs
+        file = await made(mount, "file")
+        opened = await mount.open("vol/d/file")
+        directory = (await tree.create(at, b"directory", DIRECTORY, OWNER)).number
+        link = (await tree.create(at, b"link", stat.S_IFLNK | 0o777, OWNER, target=b"to")).number
+        await mount.of.wait_for_changes()
+        gate = mount.stall()
+        with trio.fail_after(5):
+            empty = (await tree.create(at, b"empty", stat.S_IFREG | 0o640, OWNER)).number
+            shown = {}
+            for number in (file, directory, link, empty):
+                await xattrs.set(number, b"user.x", b"1")
+                await xattrs.set(number, b"user.y", b"2")
+                await xattrs.remove(number, b"user.x")
+                await xattrs.set(number, b"user.y", b"3")
+                await tree.set_attributes(number, Changes(mode=0o711, uid=5, mtime_ns=6))
+                assert await xattrs.list(number) == [b"user.y"]
+                assert await xattrs.get(number, b"user.y") == b"3"
+                shown[number] = (await tree.getattr(number)).attr
+            await tree.rename(at, b"file", at, b"renamed", 0)
+            shown[file] = (await tree.getattr(file)).attr
+            await xattrs.set(file, b"user.z", b"4")
+        assert mount.stored() == {b"file", b"directory", b"link"}
+        assert not any(mount.volume.xattrs.values())
+        gate.set()
+        await mount.vfs.files.sync(opened)
+        storage = mount.volume
+        for name, number in (("directory", directory), ("link", link), ("empty", empty)):
+            assert storage.by_path(f"d/{name}") == shown[number]
+            assert storage.xattrs[shown[number].ino] == {b"user.y": b"3"}
+        assert (await tree.getattr(file)).attr == storage.by_path("d/renamed")
+        assert storage.xattrs[shown[file].ino] == {b"user.y": b"3", b"user.z": b"4"}
+        assert mount.of.own_changes.refused == 0
+        assert storage.requests["GetAttr"] == storage.requests["ListXattrs"] == 0
+        await mount.close(opened)
+
+
+async def test_what_others_may_know_is_changed_there() -> None:
+    async with granted() as mount:
+        tree, at, xattrs = mount.vfs.tree, mount.at, mount.vfs.xattrs
+        top = (await mount.lookup("vol")).number
+        await tree.create(top, b"other", DIRECTORY, OWNER)
+        other = (await mount.lookup("vol/other")).number
+
+        async def told(name: str) -> int:
+            number = await made(mount, name)
+            assert mount.of.memory.is_secret(number & 0xFFFFFFFF)
+            return number
+
+        linked = await told("linked")
+        await tree.link(linked, top, b"name")
+        await tree.remove(top, b"name", directory=False)
+        moved = await told("moved")
+        await tree.rename(at, b"moved", other, b"moved", 0)
+        await tree.rename(other, b"moved", at, b"moved", 0)
+        named = await told("named")
+        assert (await xattrs.get(named, HIDDEN + b"file_id")).startswith(b"vol/M00/")
+        unlinked = await told("unlinked")
+        opened = await mount.open("vol/d/unlinked")
+        mount.volume.held.add(unlinked & 0xFFFFFFFF)
+        await tree.remove(at, b"unlinked", directory=False)
+        before = await told("before")
+        mount.of.memory.revoke([mount.volume.by_path("d").ino])
+        await mount.of.call(names.Grant(mount.volume.by_path("d").ino))
+        large = await told("large")
+        acls = await told("acls")
+        await mount.of.wait_for_changes()
+        count = mount.of.own_changes.count
+        for number in (linked, moved, named, unlinked, before):
+            assert not mount.of.memory.is_secret(number & 0xFFFFFFFF)
+            await xattrs.set(number, b"user.x", b"1")
+            assert mount.volume.xattrs[number & 0xFFFFFFFF] == {b"user.x": b"1"}
+            await tree.set_attributes(number, Changes(mode=0o600))
+            assert stat.S_IMODE(mount.volume.attrs[number & 0xFFFFFFFF].mode) == 0o600
+        await xattrs.set(large, b"user.x", b"1" * names.XATTRS_SMALL_MAX)
+        with pytest.raises(StatusError) as caught:
+            await xattrs.remove(large, b"user.none")
+        assert caught.value.errno == errno.ENODATA
+        await mount.of.call(names.SetXattr(acls & 0xFFFFFFFF, acl.ACCESS, b"an acl", 0, 1))
+        assert mount.of.own_changes.count == count
+        await mount.close(opened)
+
+
+async def test_who_is_told_the_file_id_finds_the_xattrs_at_the_object() -> None:
+    async with granted() as mount:
+        file = await made(mount, "file")
+        gate = mount.stall()
+        await mount.vfs.xattrs.set(file, b"user.x", b"1")
+        count = mount.of.own_changes.count
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.vfs.xattrs.get, file, HIDDEN + b"file_id")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(mount.vfs.xattrs.set, file, b"user.x", b"2")
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == 2
+            gate.set()
+        assert mount.of.own_changes.count == count
+        assert mount.volume.xattrs[file & 0xFFFFFFFF] == {b"user.x": b"2"}
+
+
+async def test_what_the_storage_refuses_of_a_file_is_told_to_its_fsync() -> None:
+    async with granted() as mount:
+        file = await made(mount, "file")
+        opened = await mount.open("vol/d/file")
+        mount.volume.fail[names.SetXattr] = StatusError(errno.ENOSPC)
+        await mount.vfs.xattrs.set(file, b"user.x", b"1")
+        with pytest.raises(TreeError) as caught:
+            await mount.vfs.files.sync(opened)
+        assert caught.value.errno == errno.ENOSPC
+        await mount.vfs.files.sync(opened)
+        assert await mount.vfs.xattrs.list(file) == []
+        with pytest.raises(StatusError):
+            await mount.vfs.xattrs.set(file, b"user.x", b"1")
+        await mount.close(opened)
 
 
 async def test_what_the_storage_would_refuse_is_left_to_it() -> None:
@@ -328,6 +456,73 @@ async def test_all_changes_are_seen_at_once(seed: int) -> None:
             assert await other.list(place) == model.keys()
             for _ in range(rng.randrange(5)):
                 await change(rng.choice(pair), place, model, rng)
+        for machine in pair:
+            await check(shared, machine, places)
+        volumes = [volume for m in pair for volume in m.vfs.volumes.by_name.values()]
+        assert any(volume.own_changes.count for volume in volumes)
+        assert sum(volume.own_changes.refused for volume in volumes) == 0
+
+
+Xattrs = dict[bytes, bytes]
+
+
+async def change_xattrs(
+    machine: Machine, place: int, model: dict[bytes, Xattrs], rng: random.Random
+) -> None:
+    """Make a file, or change one at random; what nobody else knows of may be answered ahead."""
+    name, key = rng.choice(NAMES), rng.choice((b"user.a", b"user.b"))
+    xattrs = model.get(name)
+    if xattrs is None:
+        handle = await machine.make(place, name)
+        assert handle is not None
+        xattrs = model[name] = {}
+        number = await machine.lookup(place, name)
+        if rng.randrange(2):
+            await machine.setxattr(number, key, b"early")
+            xattrs[key] = b"early"
+        await machine.vfs.files.write(handle, 0, b"data")
+        await machine.vfs.files.flush(handle)
+        await machine.vfs.files.release(handle)
+        machine.kernel.attrs.pop(number, None)
+        return
+    number = await machine.lookup(place, name)
+    kind = rng.randrange(8)
+    if kind <= 3:
+        value = b"%d" % rng.randrange(10**6)
+        await machine.setxattr(number, key, value)
+        xattrs[key] = value
+    elif kind == 4 and key in xattrs:
+        await machine.removexattr(number, key)
+        del xattrs[key]
+    elif kind == 5:
+        await machine.chmod(number, rng.randrange(0o1000))
+    elif kind == 6:
+        new_name = rng.choice(NAMES)
+        await machine.rename(place, name, place, new_name)
+        model[new_name] = model.pop(name)
+    else:
+        assert await machine.xattrs(number) == xattrs
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_all_xattrs_are_seen_at_once(seed: int) -> None:
+    """As `test_all_changes_are_seen_at_once`."""
+    rng = random.Random(seed)
+    async with machines(rng) as (shared, pair):
+        places: list[int] = []
+        for turn in range(10):
+            one, other = pair if rng.randrange(2) else reversed(pair)
+            (place,) = await directories(one, [b"new%d" % turn])
+            places.append(place)
+            model: dict[bytes, Xattrs] = {}
+            for _ in range(rng.randrange(30)):
+                await change_xattrs(one, place, model, rng)
+            assert await directories(other, [b"new%d" % turn]) == [place]
+            for name, xattrs in model.items():
+                number = await other.lookup(place, name)
+                assert await other.xattrs(number) == xattrs
+            for _ in range(rng.randrange(10)):
+                await change_xattrs(rng.choice(pair), place, model, rng)
         for machine in pair:
             await check(shared, machine, places)
         volumes = [volume for m in pair for volume in m.vfs.volumes.by_name.values()]

@@ -19,6 +19,7 @@ from fdfsfuse.proto import names
 from fdfsfuse.vfs.context import Entry
 from fdfsfuse.vfs.openfiles import Opened
 from fdfsfuse.vfs.tree import Changes
+from fdfsfuse.vfs.volume import Volume
 from fdfsfuse.vfs.xattrs import HIDDEN
 from tests.vfs.common import OWNER, Mounted, mounted, wait_until
 
@@ -32,6 +33,11 @@ class Making(Mounted):
     def ino(self) -> int:
         return self.volume.directories[1].entries[b"d"][1]
 
+    @property
+    def of(self) -> Volume:
+        (volume,) = self.vfs.volumes.by_name.values()
+        return volume
+
     async def make(self, name: str, mode: int = 0o644) -> tuple[Opened, Entry]:
         """open(O_CREAT), as the kernel does it: a lookup comes first."""
         with pytest.raises((TreeError, StatusError)):
@@ -40,13 +46,11 @@ class Making(Mounted):
 
     async def settled(self) -> None:
         """Until the storage has made all changes."""
-        (volume,) = self.vfs.volumes.by_name.values()
-        await volume.wait_for_changes()
+        await self.of.wait_for_changes()
 
     def forget_a_name(self) -> None:
         """Not all names of the directory are known any more: a listing needs the storage."""
-        (volume,) = self.vfs.volumes.by_name.values()
-        volume.memory.recall([], [(self.ino, b"other")])
+        self.of.memory.recall([], [(self.ino, b"other")])
 
     def stored(self) -> set[bytes]:
         """What the storage has."""
@@ -157,7 +161,7 @@ async def test_requests_that_concern_a_file_wait_until_the_storage_knows_it() ->
         assert caught.value.errno == errno.ENOTEMPTY
         await check(b"a", {"Remove": 1})
         opened, entry = await mount.make("a")
-        await xattrs.set(entry.number, b"user.x", b"y")
+        await xattrs.set(entry.number, b"user.x", b"y" * names.XATTRS_SMALL_MAX)
         await check(b"a", {"SetXattr": 1})
         opened, entry = await mount.make("a")
         await tree.set_attributes(place, Changes(mtime_ns=1))
@@ -173,15 +177,57 @@ async def test_requests_that_concern_a_file_wait_until_the_storage_knows_it() ->
         await mount.close(opened.handle)
 
 
+async def test_xattrs_come_along_with_a_file() -> None:
+    async with making() as mount:
+        xattrs, tree = mount.vfs.xattrs, mount.vfs.tree
+        opened, entry = await mount.make("a")
+        number = entry.number
+        await xattrs.set(number, b"user.x", b"1")
+        await mount.vfs.files.write(opened.handle, 0, b"data")
+        await xattrs.set(number, b"user.y", b"2")
+        await xattrs.set(number, b"user.x", b"3")
+        await xattrs.set(number, b"security.z", b"\0")
+        await tree.set_attributes(number, Changes(mode=0o600))
+        await xattrs.remove(number, b"user.y")
+        assert await xattrs.list(number) == [b"security.z", b"user.x"]
+        assert await xattrs.get(number, b"user.x") == b"3"
+        for name in (b"user.y", b"user.none"):
+            with pytest.raises(TreeError) as caught:
+                await xattrs.get(number, name)
+            assert caught.value.errno == errno.ENODATA
+        assert mount.stored() == set()
+        shown = (await tree.getattr(number)).attr
+        await mount.close(opened.handle)
+        assert mount.spent() == {"Grant": 1, "ReserveInodes": 1, "CreateFile": 1}
+        assert (await tree.getattr(number)).attr.ctime_ns == shown.ctime_ns
+        assert await xattrs.list(number) == [b"security.z", b"user.x"]
+        mount.of.memory.clear()
+        assert await xattrs.list(number) == [b"security.z", b"user.x"]
+        assert await xattrs.get(number, b"user.x") == b"3"
+
+
+async def test_the_storage_refuses_to_remove_what_a_file_does_not_have() -> None:
+    async with making() as mount:
+        opened, entry = await mount.make("a")
+        with pytest.raises(StatusError) as caught:
+            await mount.vfs.xattrs.remove(entry.number, b"user.none")
+        assert caught.value.errno == errno.ENODATA
+        assert mount.stored() == {b"a"}
+        await mount.close(opened.handle)
+
+
 async def test_a_file_that_grows_large() -> None:
     async with making() as mount:
-        opened, _ = await mount.make("a")
+        opened, entry = await mount.make("a")
+        await mount.vfs.xattrs.set(entry.number, b"user.x", b"1")
         data = bytes(range(256)) * 4096
         for start in (0, 1 << 20):
             await mount.vfs.files.write(opened.handle, start, data)
         await mount.close(opened.handle)
         assert mount.volume.content("d/a") == data * 2
         assert mount.spent().keys() >= {"CreateFile", "NewObject", "NameObject"}
+        mount.of.memory.clear()
+        assert await mount.vfs.xattrs.list(entry.number) == [b"user.x"]
 
 
 async def test_a_file_that_stays_open_is_told_after_a_while() -> None:
@@ -336,6 +382,7 @@ async def test_a_file_that_was_made_without_an_answer_is_made_once(
         files, volume = mount.vfs.files, mount.volume
         opened, entry = await mount.make("a")
         await files.write(opened.handle, 0, b"data")
+        await mount.vfs.xattrs.set(entry.number, b"user.x", b"1")
         real = volume.call
 
         async def lost(request: names.Request, *, timeout_s: float | None = None) -> None:
@@ -346,17 +393,18 @@ async def test_a_file_that_was_made_without_an_answer_is_made_once(
         with pytest.raises(DeadlineExceeded):
             await files.flush(opened.handle)
         volume.call = real  # type: ignore[method-assign]
-        (at,) = mount.vfs.volumes.by_name.values()
-        await wait_until(lambda: not at.down)
+        await wait_until(lambda: not mount.of.down)
         if renamed:
             await volume.change(names.Rename(mount.ino, b"a", mount.ino, b"b", 0, 9))
+        await mount.vfs.xattrs.set(entry.number, b"user.y", b"2")
         await files.write(opened.handle, 4, later)
         await mount.close(opened.handle)
         assert mount.stored() == {b"b" if renamed else b"a"}
         found = volume.by_path("d/b" if renamed else "d/a")
         assert (found.ino, found.size) == (entry.attr.ino, 4 + len(later))
         assert (await mount.vfs.tree.getattr(entry.number)).attr == found
-        assert not at.own_files
+        assert volume.xattrs[found.ino] == {b"user.x": b"1", b"user.y": b"2"}
+        assert not mount.of.own_files
 
 
 async def test_a_full_storage_is_told_to_who_has_the_file_open() -> None:
