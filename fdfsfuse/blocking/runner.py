@@ -89,14 +89,12 @@ class BlockingRun(Running[T]):
         if isinstance(exc, FdfsError):
             return self.fail(step, exc)
         assert isinstance(step, Ask)
-        text = f"{step.address} did not answer within {step.limit_s:g} s"
-        return self.fail(step, ConnectionProblem(text))
+        return self.fail(step, ConnectionProblem(f"{step.address} did not answer in time"))
 
     def _request(self, step: Step) -> Any:
         assert isinstance(step, Request)
         now, due = time.monotonic(), self._timer.due
-        if step.limit_s is not None:
-            due = min(due, now + step.limit_s)
+        due = step.limited(now, due)
         pool = self._pool
         connection = pool.borrow(
             step.address, now, due, fresh=step.fresh, probe=not step.repeatable

@@ -82,18 +82,13 @@ class TrioRun(Running[T]):
             raise self._too_late()  # as long as bytes come, receiving need never wait
         if progress:
             self._due = min(now + self._timeout_s, self._end)
-        if type(step) is Ask and step.limit_s is not None:
-            return min(now + step.limit_s, self._due)
-        return self._due
+        return step.limited(now, self._due) if type(step) is Ask else self._due
 
     def _pass_deadline(self, step: Step) -> Step | None:
         """Raise, unless it was only the limit of *step* that passed; then what is next."""
         now = trio.current_time()
-        limit_s = step.limit_s if isinstance(step, Ask) else None
-        if limit_s is not None and now < self._due:
-            assert isinstance(step, Ask)
-            problem = ConnectionProblem(f"{step.address} did not answer within {limit_s:g} s")
-            return self.fail(step, problem)
+        if isinstance(step, Ask) and step.limit_s is not None and now < self._due:
+            return self.fail(step, ConnectionProblem(f"{step.address} did not answer in time"))
         if now >= self._end:
             raise self._too_late()
         raise DeadlineExceeded(f"{self.what}: no progress for {self._timeout_s:g} s")

@@ -42,6 +42,8 @@ class Request:
         flags: the last byte of the request's header.
         repeatable: being carried out twice does no harm.
         limit_s: longest time for this step alone; ConnectionProblem after that.
+        others: how many can be asked in its place if it fails; with a limit, each of them has its
+            share of the time that is left.
         fresh: use a new connection, and drop the idle ones: they have proved stale.
     """
 
@@ -52,12 +54,19 @@ class Request:
     flags: int = 0
     repeatable: bool = False
     limit_s: float | None = None
+    others: int = 0
     fresh: bool = False
 
     @property
     def replayable(self) -> bool:
         """Whether the request can be sent again from its start."""
         return True
+
+    def limited(self, now: float, due: float) -> float:
+        """When to give up this step, of an operation that has to be done by *due*."""
+        if self.limit_s is None:
+            return due
+        return now + min(self.limit_s, (due - now) / (self.others + 1))
 
     def may_repeat(self, error: FdfsError) -> bool:
         """Whether to send it once more after *error*: when a stale connection was the cause.

@@ -42,7 +42,7 @@ from fdfsfuse.proto.tracker import (
 )
 
 TRY_TIMEOUT_S = 5.0
-"""How long one tracker may take before the next one is asked."""
+"""How long one tracker may take, at most, before the next one is asked."""
 
 _TARGET_MAX = 16 + 53
 _TARGETS_MAX = 17 + 53 * MAX_SERVERS_PER_GROUP
@@ -173,6 +173,7 @@ class TrackerPlans:
                 max_answer,
                 repeatable=True,
                 limit_s=self._try_timeout_s,
+                others=len(self.trackers) - step - 1,
             )
             try:
                 answer = decode((yield request))
