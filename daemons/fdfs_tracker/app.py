@@ -256,8 +256,14 @@ class Tracker:
 
     async def _watch_storages(self) -> None:
         """Mark silent storages OFFLINE; looked at more often than the reference does."""
+        pause_s = min(1.0, self.config.check_active_interval_s / 4)
         while True:
-            await trio.sleep(min(1.0, self.config.check_active_interval_s / 4))
+            due = trio.current_time() + pause_s
+            await trio.sleep_until(due)
+            late_s = trio.current_time() - due
+            if late_s > pause_s:
+                # It was us who did not listen: what was sent meanwhile is still to be read.
+                self.cluster.excuse(late_s)
             self.cluster.tick(self._now_s())
             self.cluster.expire(self._monotonic())
             self._log_notes()

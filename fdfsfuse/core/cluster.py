@@ -371,6 +371,12 @@ class Cluster:
                 if server.status is ServerStatus.ACTIVE and now - server.heard_at > limit_s:
                     self._apply(group, server, Event.SILENT, f"silent for more than {limit_s:g} s")
 
+    def excuse(self, seconds: float) -> None:
+        """Nothing could be heard for so long: no storage was silent then."""
+        for group in self.groups.values():
+            for server in group.servers.values():
+                server.heard_at += seconds
+
     def report_status(self, group_name: str, brief: Brief) -> None:
         """76: somebody reports the status of a member.
 

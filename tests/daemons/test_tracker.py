@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,6 +149,16 @@ async def test_a_silent_storage_becomes_offline(tmp_path: Path) -> None:
         await wait_for(lambda: tracker.status("127.0.0.21") is ServerStatus.OFFLINE)
         await storage.ok(83)
         assert tracker.status("127.0.0.21") is ServerStatus.ACTIVE
+
+
+async def test_a_tracker_that_hung_does_not_call_storages_silent(tmp_path: Path) -> None:
+    async with running_tracker(tmp_path, check_active_interval_s=0.4) as tracker:
+        await tracker.active("127.0.0.21")
+        time.sleep(1.0)  # noqa: ASYNC251 (nothing runs meanwhile)
+        tracker.clock.monotonic += 1.0
+        for _ in range(3):
+            await trio.sleep(0.1)
+            assert tracker.status("127.0.0.21") is ServerStatus.ACTIVE
 
 
 async def test_a_newer_connection_of_a_storage_counts(tmp_path: Path) -> None:
