@@ -15,6 +15,7 @@ user.fdfs.created     when the object was made, ``2026-11-22T15:00:00Z``
 from __future__ import annotations
 
 import errno
+import stat
 import time
 
 from fdfsfuse.core import acl
@@ -24,7 +25,7 @@ from fdfsfuse.proto import fileid, names
 from fdfsfuse.vfs.backend import ObjectInfo
 from fdfsfuse.vfs.context import Context
 from fdfsfuse.vfs.numbers import ROOT, id_directory
-from fdfsfuse.vfs.tree import Tree
+from fdfsfuse.vfs.tree import Changes, Tree
 from fdfsfuse.vfs.volume import Volume
 
 HIDDEN = b"user.fdfs."
@@ -85,6 +86,8 @@ class Xattrs:
             return
         self._check_name(name)
         volume, ino, file_id = self._tree.inode(number)
+        if name == acl.ACCESS and await self._set_as_mode(volume, number, ino, value):
+            return
         request = names.SetXattr(ino, name, value, 0, time.time_ns(), file_id)
         try:
             if not await self._change_here(volume, number, request):
@@ -99,6 +102,11 @@ class Xattrs:
         """Remove a value. ENODATA when there is none."""
         self._check_name(name)
         volume, ino, file_id = self._tree.inode(number)
+        known = volume.memory.xattrs(ino)
+        if known is not None and name not in known:
+            if name in acl.NAMES:
+                return
+            raise TreeError(errno.ENODATA)
         request = names.RemoveXattr(ino, name, time.time_ns(), file_id)
         try:
             if not await self._change_here(volume, number, request):
@@ -108,6 +116,22 @@ class Xattrs:
             if exc.errno != errno.ENODATA or name not in acl.NAMES:
                 raise
         self._changed(number)
+
+    async def _set_as_mode(self, volume: Volume, number: int, ino: int, value: bytes) -> bool:
+        """chmod, for an access ACL that says no more where there can be none: ``cp -a`` sets it."""
+        xattrs = volume.memory.xattrs(ino)
+        if xattrs is None or acl.ACCESS in xattrs or not volume.memory.is_secret(ino):
+            return False
+        try:
+            entries = acl.decode(value)
+        except ValueError:
+            return False
+        if not acl.is_minimal(entries):
+            return False
+        mode = stat.S_IMODE((await self._tree.getattr(number)).attr.mode)
+        changes = Changes(mode=mode & ~0o777 | acl.permissions(entries))
+        await self._tree.set_attributes(number, changes)
+        return True
 
     async def _change_here(
         self, volume: Volume, number: int, request: names.SetXattr | names.RemoveXattr

@@ -206,14 +206,40 @@ async def test_xattrs_come_along_with_a_file() -> None:
         assert await xattrs.get(number, b"user.x") == b"3"
 
 
-async def test_the_storage_refuses_to_remove_what_a_file_does_not_have() -> None:
-    async with making() as mount:
-        opened, entry = await mount.make("a")
-        with pytest.raises(StatusError) as caught:
-            await mount.vfs.xattrs.remove(entry.number, b"user.none")
+async def test_acls_that_say_no_more_than_a_mode_are_one() -> None:
+    minimal = [acl.Entry(acl.OWNER, 6), acl.Entry(acl.OWNING_GROUP, 4), acl.Entry(acl.OTHERS, 1)]
+    more = [*minimal[:2], acl.Entry(acl.MASK, 4), minimal[2]]
+    async with making(acl=True) as mount:
+        xattrs, tree = mount.vfs.xattrs, mount.vfs.tree
+        opened, entry = await mount.make("a", 0o2777)
+        number = entry.number
+        await xattrs.set(number, acl.ACCESS, acl.encode(minimal))
+        await xattrs.remove(number, acl.DEFAULT)
+        with pytest.raises(TreeError) as caught:
+            await xattrs.remove(number, b"user.none")
         assert caught.value.errno == errno.ENODATA
-        assert mount.stored() == {b"a"}
+        assert mount.stored() == set()
+        assert stat.S_IMODE((await tree.getattr(number)).attr.mode) == 0o2641
         await mount.close(opened.handle)
+        gate = mount.volume.gate = trio.Event()
+        await xattrs.set(number, acl.ACCESS, acl.encode([acl.Entry(acl.OWNER, 7), *minimal[1:]]))
+        gate.set()
+        await mount.settled()
+        assert stat.S_IMODE(mount.volume.by_path("d/a").mode) == 0o2741
+        assert mount.spent() == {"Grant": 1, "ReserveInodes": 1, "CreateFile": 1, "SetAttr": 1}
+        # One that has to be kept, and what takes it away.
+        await xattrs.set(number, acl.ACCESS, acl.encode(more))
+        assert mount.spent() == {"SetXattr": 1}
+        await xattrs.list(number)
+        await xattrs.set(number, acl.ACCESS, acl.encode(minimal))
+        assert mount.spent() == {"ListXattrs": 1, "SetXattr": 1}
+        # Somebody else may set one at any time.
+        await xattrs.list(number)
+        mount.volume.xattrs.clear()
+        mount.of.memory.recall([number & 0xFFFFFFFF], [])
+        await xattrs.list(number)
+        await xattrs.set(number, acl.ACCESS, acl.encode(minimal))
+        assert mount.spent() == {"ListXattrs": 2, "SetXattr": 1}
 
 
 async def test_a_file_that_grows_large() -> None:
