@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fdfsfuse.client.client import Client
     from fdfsfuse.client.views import Candidate
 
-MOUNT_ANSWER_S = 2.0
+MOUNT_ANSWER_S = 5.0
 
 
 @click.command()
@@ -48,9 +48,12 @@ def path(
     settings = settings_of(trackers, config, timeout_s)
 
     async def use(client: Client) -> None:
+        from fdfsfuse.fuse.mounttable import mounts
+
+        answering = mounts()
         for file_id in file_ids:
             found = await find_paths(client, file_id, settings.timeout_s)
-            mounted = await find_mounted(found, file_id)
+            mounted = await find_mounted(answering, found, file_id)
             if as_json:
                 paths = [os.fsdecode(item) for item in found]
                 here = [os.fsdecode(item) for item in mounted]
@@ -105,16 +108,13 @@ async def _check_exists(client: Client, file_id: str) -> None:
         pass  # that it has no name is certain all the same
 
 
-async def find_mounted(paths: list[bytes], file_id: str) -> list[bytes]:
-    """Where *paths* are on mounts of this machine, as far as these answer quickly.
+async def find_mounted(points: list[str], paths: list[bytes], file_id: str) -> list[bytes]:
+    """Where *paths* are on the mounts on *points*, from which those that do not answer are removed.
 
     Each is asked on its own: one whose servers are away hides nothing that another one shows.
     """
     import trio
 
-    from fdfsfuse.fuse.mounttable import mounts
-
-    points = mounts()
     found: dict[str, list[bytes]] = {}
 
     async def look(mount: str) -> None:
@@ -130,7 +130,8 @@ async def find_mounted(paths: list[bytes], file_id: str) -> list[bytes]:
     for mount in points:
         if mount not in found:
             click.echo(f"{mount}: the mount does not answer, not looked at", err=True)
-    return [path for mount in points for path in found.get(mount, ())]
+    points[:] = [mount for mount in points if mount in found]
+    return [path for mount in points for path in found[mount]]
 
 
 def _look_on_mount(mount: str, paths: list[bytes], file_id: str) -> list[bytes]:
