@@ -407,8 +407,8 @@ def test_a_lone_mount_asks_little(fuse: None, tmp_path: Path) -> None:
             "CreateFile": 20,
         }
         assert cost(os.stat) == {}
-        cost(Path.read_bytes)
-        assert cost(Path.read_bytes) == {}
+        # Not at once if another test run drops the kernel's caches.
+        wait_until(lambda: cost(Path.read_bytes) == {}, "reading to cost nothing")
         assert cost(lambda file: file.with_suffix(".none").exists()) == {}
         assert cost(lambda file: _write(file, b"y" * 100)) == {"StoreContent": 20}
         assert cost(lambda file: os.chmod(file, 0o600)) == {"SetAttr": 20}
