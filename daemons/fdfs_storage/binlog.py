@@ -74,13 +74,13 @@ class Binlog:
             OSError: they could not be written; then nothing of them stays.
         """
         start = self.position
-        number, offset = start
+        offset = start.offset
         written = os.write(self._fd, lines)
         if written != len(lines):
             os.ftruncate(self._fd, offset)
             raise OSError(errno.ENOSPC, "no space for the binlog")
         offset += written
-        self.position = _new(BinlogPosition, (number, offset))
+        self.position = _new(BinlogPosition, (start.number, offset))
         on_append = self.on_append
         on_append(lines, start)
         if offset >= FILE_SIZE_MAX:

@@ -40,8 +40,7 @@ class Changes:
         """Write a line for a change of our own. Raises OSError."""
         if timestamp is None:
             timestamp = int(time.time())
-        index, relative = location
-        line = f"{timestamp} {op} {STORE_PATHS[index]}{relative}{extra}\n"
+        line = f"{timestamp} {op} {STORE_PATHS[location.path_index]}{location.relative}{extra}\n"
         self.binlog.append(line.encode())
         self.counters.last_source_update = self.logged_at = timestamp
 

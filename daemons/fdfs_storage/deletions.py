@@ -78,18 +78,22 @@ class Deletions:
             return
         try:
             info = os.lstat(path)
-            if not stat.S_ISREG(info.st_mode):
-                if not stat.S_ISLNK(info.st_mode):
+            mode = info.st_mode
+            if not stat.S_ISREG(mode):
+                if not stat.S_ISLNK(mode):
                     raise StatusError(errno.EINVAL, "neither a file nor a link")
                 if is_slave(location.name, in_trunk=False):
                     self._delete_link_target(location)
             has_metadata = os.access(path + METADATA_SUFFIX, os.F_OK)
+            now = time.time()
+            timestamp = int(now)
             # Names of other files are given once, whatever their times say.
-            reusable = info.st_mtime > time.time() and is_slave(location.name, in_trunk=False)
-            timestamp = deletion_time(info) if reusable else None
-            self._changes.log(ops.DELETE, location, timestamp)
-            self._unlink(path, info, location.path_index)
-            self._changes.notify(ops.DELETE, location)
+            if info.st_mtime > now and is_slave(location.name, in_trunk=False):
+                timestamp = deletion_time(info)
+            changes = self._changes
+            changes.log(ops.DELETE, location, timestamp)
+            self._unlink(location, path, info, now)
+            changes.notify(ops.DELETE, location)
             if has_metadata:
                 self._metadata.delete(metadata_location(location))
         except StatusError:
@@ -120,18 +124,18 @@ class Deletions:
             return True
         path = self._paths.of(location)
         try:
-            self._unlink(path, os.lstat(path), location.path_index)
+            self._unlink(location, path, os.lstat(path), time.time())
         except FileNotFoundError:
             return False
         return True
 
-    def _unlink(self, path: str, info: os.stat_result, path_index: int) -> None:
+    def _unlink(self, location: Location, path: str, info: os.stat_result, now: float) -> None:
         """Unlink; what takes long loses its name here and its blocks in the background."""
-        at_once = info.st_size < _LARGE and time.time() - info.st_ctime < _ON_DISK_S
+        at_once = info.st_size < _LARGE and now - info.st_ctime < _ON_DISK_S
         if at_once or len(self._doomed) >= _DOOMED_MAX or not stat.S_ISREG(info.st_mode):
             os.unlink(path)
             return
-        temporary = self._paths.temporary(path_index)
+        temporary = self._paths.temporary(location.path_index)
         try:
             os.rename(path, temporary)
         except OSError:

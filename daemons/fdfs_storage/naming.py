@@ -119,7 +119,8 @@ class Naming:
     ) -> Location:
         """A name that was not given before; *directory* counts in mode 0 only."""
         self._number = number = (self._number + 1) & RANDOM_MASK
-        suffix = make_suffix(extension, self._draw(_SUFFIX_BITS))
+        draw = self._draw
+        suffix = make_suffix(extension, draw(_SUFFIX_BITS))
         base = encode_base(self._source, mtime, size, crc32, suffix, number, appender)
         if self._by_hash:
             directory = directories.next_directory_by_hash(base[:27], self._subdir_count)

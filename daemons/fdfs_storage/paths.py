@@ -37,8 +37,7 @@ class Paths:
 
     def of(self, location: Location) -> str:
         """Absolute path of the file."""
-        index, relative = location
-        return self.data[index] + relative
+        return self.data[location.path_index] + location.relative
 
     def located_at(self, path: str) -> Location | None:
         """The location of an absolute path, None when it is in no store path.

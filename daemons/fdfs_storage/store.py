@@ -94,6 +94,8 @@ class Store:
         paths: where files are on the disk.
         path: the absolute path of the file of a location.
         read_metadata: the metadata text of a location, None when there is none (or no object).
+        delete: `Deletions.delete`.
+        remove: `Deletions.remove`.
         appenders: changes the content of objects.
         intents: notes of changes whose bytes are being received.
         locks: one lock per object for changes that last over an await; see `PathLocks`.
@@ -137,6 +139,8 @@ class Store:
         self._deletions = Deletions(
             self.paths, self.changes, self._metadata, lambda: self._wake.set()
         )
+        self.delete = self._deletions.delete
+        self.remove = self._deletions.remove
 
     @classmethod
     async def open(cls, config: StorageConfig) -> Store:
@@ -488,16 +492,6 @@ class Store:
         self.changes.log(op, location, timestamp)
         self.paths.name(new, self.path(location))
         self.changes.notify(op, location, content=new.content)
-
-    # --- deleting ---------------------------------------------------------------------------
-
-    def delete(self, location: Location) -> None:
-        """See `Deletions.delete`."""
-        self._deletions.delete(location)
-
-    def remove(self, location: Location) -> bool:
-        """See `Deletions.remove`."""
-        return self._deletions.remove(location)
 
     # --- new names for existing content -----------------------------------------------------
 

@@ -33,6 +33,7 @@ from fdfsfuse.proto.storage import (
 from fdfsfuse.server.connection import FramedConnection
 
 _OK = pack_response()
+_decode_upload = UploadHead.decode
 _MAX_FILE_SIZE = (1 << 63) - 1
 
 
@@ -64,7 +65,7 @@ class Uploads:
 
     def upload_small(self, body: bytes, _flags: int) -> bytes:
         """11 with all its content."""
-        path_index, size, extension = UploadHead.decode(body, len(body))
+        path_index, size, extension = _decode_upload(body, len(body))
         content = body[UPLOAD_HEAD_SIZE:]
         store = self._store
         counters = store.counters
@@ -110,8 +111,8 @@ class Uploads:
         return self._stored(location)
 
     def _stored(self, location: Location) -> bytes:
-        index, relative = location
-        return pack_response(self._group_field + (STORE_PATHS[index] + relative).encode())
+        name = STORE_PATHS[location.path_index] + location.relative
+        return pack_response(self._group_field + name.encode())
 
     async def upload_slave(self, connection: FramedConnection, length: int) -> bytes:
         """21: a file whose name is derived from its master's."""

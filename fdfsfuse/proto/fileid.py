@@ -204,7 +204,8 @@ class UsualFields:
 
         None for what has to be looked at more closely, be it valid or not.
         """
-        if self._match(body, start) is not None:
+        match = self._match
+        if match(body, start) is not None:
             index = self._index.get(body[start + 16 : start + 20])
             if index is not None:
                 return _new(Location, (index, body[start + 20 :].decode()))
