@@ -53,7 +53,8 @@ class Naming:
         self._rotate_count = rotate_count
         self._draw = (rng or random.Random()).getrandbits
         # Of the random bits of names, only the first are drawn, and then counted up: so a name is
-        # never given twice, even if its first object is deleted at once.
+        # never given twice, even if its first object is deleted at once. From 4 GiB up names have
+        # no such bits: whoever makes them looks whether there is an object of that name.
         self._number = self._draw(32)
         self._source = b""
         self._next_path = 0

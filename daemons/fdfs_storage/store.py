@@ -291,7 +291,11 @@ class Store:
         Raises:
             StatusError: 16 no unique name was found.
         """
-        return self._naming.normal_location(old, size, crc32, mtime)
+        for _ in range(NAME_TRIES):
+            location = self._naming.normal_location(old, size, crc32, mtime)
+            if not self.exists(location):
+                return location
+        raise StatusError(errno.EBUSY, "no unique name found")
 
     def write_at(self, location: Location, data: bytes, mtime: int | None = None) -> None:
         """Make the object *location*, a fresh name, with *data* as its content.

@@ -362,6 +362,12 @@ async def test_names_are_never_given_twice(tmp_path: Path, monkeypatch: pytest.M
         names.add(store.make_normal_name(location, 1, 2, 1700000000).name)
         store.delete(location)
     assert len({name[10:] for name in names}) == 300
+    # Names of 4 GiB and more have no bits that tell them apart.
+    large = store.make_normal_name(location, 5 << 30, 2, 1700000000)
+    Path(store.path(large)).touch()
+    with pytest.raises(StatusError) as caught:
+        store.make_normal_name(location, 5 << 30, 2, 1700000000)
+    assert caught.value.errno == errno.EBUSY
     monkeypatch.setattr(os, "open", Mock(side_effect=FileExistsError))
     with pytest.raises(StatusError) as caught:
         store.create(0, b"1", 2, "")
