@@ -16,8 +16,9 @@ from fdfsfuse.cli.child import PARENT
 from fdfsfuse.errors import FdfsError
 
 READY_TIMEOUT_S = 60.0
-#: longer than the time that the daemons and the mount give themselves for a clean end
-STOP_TIMEOUT_S = 40.0
+#: longer than the time that the daemons and the mount give themselves for a clean end: the mount
+#: has a minute each for content, for requests under way, and for what is left
+STOP_TIMEOUT_S = 200.0
 LOG_LIMIT = 4 << 20
 TAIL_LINES = 12
 
