@@ -10,6 +10,7 @@ import trio
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response, unpack_header
+from tests.common.cluster import loopback_network
 
 
 class Request(NamedTuple):
@@ -85,12 +86,9 @@ async def running_peer(handler: Handler, host: str = "127.0.0.1") -> AsyncIterat
         nursery.cancel_scope.cancel()
 
 
-async def unused_address(host: str = "127.0.0.1") -> Address:
-    """An address where nobody listens."""
-    listener = (await trio.open_tcp_listeners(0, host=host))[0]
-    port = listener.socket.getsockname()[1]
-    await listener.aclose()
-    return Address(host, port)
+async def unused_address() -> Address:
+    """An address where nobody listens: no port that the kernel would give to somebody else."""
+    return Address(f"{loopback_network()}.1", 1)
 
 
 async def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
