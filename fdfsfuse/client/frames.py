@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections import deque
 from collections.abc import Callable
+from fcntl import ioctl
+from typing import Final
 
 import trio
 from trio.lowlevel import wait_writable
@@ -16,6 +19,8 @@ from fdfsfuse.proto.names import FRAME_MAX
 
 _READ_SIZE = 64 << 10
 _HEADER = struct.Struct(">QBB")
+_SIOCOUTQNSD: Final = 0x894B
+"""Asks how many bytes a TCP socket has taken and not sent yet (linux/sockios.h)."""
 _JOIN_MAX = 32 << 10
 """A head is sent together with a body by one send() up to this size: it is copied for that."""
 
@@ -136,6 +141,19 @@ class FrameWriter:
     def is_behind(self) -> bool:
         """Whether there are frames that the kernel has not taken yet."""
         return bool(self._backlog)
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether all frames have left: the kernel drops the others when this process is killed.
+
+        It holds small ones back while many before them are not acknowledged.
+        """
+        if self._backlog or self._closed:
+            return False
+        try:
+            return not int.from_bytes(ioctl(self._sock, _SIOCOUTQNSD, bytes(4)), sys.byteorder)
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Send nothing more. The socket may be closed then."""

@@ -146,6 +146,11 @@ class NamesSession(NamesCalls):
             and boottime() - self._arriving.last_received < PROMPT_S
         )
 
+    @property
+    def all_sent(self) -> bool:
+        """Whether all requests have left, also if this process is killed now."""
+        return self._sending is not None and self._sending.all_sent
+
     async def wait_connected(self) -> None:
         """Wait until requests are answered.
 

@@ -59,9 +59,13 @@ class Backend(Protocol):
 
     @property
     def is_prompt(self) -> bool:
-        """Whether what is sent now is on its way, also when this process ends, and the storage has
+        """Whether what is sent now will be on its way, as far as can be told, and the storage has
         answered until a moment ago.
         """
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether all requests are on their way, also if this process is killed now."""
 
     @property
     def lease(self) -> Lease:

@@ -327,7 +327,9 @@ class FileState(MergingFile):
                 self.volume.memory.changed_here(request, attr)
             else:
                 volume = self.volume
-                attr = volume.own_changes.set_attributes(request) or await volume.call(request)
+                attr = await volume.own_changes.set_attributes(request) or await volume.call(
+                    request
+                )
             self.fresh_attr(attr)
             if self.dirty and request.mtime_ns is not None:
                 self.mtime_ns = request.mtime_ns

@@ -123,10 +123,10 @@ class OwnChanges:
             return None
         request = replace(request, ino=ino)
         attr = request.made_in(directory.mode, directory.gid, ino)
-        self._send(request, attr)
+        await self._send(request, attr)
         return attr
 
-    def remove(self, request: names.Remove) -> Attr | None:
+    async def remove(self, request: names.Remove) -> Attr | None:
         """unlink and rmdir."""
         memory = self._volume.memory
         if not self._may(request.parent):
@@ -140,10 +140,10 @@ class OwnChanges:
         if self._volume.own_files.concerned(request):
             return None
         answer = names.unlinked(attr, request.now_ns)
-        self._send(request, answer)
+        await self._send(request, answer)
         return answer
 
-    def rename(self, request: names.Rename) -> names.Renamed | None:
+    async def rename(self, request: names.Rename) -> names.Renamed | None:
         """rename, perhaps over a file."""
         old, new = (request.parent, request.name), (request.new_parent, request.new_name)
         if request.flags & ~_RENAME_NOREPLACE or old == new:
@@ -171,10 +171,10 @@ class OwnChanges:
             replace(moved, ctime_ns=request.now_ns),
             None if replaced is None else names.unlinked(replaced, request.now_ns),
         )
-        self._send(request, answer)
+        await self._send(request, answer)
         return answer
 
-    def set_attributes(self, request: names.SetAttr) -> Attr | None:
+    async def set_attributes(self, request: names.SetAttr) -> Attr | None:
         """chmod, chown and utimens."""
         attr = self._secret(request.ino)
         if attr is None:
@@ -189,10 +189,10 @@ class OwnChanges:
             return None
         request = replace(request, granted=True)
         answer = request.applied_to(attr)
-        self._send(request, answer)
+        await self._send(request, answer)
         return answer
 
-    def change_xattr(self, request: names.SetXattr | names.RemoveXattr) -> bool:
+    async def change_xattr(self, request: names.SetXattr | names.RemoveXattr) -> bool:
         """setxattr and removexattr, not of an ACL. False: the storage has to be waited for."""
         xattrs = self._volume.memory.xattrs(request.ino)
         if xattrs is None or not may_be_foreseen(request, xattrs):
@@ -200,7 +200,7 @@ class OwnChanges:
         attr = self._secret(request.ino)
         if attr is None or self._volume.own_files.concerned(request):
             return False
-        self._send(replace(request, granted=True), attr)
+        await self._send(replace(request, granted=True), attr)
         return True
 
     def _secret(self, ino: int) -> Attr | None:
@@ -259,12 +259,14 @@ class OwnChanges:
 
     # --- answers ---------------------------------------------------------------------------------
 
-    def _send(self, request: Any, answer: Any) -> None:
+    async def _send(self, request: Any, answer: Any) -> None:
         self.count += 1
         self._volume.memory.foreseen(request, answer)
         number = self.count
         self._unanswered[number] = time.monotonic()
         self._volume.backend.post(request, partial(self._ended, number, request))
+        if not self._volume.backend.all_sent:
+            await self._volume.wait_for_changes()  # it would be lost with this process
 
     def _ended(self, number: int, request: names.Request, error: Exception | None) -> None:
         del self._unanswered[number]

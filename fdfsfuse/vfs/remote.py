@@ -98,6 +98,10 @@ class RemoteBackend:
     def is_prompt(self) -> bool:
         return self._session is not None and self._session.is_prompt
 
+    @property
+    def all_sent(self) -> bool:
+        return self._session is not None and self._session.all_sent
+
     def replicas(self) -> list[str]:
         return [str(storage.address) for storage in self._storages]
 

@@ -226,7 +226,7 @@ class Tree:
         if state is not None:
             attr = await state.set_attributes(request)
         else:
-            attr = volume.own_changes.set_attributes(request) or await volume.call(request)
+            attr = await volume.own_changes.set_attributes(request) or await volume.call(request)
         return self._context.entry(volume, attr)
 
     async def create(
@@ -264,7 +264,7 @@ class Tree:
         if ino == names.ROOT_INO and store_path_of(name) is not None:
             raise TreeError(errno.EPERM)
         request = names.Remove(ino, name, directory, time.time_ns())
-        attr: Attr = volume.own_changes.remove(request) or await volume.call(request)
+        attr: Attr = await volume.own_changes.remove(request) or await volume.call(request)
         self._directories.removed(parent, name)
         self._context.told(volume, attr)
 
@@ -306,7 +306,9 @@ class Tree:
         ):
             raise TreeError(errno.EPERM)
         request = names.Rename(ino, name, new_ino, new_name, flags, time.time_ns())
-        answer: names.Renamed = volume.own_changes.rename(request) or await volume.call(request)
+        answer: names.Renamed = await volume.own_changes.rename(request) or await volume.call(
+            request
+        )
         if not flags & RENAME_EXCHANGE:
             self._directories.removed(parent, name)
         self._renamed(volume, answer)

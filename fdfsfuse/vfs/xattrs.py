@@ -140,7 +140,7 @@ class Xattrs:
         state = self._context.states.get(number)
         if state is not None and await state.change_xattr(request):
             return True
-        return bool(request.ino) and volume.own_changes.change_xattr(request)
+        return bool(request.ino) and await volume.own_changes.change_xattr(request)
 
     def forget(self, number: int) -> None:
         """The kernel does not know the inode any more."""

@@ -74,6 +74,7 @@ class FakeBackend:
         self.grants = True
         self.granted: set[int] = set()
         self.posted = 0
+        self.all_sent = True
         self._less_posted = trio.lowlevel.ParkingLot()
         self._to_post, self._from_post = trio.open_memory_channel[Any](10_000)
         self._next_ino = 2

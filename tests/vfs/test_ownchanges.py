@@ -7,6 +7,7 @@ import random
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -282,9 +283,33 @@ async def test_who_reads_waits_for_what_was_answered() -> None:
             await wait_until(lambda: mount.of.waiting == 1)
             assert mount.volume.requests["ReadDir"] == 0
             # While it waits, nothing further is answered here.
-            assert mount.of.own_changes.remove(names.Remove(1, b"d", True, 1)) is None
+            assert await mount.of.own_changes.remove(names.Remove(1, b"d", True, 1)) is None
             gate.set()
         assert listed == [b"a"]
+
+
+async def test_a_change_that_is_not_on_its_way_is_waited_for() -> None:
+    async with granted() as mount:
+        tree, at = mount.vfs.tree, mount.at
+        made = (await tree.create(at, b"made", DIRECTORY, OWNER)).number
+        for change in (
+            partial(tree.create, at, b"a", DIRECTORY, OWNER),
+            partial(tree.rename, at, b"a", at, b"b", 0),
+            partial(tree.remove, at, b"b", directory=True),
+            partial(tree.set_attributes, made, Changes(mode=0o700)),
+            partial(mount.vfs.xattrs.set, made, b"user.x", b"1"),
+        ):
+            await mount.of.wait_for_changes()
+            gate = mount.stall()
+            count = mount.of.own_changes.count
+            mount.volume.all_sent = False
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(change)
+                await trio.testing.wait_all_tasks_blocked()
+                assert mount.of.own_changes.count == count + 1
+                assert nursery.child_tasks
+                gate.set()
+            mount.volume.all_sent = True
 
 
 async def test_without_an_answer_in_time_who_waits_fails() -> None:
