@@ -72,7 +72,6 @@ from fdfs_storage.unfinished import finish_changes, finish_interrupted
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.fileid import Location, parse_location
-from fdfsfuse.proto.trunk import is_trunk_name
 
 if TYPE_CHECKING:
     from fdfs_storage.trunk import SlotPlace
@@ -229,17 +228,19 @@ class Store:
 
     def exists(self, location: Location) -> bool:
         """True when there is a file (or link, or directory) of that name."""
-        if is_trunk_name(location) and (slot := self.slot(location)) is not None:
-            return slot.exists()
-        return os.access(self.path(location), os.F_OK)
+        if os.access(self.paths.of(location), os.F_OK):
+            return True
+        slot = self.slot(location)
+        return slot is not None and slot.exists()
 
     def stat(self, location: Location) -> os.stat_result:
         """stat() of the object's file, links followed. Raises StatusError 2."""
-        if is_trunk_name(location) and (slot := self.slot(location)) is not None:
-            return slot.stat()
         try:
-            return os.stat(self.path(location))
+            return os.stat(self.paths.of(location))
         except OSError as exc:
+            slot = self.slot(location)
+            if slot is not None:
+                return slot.stat()
             raise StatusError(status_of(exc)) from exc
 
     def space(self) -> list[PathSpace]:
