@@ -52,6 +52,20 @@ class Appenders:
         finally:
             os.close(fd)
 
+    def take_back(self, location: Location, size: int, end: int) -> None:
+        """Cut off what a refused write up to *end* has left behind the old end, *size*: the next
+        append goes there. Peers that were sent it already cut it off as well."""
+        path = self._paths.of(location)
+        try:
+            if not size < os.stat(path).st_size <= end:
+                return
+            try:
+                self.truncate(location, size)
+            except StatusError:  # no room for the record
+                os.truncate(path, size)
+        except OSError:
+            pass  # what was refused stays, as it would after a crash
+
     def record_write(self, location: Location, offset: int, length: int, old_size: int) -> None:
         """Log *length* bytes that were written at *offset* when the object had *old_size*.
 

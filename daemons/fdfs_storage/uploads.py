@@ -224,7 +224,12 @@ class Uploads:
         size = self._store.stat(location).st_size
         if offset is not None and offset > size:
             raise StatusError(errno.EINVAL, "the file has become shorter")
-        self._store.appenders.pwrite(location, size if offset is None else offset, data)
+        start = size if offset is None else offset
+        try:
+            self._store.appenders.pwrite(location, start, data)
+        except StatusError:
+            self._store.appenders.take_back(location, size, start + len(data))
+            raise
 
     async def _change_streamed(
         self, connection: FramedConnection, location: Location, offset: int | None, length: int

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from fdfs_storage import appenders
 from fdfsfuse.proto.fileid import FileKind, decode_name
 from fdfsfuse.proto.header import pack_header
 from fdfsfuse.proto.storage import (
@@ -418,6 +419,26 @@ async def test_file_deleted_while_downloaded_arrives_whole(tmp_path: Path) -> No
         assert (await client.read(10))[9] == 0
         assert await other.delete(name) == 0
         assert await client.read(len(content)) == content
+
+
+async def test_an_append_that_is_refused_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes some of it."""
+
+    def half(fd: int, pieces: list[tuple[int, int]], data: bytes) -> None:
+        ((offset, length),) = pieces
+        os.pwrite(fd, bytes(data[: length // 2]), offset)
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+    async with run_storage(make_config(tmp_path)) as server, server.connect() as client:
+        name = await client.upload(b"one", appender=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(appenders, "pwrite_pieces", half)
+            head = AppendHead(name, 7).encode()
+            assert await client.call(StorageCommand.APPEND, head + b"refused") == (ENOSPC, b"")
+        await client.append(name, b", two")
+        assert await client.download(name) == b"one, two"
 
 
 async def test_statistics_count_what_was_not_refused(tmp_path: Path) -> None:
