@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import sys
 from collections import deque
 from collections.abc import Callable
 from fcntl import ioctl
@@ -21,6 +20,7 @@ _READ_SIZE = 64 << 10
 _HEADER = struct.Struct(">QBB")
 _SIOCOUTQNSD: Final = 0x894B
 """Asks how many bytes a TCP socket has taken and not sent yet (linux/sockios.h)."""
+_NO_BYTES: Final = bytes(4)
 _JOIN_MAX = 32 << 10
 """A head is sent together with a body by one send() up to this size: it is copied for that."""
 
@@ -142,7 +142,6 @@ class FrameWriter:
         """Whether there are frames that the kernel has not taken yet."""
         return bool(self._backlog)
 
-    @property
     def all_sent(self) -> bool:
         """Whether all frames have left: the kernel drops the others when this process is killed.
 
@@ -151,7 +150,7 @@ class FrameWriter:
         if self._backlog or self._closed:
             return False
         try:
-            return not int.from_bytes(ioctl(self._sock, _SIOCOUTQNSD, bytes(4)), sys.byteorder)
+            return ioctl(self._sock, _SIOCOUTQNSD, _NO_BYTES) == _NO_BYTES
         except OSError:
             return False
 

@@ -60,10 +60,9 @@ class Sending:
         """Whether there are frames that the kernel has not taken yet."""
         return self._writer.is_behind
 
-    @property
     def all_sent(self) -> bool:
         """Whether all frames have left, also if this process is killed now."""
-        return self._writer.all_sent
+        return self._writer.all_sent()
 
     def close(self) -> None:
         """Send nothing more. The socket may be closed then."""

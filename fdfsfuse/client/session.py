@@ -146,11 +146,6 @@ class NamesSession(NamesCalls):
             and boottime() - self._arriving.last_received < PROMPT_S
         )
 
-    @property
-    def all_sent(self) -> bool:
-        """Whether all requests have left, also if this process is killed now."""
-        return self._sending is not None and self._sending.all_sent
-
     async def wait_connected(self) -> None:
         """Wait until requests are answered.
 
@@ -203,15 +198,18 @@ class NamesSession(NamesCalls):
             self._calls.discard(call)
             raise
 
-    def post(self, request: names.Request, on_end: Callable[[Exception | None], None]) -> None:
+    def post(self, request: names.Request, on_end: Callable[[Exception | None], None]) -> bool:
         """Send a change behind all requests before, and do not wait for the answer.
 
         It is sent again like any other, without a limit of time. *on_end*, which must not raise, is
         called with None when it was made, else with what `call` would raise.
+
+        Returns whether it has left for certain: it will be made even if this process is killed now.
         """
         call = Call(type(request), names.encode(request), math.inf, True)
         call.on_end = on_end
         self._add(call)
+        return self._sending is not None and self._sending.all_sent()
 
     def hurry(self) -> None:
         """Somebody has begun to wait for what was posted."""

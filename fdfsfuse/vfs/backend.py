@@ -64,10 +64,6 @@ class Backend(Protocol):
         """
 
     @property
-    def all_sent(self) -> bool:
-        """Whether all requests are on their way, also if this process is killed now."""
-
-    @property
     def lease(self) -> Lease:
         """Until when what was told, and not recalled, may be relied upon."""
 
@@ -90,11 +86,12 @@ class Backend(Protocol):
     async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
         """Send a names request; return the answer struct that belongs to it."""
 
-    def post(self, request: names.Request, done: Callable[[Exception | None], None]) -> None:
+    def post(self, request: names.Request, done: Callable[[Exception | None], None]) -> bool:
         """Send a change, while it `is_prompt`.
 
         *done* is called with None when it was made, else with the error. The storage may take its
-        time, until something is called, or `hurry`.
+        time, until something is called, or `hurry`. True: it is on its way, also if this process
+        is killed now.
         """
 
     def hurry(self) -> None:

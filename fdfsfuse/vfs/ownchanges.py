@@ -264,8 +264,7 @@ class OwnChanges:
         self._volume.memory.foreseen(request, answer)
         number = self.count
         self._unanswered[number] = time.monotonic()
-        self._volume.backend.post(request, partial(self._ended, number, request))
-        if not self._volume.backend.all_sent:
+        if not self._volume.backend.post(request, partial(self._ended, number, request)):
             await self._volume.wait_for_changes()  # it would be lost with this process
 
     def _ended(self, number: int, request: names.Request, error: Exception | None) -> None:

@@ -98,10 +98,6 @@ class RemoteBackend:
     def is_prompt(self) -> bool:
         return self._session is not None and self._session.is_prompt
 
-    @property
-    def all_sent(self) -> bool:
-        return self._session is not None and self._session.all_sent
-
     def replicas(self) -> list[str]:
         return [str(storage.address) for storage in self._storages]
 
@@ -185,7 +181,7 @@ class RemoteBackend:
         finally:
             self._count(type(request).__name__, start)
 
-    def post(self, request: names.Request, done: Callable[[Exception | None], None]) -> None:
+    def post(self, request: names.Request, done: Callable[[Exception | None], None]) -> bool:
         assert self._session is not None
         name, start = type(request).__name__, time.perf_counter_ns()
 
@@ -193,7 +189,7 @@ class RemoteBackend:
             self._count(name, start)
             done(error)
 
-        self._session.post(request, ended)
+        return self._session.post(request, ended)
 
     def hurry(self) -> None:
         assert self._session is not None

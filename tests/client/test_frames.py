@@ -19,21 +19,21 @@ async def test_a_frame_that_the_kernel_has_taken_need_not_have_left() -> None:
             async with trio.open_nursery() as nursery:
                 writer = FrameWriter(sock, nursery, lambda: failures.append(None))
                 writer.write(b"head", b"body")
-                assert writer.all_sent
+                assert writer.all_sent()
                 written = 8
-                while writer.all_sent:
+                while writer.all_sent():
                     writer.write(b"head", bytes(1000))
                     written += 1004
                 assert not writer.is_behind
                 while not writer.is_behind:
                     writer.write(b"head", bytes(100_000))
                     written += 100_004
-                assert not writer.all_sent
+                assert not writer.all_sent()
                 with trio.fail_after(60):
                     while written:
                         written -= len(await stream.receive_some(1 << 20))
-                    while not writer.all_sent:  # noqa: ASYNC110
+                    while not writer.all_sent():  # noqa: ASYNC110
                         await trio.sleep(0.001)
                 writer.close()
-                assert not writer.all_sent
+                assert not writer.all_sent()
             assert not failures

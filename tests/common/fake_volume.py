@@ -134,10 +134,11 @@ class FakeBackend:
             await self.closing.wait()
             nursery.cancel_scope.cancel()
 
-    def post(self, request: names.Request, done: Callable[[Exception | None], None]) -> None:
+    def post(self, request: names.Request, done: Callable[[Exception | None], None]) -> bool:
         self.requests[type(request).__name__] += 1
         self.posted += 1
         self._to_post.send_nowait((request, done))
+        return self.all_sent
 
     def hurry(self) -> None:
         """It never takes its time."""

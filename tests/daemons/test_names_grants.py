@@ -593,7 +593,8 @@ async def test_a_change_that_comes_late_does_nothing_else(server: NamesServer) -
 async def test_what_is_left_to_gather_is_made_when_somebody_waits(
     server: NamesServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_connection, "PATIENCE_S", 3600.0)
+    for name in ("PATIENCE_S", "PATIENCE_MIN_S"):
+        monkeypatch.setattr(session_connection, name, 3600.0)
     count = 3 * PATIENT_AFTER
     made: list[Exception | None] = []
     async with server.session() as session:
@@ -678,7 +679,8 @@ async def test_what_a_mount_that_is_gone_had_asked_is_not_looked_up(
 async def test_what_a_mount_had_sent_is_carried_out_when_it_is_gone(
     server: NamesServer, takes_answers: bool, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_connection, "PATIENCE_S", 3600.0)
+    for name in ("PATIENCE_S", "PATIENCE_MIN_S"):
+        monkeypatch.setattr(session_connection, name, 3600.0)
     count = 500
     connection = await connect(Address(HOST, server.port))
     sock = connection.detach()

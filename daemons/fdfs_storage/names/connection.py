@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,6 +42,11 @@ OUT_BYTES_MAX: Final = 4 << 20
 PATIENCE_S: Final = 0.004
 """How long requests that nobody waits for are left to gather: some twenty then cost one wake-up,
 one batch and one packet of answers."""
+PATIENCE_MIN_S: Final = 0.001
+"""At first, and twice as long each time: a TCP connection sends ten packets before anything is
+acknowledged, and twice as many each time (RFC 6928, RFC 5681)."""
+_SENDS_LESS_S: Final = 0.2
+"""When it was idle for so long it sends ten again: Linux's shortest retransmission timeout."""
 _ID_MAX: Final = (1 << 63) - 1
 _CHANGES: Final = frozenset(names.CHANGES)
 _ANSWER_HEAD: Final = struct.Struct(">qBBQ")
@@ -58,6 +64,8 @@ class SessionConnection:
         self._out_bytes = 0
         self._queued = 0
         self._queued_bytes = 0
+        self._paused_at = -math.inf
+        self._patience_s = PATIENCE_MIN_S
         self._made: list[tuple[int, int]] = []
         self._room = trio.Event()
         self._unsent = b""
@@ -170,9 +178,17 @@ class SessionConnection:
                 break
         else:
             if frames.patient and not self._closed:
-                self._connection.hub.pause(self._connection, PATIENCE_S, names.PADDING_SIZE)
+                self._pause()
         self._tree.unflushed.add(self)
         self._connection.hub.at_turn_end(self._tree.end_turn)
+
+    def _pause(self) -> None:
+        """Let more requests gather before they are read."""
+        now = trio.current_time()
+        long_ago = now - self._paused_at > _SENDS_LESS_S
+        self._paused_at = now
+        self._patience_s = PATIENCE_MIN_S if long_ago else min(2 * self._patience_s, PATIENCE_S)
+        self._connection.hub.pause(self._connection, self._patience_s, names.PADDING_SIZE)
 
     def _is_full(self) -> bool:
         return (
