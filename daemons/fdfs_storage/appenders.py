@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 
 from fdfs_storage.changes import Changes
-from fdfs_storage.files import pwrite_pieces, status_of
+from fdfs_storage.files import pwrite_pieces, reserve, status_of
 from fdfs_storage.paths import Paths
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import binlog as ops
@@ -47,6 +47,20 @@ class Appenders:
                 pwrite_pieces(fd, pieces, data)
             finally:
                 self._changes.notify(op, location)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        finally:
+            os.close(fd)
+
+    def reserve(self, location: Location, offset: int, length: int) -> None:
+        """Make sure that a write over what is there will not stop in the middle for want of room.
+
+        Raises:
+            StatusError: 28 there is none, 2, 5.
+        """
+        fd = self._paths.open_to_change(location)
+        try:
+            reserve(fd, offset, length)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         finally:

@@ -18,6 +18,10 @@ _renameat2 = getattr(_libc, "renameat2", None)
 _sync_file_range = getattr(_libc, "sync_file_range", None)
 if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_fallocate = getattr(_libc, "fallocate", None)
+if _fallocate is not None:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_KEEP_SIZE: Final = 1
 _WRITE: Final = 2
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
@@ -41,6 +45,20 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> No
             offset += written
             written = os.pwrite(fd, rest, offset)
             rest = rest[written:]
+
+
+def reserve(fd: int, offset: int, length: int) -> None:
+    """Have room on the disk for *length* bytes at *offset*; the file's size stays as it is.
+
+    Not every file system can; those that cannot promise nothing.
+
+    Raises:
+        OSError: 28, there is no room.
+    """
+    if _fallocate is not None and _fallocate(fd, _KEEP_SIZE, offset, length):
+        code = ctypes.get_errno()
+        if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise OSError(code, os.strerror(code))
 
 
 def pwrite_pieces(

@@ -10,7 +10,10 @@ from __future__ import annotations
 import errno
 import os
 
+import trio
+
 from fdfs_storage.derived import slave_location
+from fdfs_storage.files import reserve
 from fdfs_storage.intents import Intent
 from fdfs_storage.new_file import NewFile
 from fdfs_storage.objects import check_appender
@@ -226,6 +229,8 @@ class Uploads:
             raise StatusError(errno.EINVAL, "the file has become shorter")
         start = size if offset is None else offset
         try:
+            if offset is not None:
+                self._store.appenders.reserve(location, start, len(data))
             self._store.appenders.pwrite(location, start, data)
         except StatusError:
             self._store.appenders.take_back(location, size, start + len(data))
@@ -245,12 +250,15 @@ class Uploads:
             intent = Intent(location.name, start, length, old_size, offset is None)
             with store.intents.noted(intent):
                 try:
+                    if offset is not None:
+                        await trio.to_thread.run_sync(reserve, fd, start, length)
                     await receive_content(connection, fd, start, length, received)
                 except BaseException:
-                    if offset is None:
-                        os.ftruncate(fd, old_size)
-                    elif received.length:
-                        store.appenders.record_write(location, start, received.length, old_size)
+                    # Nor does a part of a piece stay, or what was reserved.
+                    kept = 0 if offset is None else received.length
+                    os.ftruncate(fd, max(old_size, start + kept))
+                    if kept:
+                        store.appenders.record_write(location, start, kept, old_size)
                     raise
                 store.appenders.record_write(location, start, length, old_size)
         finally:

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from fdfs_storage import appenders
+from fdfs_storage.store import Store
 from fdfsfuse.proto.fileid import FileKind, decode_name
 from fdfsfuse.proto.header import pack_header
 from fdfsfuse.proto.storage import (
@@ -27,6 +28,7 @@ from fdfsfuse.proto.storage import (
     Truncate,
     UploadHead,
 )
+from tests.common.small_disk import SmallDisk
 from tests.daemons.storage_server import (
     GROUP,
     Client,
@@ -439,6 +441,28 @@ async def test_an_append_that_is_refused_leaves_nothing(
             assert await client.call(StorageCommand.APPEND, head + b"refused") == (ENOSPC, b"")
         await client.append(name, b", two")
         assert await client.download(name) == b"one, two"
+
+
+@pytest.mark.parametrize("length", [20_000, 2 << 20], ids=["small", "streamed"])
+async def test_a_modification_that_is_refused_changes_nothing(
+    disk: SmallDisk, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full by the time of the request."""
+    monkeypatch.setattr(Store, "check_space", lambda *_: None)
+    old = random.Random(1).randbytes(1000)
+    new = random.Random(2).randbytes(length)
+    async with run_storage(make_config(disk.path)) as server, server.connect() as client:
+        name = await client.upload(old, appender=True)
+        # So that there is room for the note of what is being changed.
+        other = ModifyHead(await client.upload(b"1", appender=True), 0, length).encode()
+        assert await client.call(StorageCommand.MODIFY, other + new) == (0, b"")
+        disk.fill()
+        request = ModifyHead(name, 500, length).encode() + new
+        assert await client.call(StorageCommand.MODIFY, request) == (ENOSPC, b"")
+        assert await client.download(name) == old
+        disk.make_room()
+        assert await client.call(StorageCommand.MODIFY, request) == (0, b"")
+        assert await client.download(name) == old[:500] + new
 
 
 async def test_statistics_count_what_was_not_refused(tmp_path: Path) -> None:
