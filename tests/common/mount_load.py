@@ -29,6 +29,8 @@ class MountWriter:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            if not line.endswith("\n"):
+                break  # it was killed in the middle
             what, name, *rest = line.split()
             if what == "w":
                 self.files[name] = int(rest[0]), int(rest[1])
