@@ -256,9 +256,11 @@ class Uploads:
                 except BaseException:
                     # Nor does a part of a piece stay, or what was reserved.
                     kept = 0 if offset is None else received.length
-                    os.ftruncate(fd, max(old_size, start + kept))
-                    if kept:
-                        store.appenders.record_write(location, start, kept, old_size)
+                    try:
+                        os.ftruncate(fd, max(old_size, start + kept))
+                    finally:
+                        if kept:
+                            store.appenders.record_write(location, start, kept, old_size)
                     raise
                 store.appenders.record_write(location, start, length, old_size)
         finally:
