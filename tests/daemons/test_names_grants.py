@@ -25,6 +25,8 @@ from fdfsfuse.client.sending import PATIENT_AFTER
 from fdfsfuse.core import acl
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.header import pack_header
+from fdfsfuse.server.connection import FramedConnection
+from fdfsfuse.server.hub import Hub
 from tests.common.names_calls import (
     DIRECTORY,
     FILE,
@@ -617,6 +619,30 @@ async def test_what_is_left_to_gather_is_made_when_somebody_waits(
             connection = served.connection
             await make(session, b"without padding")
             assert served.connection is connection  # not one that seemed to be broken
+
+
+@pytest.mark.parametrize(
+    ("idle_s", "expected"), [(3600.0, [0.001, 0.002, 0.004, 0.004]), (0.0, [0.001] * 4)]
+)
+async def test_requests_gather_for_a_short_time_at_first(
+    server: NamesServer, idle_s: float, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    def pause(hub: Hub, connection: FramedConnection, pause_s: float, enough: int) -> None:
+        pauses.append(pause_s)
+
+    monkeypatch.setattr(Hub, "pause", pause)
+    monkeypatch.setattr(session_connection, "_SENDS_LESS_S", idle_s)
+    async with server.session() as session:
+        with trio.fail_after(60):
+            number = 0
+            while len(pauses) < len(expected):
+                name = b"%d" % number
+                number += 1
+                session.post(names.Create(ROOT, name, DIRECTORY, 0, 0, NOW), lambda error: None)
+                await trio.sleep(0.001)
+    assert pauses[: len(expected)] == expected
 
 
 @pytest.mark.parametrize(
