@@ -36,7 +36,8 @@ import trio
 
 from fdfs_storage.service import StorageService
 from fdfs_storage.store import Store
-from fdfsfuse.core.config import ReservedSpace, StorageConfig, StorePath
+from fdfsfuse.core.conf_file import ReservedSpace
+from fdfsfuse.core.config import StorageConfig, StorePath
 from fdfsfuse.proto.header import pack_header
 from fdfsfuse.proto.storage import (
     NO_CRC,

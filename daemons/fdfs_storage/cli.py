@@ -10,7 +10,7 @@ import click
 
 from fdfs_storage.app import StorageApp
 from fdfsfuse import __version__
-from fdfsfuse.core.config import load_storage_config
+from fdfsfuse.core.load_config import load_storage_config
 from fdfsfuse.errors import ConfigError
 from fdfsfuse.server.daemon import EXIT_USAGE, Daemon, log_level_of, run_daemon
 

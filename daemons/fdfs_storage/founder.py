@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from fdfs_storage.tracker_link import ask_once
 from fdfsfuse.client.link import PROBLEMS
 from fdfsfuse.core import states
-from fdfsfuse.core.config import ServerAddress, StorageConfig
+from fdfsfuse.core.conf_file import ServerAddress
+from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.cluster import Brief
 from fdfsfuse.proto.cluster_status import (

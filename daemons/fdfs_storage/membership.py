@@ -31,7 +31,8 @@ from fdfs_storage.tracker_task import TrackerTask
 from fdfsfuse.client.link import PROBLEMS
 from fdfsfuse.core import members as group_list
 from fdfsfuse.core import states
-from fdfsfuse.core.config import ServerAddress, StorageConfig
+from fdfsfuse.core.conf_file import ServerAddress
+from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.errors import ConnectFailed, FdfsError, ProtocolError, StatusError
 from fdfsfuse.proto.changelog import ChangelogLine, IpChange
 from fdfsfuse.proto.cluster import (

@@ -14,7 +14,9 @@ import trio
 
 from fdfs_storage.tracker_link import Retry, connect
 from fdfsfuse.client.link import PROBLEMS, Link
-from fdfsfuse.core.config import ServerAddress, StorageConfig, StorageIds
+from fdfsfuse.core.conf_file import ServerAddress
+from fdfsfuse.core.config import StorageConfig
+from fdfsfuse.core.storage_ids import StorageIds
 from fdfsfuse.errors import ConfigError, ProtocolError, StatusError, UsageError
 from fdfsfuse.proto.cluster import (
     IP_SIZE,

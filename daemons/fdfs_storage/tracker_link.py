@@ -8,7 +8,8 @@ import random
 import trio
 
 from fdfsfuse.client.link import PROBLEMS, Link, connect_link
-from fdfsfuse.core.config import ServerAddress, StorageConfig
+from fdfsfuse.core.conf_file import ServerAddress
+from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.errors import FdfsError, StatusError
 from fdfsfuse.proto.cluster import Brief, ClusterCommand, ServerQuery
 from fdfsfuse.proto.tracker import ServerStatus

@@ -16,7 +16,7 @@ import trio
 from fdfs_storage.tracker_link import Retry, ask_once, connect
 from fdfsfuse.client.link import PROBLEMS, Link, resolve
 from fdfsfuse.core import members as group_list
-from fdfsfuse.core.config import ServerAddress
+from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionBroken,

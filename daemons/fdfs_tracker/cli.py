@@ -11,7 +11,8 @@ import trio
 
 from fdfs_tracker.app import Tracker, describe
 from fdfsfuse import __version__
-from fdfsfuse.core.config import TrackerConfig, load_tracker_config
+from fdfsfuse.core.config import TrackerConfig
+from fdfsfuse.core.load_config import load_tracker_config
 from fdfsfuse.errors import ConfigError
 from fdfsfuse.server.daemon import EXIT_USAGE, Daemon, log_level_of, run_daemon
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fdfsfuse.core.cluster import Cluster
-from fdfsfuse.core.config import ServerAddress, TrackerConfig
+from fdfsfuse.core.conf_file import ServerAddress
+from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.core.groups import Group, Server
 from fdfsfuse.core.trackers import Leadership, TrackerList
 from fdfsfuse.proto.cluster import TrackerStatus

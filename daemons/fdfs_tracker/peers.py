@@ -20,7 +20,8 @@ from fdfs_tracker.node import Node, Session
 from fdfs_tracker.state_files import take_system_files
 from fdfsfuse.client.link import PROBLEMS, Link, connect_link
 from fdfsfuse.core import founding
-from fdfsfuse.core.config import ServerAddress, TrackerConfig
+from fdfsfuse.core.conf_file import ServerAddress
+from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.core.groups import Server
 from fdfsfuse.core.trackers import Decision, best, decide, rank
 from fdfsfuse.errors import ConnectFailed, FdfsError, ProtocolError, StatusError

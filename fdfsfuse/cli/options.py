@@ -170,7 +170,7 @@ def _parse(text: str) -> list[Address]:
 
 def client_config(path: str) -> ClientConfig:
     """Read a client.conf; what it has that we do not use is told on stderr. Raises ConfigError."""
-    from fdfsfuse.core.config import load_client_config
+    from fdfsfuse.core.load_config import load_client_config
 
     try:
         config, warnings = load_client_config(path, lambda name: Path(name).read_bytes())

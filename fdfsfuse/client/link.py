@@ -12,7 +12,7 @@ import trio
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import Connection
-from fdfsfuse.core.config import ServerAddress
+from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionBroken,

@@ -12,7 +12,7 @@ import zlib
 from dataclasses import dataclass, field
 
 from fdfsfuse.core import states
-from fdfsfuse.core.config import ReservedSpace
+from fdfsfuse.core.conf_file import ReservedSpace
 from fdfsfuse.core.storage_ids import RW_BOTH, RW_READ, RW_WRITE
 from fdfsfuse.proto.cluster import Brief, SyncSource
 from fdfsfuse.proto.statistics import Statistics

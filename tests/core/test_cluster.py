@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from fdfsfuse.core.cluster import Cluster
-from fdfsfuse.core.config import IdType, StorageIds, StoreServer, TrackerConfig
+from fdfsfuse.core.config import IdType, StoreServer, TrackerConfig
 from fdfsfuse.core.groups import Group, Server
+from fdfsfuse.core.storage_ids import StorageIds
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.cluster import (
     Brief,

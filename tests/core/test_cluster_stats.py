@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fdfsfuse.core.cluster_stats import storage_stats, tracker_stats, volume_stats
-from fdfsfuse.core.config import ReservedSpace, TrackerConfig, TrunkConfig
+from fdfsfuse.core.conf_file import ReservedSpace
+from fdfsfuse.core.config import TrackerConfig, TrunkConfig
 from fdfsfuse.core.groups import Group, Server
 from fdfsfuse.core.storage_ids import RW_BOTH
 from fdfsfuse.proto.cluster_stats import (

@@ -10,19 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.config import (
     IdType,
-    ServerAddress,
     StorageConfig,
     StoreLookup,
     StorePath,
     StorePathMode,
     StoreServer,
     TrackerConfig,
-    load_client_config,
-    load_storage_config,
-    load_tracker_config,
 )
+from fdfsfuse.core.load_config import load_client_config, load_storage_config, load_tracker_config
 from fdfsfuse.errors import ConfigError
 
 TRACKER = "base_path = /var/fdfs\n"
@@ -196,8 +194,6 @@ def test_all_storage_keys() -> None:
     assert (config.port, config.server_id, config.upload_priority) == (23001, "100001", -5)
     assert not config.client_bind
     assert (config.file_distribute_path_mode, config.file_distribute_rotate_count) == (1, 7)
-    assert config.sync_max_threads == 0
-    assert config.sync_start_time == (1, 0)
     assert not config.check_store_path_mark
     assert (config.names_session_lease_s, config.names_garbage_grace_s) == (2.5, 4)
 

@@ -8,14 +8,8 @@ from typing import Any
 
 import pytest
 
-from fdfsfuse.core.config import (
-    ReservedSpace,
-    StoreLookup,
-    StorePathMode,
-    StoreServer,
-    TrackerConfig,
-    TrunkConfig,
-)
+from fdfsfuse.core.conf_file import ReservedSpace
+from fdfsfuse.core.config import StoreLookup, StorePathMode, StoreServer, TrackerConfig, TrunkConfig
 from fdfsfuse.core.groups import Group, Server, network_type, storage_id_of_ip
 from fdfsfuse.core.placement import (
     Placement,

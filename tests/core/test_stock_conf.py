@@ -5,13 +5,8 @@ Source: protocol/config.md.
 
 from __future__ import annotations
 
-from fdfsfuse.core.config import (
-    IdType,
-    StoreLookup,
-    load_client_config,
-    load_storage_config,
-    load_tracker_config,
-)
+from fdfsfuse.core.config import IdType, StoreLookup
+from fdfsfuse.core.load_config import load_client_config, load_storage_config, load_tracker_config
 
 ERROR_LOG = """
 [error-log]

@@ -13,7 +13,8 @@ import trio
 from fdfs_storage.identity import Identity
 from fdfs_storage.membership import Membership
 from fdfs_storage.place import Place
-from fdfsfuse.core.config import ServerAddress, StorageConfig, StorePath
+from fdfsfuse.core.conf_file import ServerAddress
+from fdfsfuse.core.config import StorageConfig, StorePath
 from fdfsfuse.proto.cluster import Brief, Changes, Joined
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response, unpack_header
 from fdfsfuse.proto.parameters import Parameters

@@ -14,7 +14,8 @@ from fdfs_storage.replication.receiver import Receiver
 from fdfs_storage.replication.replicas import Replicas
 from fdfs_storage.service import StorageService
 from fdfs_storage.store import Store
-from fdfsfuse.core.config import ReservedSpace, StorageConfig, StorePath
+from fdfsfuse.core.conf_file import ReservedSpace
+from fdfsfuse.core.config import StorageConfig, StorePath
 from fdfsfuse.proto.header import pack_header
 from fdfsfuse.proto.storage import (
     AppendHead,

@@ -10,7 +10,8 @@ import trio
 
 from fdfs_storage.identity import Identity
 from fdfs_storage.place import Place, learn
-from fdfsfuse.core.config import IdType, StorageIds
+from fdfsfuse.core.config import IdType
+from fdfsfuse.core.storage_ids import StorageIds
 from fdfsfuse.proto.cluster import Brief, Join, SyncSource
 from fdfsfuse.proto.header import pack_response
 from fdfsfuse.proto.statistics import Statistics

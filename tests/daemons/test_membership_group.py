@@ -9,7 +9,7 @@ import pytest
 
 from fdfs_storage.identity import Identity
 from fdfs_storage.place import Place
-from fdfsfuse.core.config import ServerAddress
+from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.errors import ConnectionProblem, StatusError
 from fdfsfuse.proto.changelog import ChangelogLine, IpChange
 from fdfsfuse.proto.cluster import Brief, Changes, Join, Joined, SyncReport, SyncSource

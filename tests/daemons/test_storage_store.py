@@ -19,7 +19,8 @@ import trio
 from fdfs_storage import deletions, directories, files
 from fdfs_storage.binlog import Binlog, BinlogPosition
 from fdfs_storage.store import Store
-from fdfsfuse.core.config import ReservedSpace, StorageConfig
+from fdfsfuse.core.conf_file import ReservedSpace
+from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.fileid import Location, decode_name

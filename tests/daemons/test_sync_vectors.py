@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from fdfs_storage.binlog import BinlogPosition
-from fdfsfuse.core.config import ReservedSpace
+from fdfsfuse.core.conf_file import ReservedSpace
 from fdfsfuse.proto.cluster import Brief
 from fdfsfuse.proto.header import HEADER_SIZE
 from fdfsfuse.proto.sync import FileHead

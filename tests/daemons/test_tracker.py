@@ -12,10 +12,8 @@ import pytest
 import trio
 
 from fdfs_tracker.state_files import PID_NAME, SERVERS_NAME
-from fdfsfuse.core.config import (
-    AllowHosts,
-    StorageIds,
-)
+from fdfsfuse.core.allow_hosts import AllowHosts
+from fdfsfuse.core.storage_ids import StorageIds
 from fdfsfuse.errors import ConfigError, FdfsError
 from fdfsfuse.proto.cluster import (
     Brief,

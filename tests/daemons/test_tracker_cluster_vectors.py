@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from fdfsfuse.core.config import IdType, ReservedSpace, StorageIds, TrunkConfig
+from fdfsfuse.core.conf_file import ReservedSpace
+from fdfsfuse.core.config import IdType, TrunkConfig
 from fdfsfuse.core.groups import Group, Server
+from fdfsfuse.core.storage_ids import StorageIds
 from fdfsfuse.proto.cluster import Join, SyncSource
 from fdfsfuse.proto.tracker import ServerStatus as S
 from tests.common.cluster import reserved_port

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fdfsfuse.core.config import IdType, ReservedSpace, StorageIds, TrunkConfig
+from fdfsfuse.core.conf_file import ReservedSpace
+from fdfsfuse.core.config import IdType, TrunkConfig
+from fdfsfuse.core.storage_ids import StorageIds
 from fdfsfuse.proto.cluster_stats import (
     StorageState,
     StorageStats,

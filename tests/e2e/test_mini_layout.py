@@ -22,7 +22,7 @@ from fdfsfuse.cli.mini_layout import (
     write_confs,
 )
 from fdfsfuse.client.address import Address
-from fdfsfuse.core.config import load_storage_config, load_tracker_config
+from fdfsfuse.core.load_config import load_storage_config, load_tracker_config
 from fdfsfuse.errors import ConfigError
 from tests.common.cluster import loopback_network
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from fdfs_storage.tracker_link import connect
-from fdfsfuse.core.config import ServerAddress
+from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.errors import ConnectionBroken, DeadlineExceeded, ProtocolError, StatusError
 from fdfsfuse.proto import sync
 from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_response, unpack_header_from

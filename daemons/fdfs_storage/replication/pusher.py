@@ -21,7 +21,7 @@ from fdfs_storage.replication.peer_link import PeerLink
 from fdfs_storage.replication.stream import FAILURES, Stream
 from fdfs_storage.replication.unreadable import Unreadable
 from fdfs_storage.tracker_link import Retry
-from fdfsfuse.core.config import ServerAddress
+from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.sync_plan import (
     ENDED,
     NEW,
