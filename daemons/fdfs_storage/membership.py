@@ -43,12 +43,12 @@ from fdfsfuse.proto.cluster import (
     ServerKey,
     StatusReport,
     SyncSource,
-    TrackerStatus,
     decode_optional_source,
 )
 from fdfsfuse.proto.cluster_status import FounderQuery
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus
+from fdfsfuse.proto.tracker_peers import TrackerStatus
 
 logger = logging.getLogger(__name__)
 

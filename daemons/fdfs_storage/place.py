@@ -18,18 +18,17 @@ from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.core.storage_ids import StorageIds
 from fdfsfuse.errors import ConfigError, ProtocolError, StatusError, UsageError
-from fdfsfuse.proto.cluster import (
-    IP_SIZE,
-    ClusterCommand,
+from fdfsfuse.proto.cluster import IP_SIZE, ClusterCommand
+from fdfsfuse.proto.fileid import check_group_name
+from fdfsfuse.proto.header import GROUP_NAME_SIZE, unpack_text
+from fdfsfuse.proto.parameters import Parameters
+from fdfsfuse.proto.storage_identity import (
     MyIpRequest,
     ServerQuery,
     StorageIdsPart,
     StorageIdsRequest,
     encode_port,
 )
-from fdfsfuse.proto.fileid import check_group_name
-from fdfsfuse.proto.header import GROUP_NAME_SIZE, unpack_text
-from fdfsfuse.proto.parameters import Parameters
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from fdfsfuse.client.link import PROBLEMS, Link, connect_link
 from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.errors import FdfsError, StatusError
-from fdfsfuse.proto.cluster import Brief, ClusterCommand, ServerQuery
+from fdfsfuse.proto.cluster import Brief, ClusterCommand
+from fdfsfuse.proto.storage_identity import ServerQuery
 from fdfsfuse.proto.tracker import ServerStatus
 
 _FIRST_RETRY_S = 0.1

@@ -24,16 +24,9 @@ from fdfsfuse.errors import (
     ProtocolError,
     StatusError,
 )
-from fdfsfuse.proto.cluster import (
-    Brief,
-    Changes,
-    ClusterCommand,
-    DiskReport,
-    Joined,
-    ServerQuery,
-    SyncReport,
-)
+from fdfsfuse.proto.cluster import Brief, Changes, ClusterCommand, DiskReport, Joined, SyncReport
 from fdfsfuse.proto.statistics import Statistics
+from fdfsfuse.proto.storage_identity import ServerQuery
 from fdfsfuse.proto.tracker import ServerStatus
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from fdfs_tracker.trunk import TrunkServers
 from fdfsfuse.core.cluster import Cluster
 from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.errors import ProtocolError, StatusError
-from fdfsfuse.proto.cluster import ClusterCommand, encode_address
+from fdfsfuse.proto.address import encode_address
+from fdfsfuse.proto.cluster import ClusterCommand
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response
 from fdfsfuse.proto.tracker import TrackerCommand
 from fdfsfuse.server.connection import FramedConnection

@@ -17,7 +17,8 @@ from fdfsfuse.core import cluster_stats
 from fdfsfuse.core.groups import Group, Server, storage_stat
 from fdfsfuse.core.placement import Store
 from fdfsfuse.errors import ProtocolError, StatusError
-from fdfsfuse.proto.cluster import VERSION, encode_address
+from fdfsfuse.proto.address import encode_address
+from fdfsfuse.proto.cluster import VERSION
 from fdfsfuse.proto.cluster_stats import (
     StorageFilter,
     TrackerFilter,

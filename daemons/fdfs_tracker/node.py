@@ -11,8 +11,8 @@ from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.core.groups import Group, Server
 from fdfsfuse.core.trackers import Leadership, TrackerList
-from fdfsfuse.proto.cluster import TrackerStatus
 from fdfsfuse.proto.cluster_status import TrackerPeer
+from fdfsfuse.proto.tracker_peers import TrackerStatus
 
 _STATUS_STEP_S = 300
 """Times in a tracker's status are rounded down to this (cluster.md section 6.1)."""

@@ -25,7 +25,7 @@ from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.core.groups import Server
 from fdfsfuse.core.trackers import Decision, best, decide, rank
 from fdfsfuse.errors import ConnectFailed, FdfsError, ProtocolError, StatusError
-from fdfsfuse.proto.cluster import VERSION, ClusterCommand, Join, TrackerStatus
+from fdfsfuse.proto.cluster import VERSION, ClusterCommand, Join
 from fdfsfuse.proto.cluster_status import (
     ACCEPT_FOUNDER,
     AM_I_FOUNDER,
@@ -45,6 +45,7 @@ from fdfsfuse.proto.tracker_peers import (
     LeaderPing,
     SystemFilePart,
     SystemFileRequest,
+    TrackerStatus,
     TrunkServers,
     encode_leader,
 )

@@ -25,7 +25,8 @@ from fdfsfuse.core.groups import Group, Server, storage_id_of_ip
 from fdfsfuse.core.states import Event
 from fdfsfuse.core.storage_ids import RW_BOTH
 from fdfsfuse.errors import ConfigError, FdfsError, ProtocolError
-from fdfsfuse.proto.cluster import SyncSource, encode_address
+from fdfsfuse.proto.address import encode_address
+from fdfsfuse.proto.cluster import SyncSource
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus
 

@@ -13,29 +13,31 @@ from fdfs_tracker.node import Handler, Node, Session
 from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.core.joining import is_ip
 from fdfsfuse.errors import ProtocolError, StatusError
+from fdfsfuse.proto.address import MAX_ADDRESS_TEXT
 from fdfsfuse.proto.changelog import IpChange
 from fdfsfuse.proto.cluster import (
-    MAX_ADDRESS_TEXT,
     Brief,
     Changes,
     ClusterCommand,
     DiskReport,
     Join,
     Joined,
-    MyIpRequest,
     ServerKey,
-    ServerQuery,
     StatusReport,
-    StorageIdsPart,
-    StorageIdsRequest,
     SyncReport,
     SyncSource,
     decode_briefs,
-    decode_port,
 )
 from fdfsfuse.proto.header import GROUP_NAME_SIZE, pack_text
 from fdfsfuse.proto.parameters import Parameters
 from fdfsfuse.proto.statistics import Statistics
+from fdfsfuse.proto.storage_identity import (
+    MyIpRequest,
+    ServerQuery,
+    StorageIdsPart,
+    StorageIdsRequest,
+    decode_port,
+)
 from fdfsfuse.proto.tracker import ServerStatus, TrackerCommand, decode_status, expect_empty
 
 logger = logging.getLogger(__name__)

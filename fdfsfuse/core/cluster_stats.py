@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.core.groups import Group, Server, is_trunk_server
-from fdfsfuse.proto.cluster import encode_address
+from fdfsfuse.proto.address import encode_address
 from fdfsfuse.proto.cluster_stats import (
     BY_ACTIVE,
     BY_DISK,

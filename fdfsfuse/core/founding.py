@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fdfsfuse.errors import ProtocolError, UsageError
-from fdfsfuse.proto.cluster import MAX_ADDRESS_TEXT
+from fdfsfuse.proto.address import MAX_ADDRESS_TEXT
 from fdfsfuse.proto.cluster_status import Ballot, Founder, FounderBallot, FounderVote
 from fdfsfuse.proto.fileid import check_group_name
 from fdfsfuse.proto.header import STORAGE_ID_SIZE

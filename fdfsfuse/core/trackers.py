@@ -16,7 +16,8 @@ from enum import Enum, auto
 
 from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.errors import ProtocolError, StatusError
-from fdfsfuse.proto.cluster import MAX_TRACKERS, TrackerStatus
+from fdfsfuse.proto.cluster import MAX_TRACKERS
+from fdfsfuse.proto.tracker_peers import TrackerStatus
 
 
 class TrackerList:

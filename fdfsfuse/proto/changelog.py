@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fdfsfuse.errors import ProtocolError
 from fdfsfuse.proto.cluster import IP_SIZE
-from fdfsfuse.proto.header import GROUP_NAME_SIZE, pack_text, unpack_text
+from fdfsfuse.proto.header import GROUP_NAME_SIZE, expect_size, pack_text, unpack_text
 from fdfsfuse.proto.tracker import ServerStatus
 
 _IP_CHANGE = struct.Struct(f">{GROUP_NAME_SIZE}s{IP_SIZE}s{IP_SIZE}s")
@@ -67,6 +67,5 @@ class IpChange:
     @classmethod
     def decode(cls, body: bytes) -> IpChange:
         """Raises ProtocolError unless *body* has 108 bytes."""
-        if len(body) != _IP_CHANGE.size:
-            raise ProtocolError(f"a changed ip has {_IP_CHANGE.size} bytes, not {len(body)}")
+        expect_size("a changed ip", body, _IP_CHANGE.size)
         return cls(*map(unpack_text, _IP_CHANGE.unpack(body)))

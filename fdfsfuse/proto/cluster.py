@@ -1,6 +1,7 @@
 """Messages of storages to trackers; encode and decode of each sit together.
 
-Those of trackers to trackers (58, 61 to 63, 65 to 67) are in `fdfsfuse.proto.tracker_peers`.
+Those that ask who a storage is (60, 69 to 71, 109) are in `fdfsfuse.proto.storage_identity`, those
+of trackers to trackers (58, 61 to 67) in `fdfsfuse.proto.tracker_peers`.
 
 Source: protocol/cluster.md sections 1 to 4. ``decode`` takes a whole body and raises
 ProtocolError when it is malformed. All ip fields have 46 bytes, all ids 16. Text fields are cut
@@ -49,8 +50,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from fdfsfuse.errors import ProtocolError, UsageError
+from fdfsfuse.proto.address import check_port
 from fdfsfuse.proto.fileid import check_group_name
-from fdfsfuse.proto.header import GROUP_NAME_SIZE, STORAGE_ID_SIZE, pack_text, unpack_text
+from fdfsfuse.proto.header import (
+    GROUP_NAME_SIZE,
+    STORAGE_ID_SIZE,
+    expect_size,
+    pack_text,
+    unpack_text,
+)
 from fdfsfuse.proto.tracker import MAX_SERVERS_PER_GROUP, ServerStatus, decode_status
 
 VERSION = "6.16.1"
@@ -61,7 +69,6 @@ BRIEF_SIZE = 67
 SYNC_SOURCE_SIZE = 24
 JOIN_SIZE = 145
 MAX_TRACKERS = 16
-MAX_ADDRESS_TEXT = 52
 MAX_TRACKER_LINE = 2 * IP_SIZE + 12
 FLAG_LEADER, FLAG_TRUNK, FLAG_GROUP = 1, 2, 4
 _MAX_BRIEFS = MAX_SERVERS_PER_GROUP + 2
@@ -71,8 +78,6 @@ _SYNC_SOURCE = struct.Struct(">16sq")
 _JOIN = struct.Struct(">17s6q8sbb16s46sq")
 _PATH_SPACE = struct.Struct(">qq")
 _SYNC_TIME = struct.Struct(">16si")
-_I32 = struct.Struct(">i")
-_TRACKER_STATUS = struct.Struct(">Bqq")
 
 
 class ClusterCommand(IntEnum):
@@ -112,30 +117,6 @@ class ClusterCommand(IntEnum):
     GET_GROUP_NAME = 109
 
 
-def _expect_size(what: str, body: bytes, size: int) -> None:
-    if len(body) != size:
-        raise ProtocolError(f"{what} has {size} bytes, not {len(body)}")
-
-
-def _check_port(port: int) -> int:
-    if not 0 < port < 65536:
-        raise ProtocolError(f"{port} is not a port")
-    return port
-
-
-def decode_address(text: str) -> tuple[str, int]:
-    """``ip:port`` or ``[v6]:port`` -> (ip, port). Raises ProtocolError; port 0 is refused."""
-    ip, colon, port = text.rpartition(":")
-    if not colon or not ip or not port.isascii() or not port.isdigit() or len(port) > 5:
-        raise ProtocolError(f"{text!r} is not ip:port")
-    return ip.strip("[]"), _check_port(int(port))
-
-
-def encode_address(ip: str, port: int) -> str:
-    """``ip:port``, or ``[ip]:port`` for IPv6."""
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
-
-
 @dataclass(frozen=True, slots=True)
 class Brief:
     """A storage in 67 bytes: status i8, port i32, id 16, ip 46.
@@ -160,7 +141,7 @@ class Brief:
     @classmethod
     def decode(cls, data: bytes) -> Brief:
         """Raises ProtocolError."""
-        _expect_size("a brief record", data, BRIEF_SIZE)
+        expect_size("a brief record", data, BRIEF_SIZE)
         status, port, storage_id, ip = _BRIEF.unpack(data)
         if not 0 <= port < 65536:
             raise ProtocolError(f"{port} is not a port")
@@ -196,7 +177,7 @@ class SyncSource:
     @classmethod
     def decode(cls, body: bytes) -> SyncSource:
         """Raises ProtocolError unless *body* has 24 bytes."""
-        _expect_size("a sync source", body, SYNC_SOURCE_SIZE)
+        expect_size("a sync source", body, SYNC_SOURCE_SIZE)
         source_id, until = _SYNC_SOURCE.unpack(body)
         return cls(unpack_text(source_id), until)
 
@@ -204,78 +185,6 @@ class SyncSource:
 def decode_optional_source(body: bytes) -> SyncSource | None:
     """Response of 79, 86 and 87: empty means that there is no source."""
     return SyncSource.decode(body) if body else None
-
-
-@dataclass(frozen=True, slots=True)
-class MyIpRequest:
-    """Request of 60, 21 bytes: group 17, own port i32. The response is the peer's ip as text."""
-
-    group: str
-    port: int
-
-    def encode(self) -> bytes:
-        """21 bytes."""
-        return pack_text(self.group, 17) + _I32.pack(self.port)
-
-    @classmethod
-    def decode(cls, body: bytes) -> MyIpRequest:
-        """Raises ProtocolError unless *body* has 21 bytes."""
-        _expect_size("a request for the own ip", body, 21)
-        return cls(unpack_text(body[:17]), _I32.unpack(body[17:])[0])
-
-
-@dataclass(frozen=True, slots=True)
-class TrackerStatus:
-    """Response of 64, 17 bytes: is it the leader 1, running time i64, restart interval i64 (s)."""
-
-    is_leader: bool
-    running_s: int
-    restart_interval_s: int
-
-    def encode(self) -> bytes:
-        """17 bytes."""
-        return _TRACKER_STATUS.pack(self.is_leader, self.running_s, self.restart_interval_s)
-
-    @classmethod
-    def decode(cls, body: bytes) -> TrackerStatus:
-        """Raises ProtocolError unless *body* has 17 bytes."""
-        _expect_size("a tracker's status", body, _TRACKER_STATUS.size)
-        leader, running_s, restart_interval_s = _TRACKER_STATUS.unpack(body)
-        return cls(leader != 0, running_s, restart_interval_s)
-
-
-def encode_port(port: int) -> bytes:
-    """Request of 109; the tracker sees our ip itself."""
-    return _I32.pack(port)
-
-
-def decode_port(body: bytes) -> int:
-    """Request of 109: a port i32, after an ip text that may be there. Raises ProtocolError."""
-    if not 4 <= len(body) <= IP_SIZE + 4:
-        raise ProtocolError(f"a request for the group name cannot have {len(body)} bytes")
-    return _check_port(_I32.unpack(body[-4:])[0])
-
-
-@dataclass(frozen=True, slots=True)
-class ServerQuery:
-    """Request of 70 and 71: group 16, then ``ip:port`` as text of 1 to 52 bytes."""
-
-    group: str
-    ip: str
-    port: int
-
-    def encode(self) -> bytes:
-        """17 to 68 bytes."""
-        text = encode_address(self.ip, self.port)
-        return pack_text(self.group, GROUP_NAME_SIZE) + text.encode("ascii")
-
-    @classmethod
-    def decode(cls, body: bytes) -> ServerQuery:
-        """Raises ProtocolError, also when there is no port."""
-        if not 1 <= len(body) - GROUP_NAME_SIZE <= MAX_ADDRESS_TEXT:
-            raise ProtocolError(f"a request with group and address cannot have {len(body)} bytes")
-        ip, port = decode_address(unpack_text(body[GROUP_NAME_SIZE:]))
-        return cls(unpack_text(body[:GROUP_NAME_SIZE]), ip, port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,51 +201,8 @@ class ServerKey:
     @classmethod
     def decode(cls, body: bytes) -> ServerKey:
         """Raises ProtocolError unless *body* has 32 bytes."""
-        _expect_size("a request with group and id", body, GROUP_NAME_SIZE + STORAGE_ID_SIZE)
+        expect_size("a request with group and id", body, GROUP_NAME_SIZE + STORAGE_ID_SIZE)
         return cls(unpack_text(body[:GROUP_NAME_SIZE]), unpack_text(body[GROUP_NAME_SIZE:]))
-
-
-@dataclass(frozen=True, slots=True)
-class StorageIdsRequest:
-    """Request of 69, 5 bytes: index of the first line i32, allow_empty 1."""
-
-    start: int
-    allow_empty: bool
-
-    def encode(self) -> bytes:
-        """5 bytes."""
-        return _I32.pack(self.start) + bytes((self.allow_empty,))
-
-    @classmethod
-    def decode(cls, body: bytes) -> StorageIdsRequest:
-        """Raises ProtocolError unless *body* has 5 bytes."""
-        _expect_size("a request for storage ids", body, 5)
-        return cls(_I32.unpack(body[:4])[0], body[4] != 0)
-
-
-@dataclass(frozen=True, slots=True)
-class StorageIdsPart:
-    """Response of 69: total i32, count here i32, then that many lines of storage_ids.conf."""
-
-    total: int
-    lines: tuple[str, ...]
-
-    def encode(self) -> bytes:
-        """8 bytes and the lines, each ended by a newline."""
-        text = "".join(line + "\n" for line in self.lines).encode("ascii")
-        return _I32.pack(self.total) + _I32.pack(len(self.lines)) + text
-
-    @classmethod
-    def decode(cls, body: bytes) -> StorageIdsPart:
-        """Raises ProtocolError, also when the counts do not fit the lines."""
-        if len(body) < 8:
-            raise ProtocolError(f"a list of storage ids cannot have {len(body)} bytes")
-        total, count = struct.unpack(">ii", body[:8])
-        lines = tuple(body[8:].decode("ascii", "surrogateescape").splitlines())
-        torn = len(body) > 8 and not body.endswith(b"\n")
-        if torn or not 0 <= count <= total or count != len(lines) or (total and not count):
-            raise ProtocolError(f"{len(lines)} storage ids instead of {count} of {total}")
-        return cls(total, lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +219,7 @@ class StatusReport:
     @classmethod
     def decode(cls, body: bytes) -> StatusReport:
         """Raises ProtocolError."""
-        _expect_size("a status report", body, GROUP_NAME_SIZE + BRIEF_SIZE)
+        expect_size("a status report", body, GROUP_NAME_SIZE + BRIEF_SIZE)
         return cls(unpack_text(body[:GROUP_NAME_SIZE]), Brief.decode(body[GROUP_NAME_SIZE:]))
 
 
@@ -426,7 +292,7 @@ class Join:
             raise ProtocolError(f"a join whose list of trackers is not {count} lines")
         return cls(
             group_name,
-            _check_port(port),
+            check_port(port),
             paths,
             subdirs,
             priority,
@@ -455,7 +321,7 @@ class Joined:
     @classmethod
     def decode(cls, body: bytes) -> Joined:
         """Raises ProtocolError."""
-        _expect_size("the answer to a join", body, 1 + STORAGE_ID_SIZE)
+        expect_size("the answer to a join", body, 1 + STORAGE_ID_SIZE)
         return cls(decode_status(body[0]), unpack_text(body[1:]))
 
 

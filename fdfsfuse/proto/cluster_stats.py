@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fdfsfuse.errors import ProtocolError
-from fdfsfuse.proto.header import STORAGE_ID_SIZE, pack_text, unpack_text
+from fdfsfuse.proto.header import STORAGE_ID_SIZE, expect_size, pack_text, unpack_text
 from fdfsfuse.proto.tracker import ServerStatus, decode_status
 
 HOST_SIZE = 52
@@ -36,14 +36,12 @@ _VOLUMES_HEAD = struct.Struct(">Bi")
 
 
 def _unpack(layout: struct.Struct, data: bytes) -> tuple[Any, ...]:
-    if len(data) != layout.size:
-        raise ProtocolError(f"a record has {layout.size} bytes, not {len(data)}")
+    expect_size("a record", data, layout.size)
     return layout.unpack(data)
 
 
 def _fields(body: bytes, count: int) -> Sequence[int]:
-    if len(body) != count:
-        raise ProtocolError(f"a filter has {count} bytes, not {len(body)}")
+    expect_size("a filter", body, count)
     return body
 
 

@@ -41,14 +41,15 @@ class Header(NamedTuple):
     status: int
 
 
+def expect_size(what: str, data: bytes | bytearray | memoryview, size: int) -> None:
+    """Raises ProtocolError unless *data*, that is *what*, has *size* bytes."""
+    if len(data) != size:
+        raise ProtocolError(f"{what} has {size} bytes, not {len(data)}")
+
+
 def pack_header(length: int, command: int, status: int = 0) -> bytes:
     """The 10 header bytes of a packet whose body has *length* bytes."""
     return _HEADER.pack(length, command, status)
-
-
-def pack_header_into(packet: bytearray, length: int, command: int, status: int = 0) -> None:
-    """`pack_header` at the start of *packet*."""
-    _HEADER.pack_into(packet, 0, length, command, status)
 
 
 def pack_response(body: bytes = b"", status: int = 0) -> bytes:
@@ -62,15 +63,11 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
     Raises:
         ProtocolError: the length is negative, or *data* is not 10 bytes.
     """
-    if len(data) != HEADER_SIZE:
-        raise ProtocolError(f"a packet header has {HEADER_SIZE} bytes, not {len(data)}")
-    header = Header._make(_HEADER.unpack(data))
-    if header.length < 0:
-        raise ProtocolError(f"negative body length {header.length}")
-    return header
+    expect_size("a packet header", data, HEADER_SIZE)
+    return unpack_header_from(data, 0)
 
 
-def unpack_header_from(data: bytes | bytearray, offset: int) -> Header:
+def unpack_header_from(data: bytes | bytearray | memoryview, offset: int) -> Header:
     """Decode the 10 bytes at *offset*; as `unpack_header`, without a copy."""
     header = Header._make(_HEADER.unpack_from(data, offset))
     if header.length < 0:
@@ -106,5 +103,8 @@ def unpack_text(field: bytes | bytearray | memoryview) -> str:
 
 @functools.lru_cache(maxsize=256)
 def unpack_group(field: bytes) -> str:
-    """`unpack_text` for group names, of which a server sees few: the text comes from a cache."""
+    """`unpack_text` for group names, of which a server sees few: the text comes from a cache.
+
+    Not checked for its characters: what no group can be called matches none.
+    """
     return unpack_text(field)

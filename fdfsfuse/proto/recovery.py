@@ -17,8 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fdfsfuse.errors import ProtocolError
-from fdfsfuse.proto.header import GROUP_NAME_SIZE, pack_text, unpack_group
+from fdfsfuse.proto.header import GROUP_NAME_SIZE, expect_size, pack_text, unpack_group
 from fdfsfuse.proto.tracker import ServerStatus
 
 FETCH_PATH_BINLOG = 26
@@ -47,8 +46,7 @@ class PathBinlogRequest:
     @classmethod
     def decode(cls, body: bytes) -> PathBinlogRequest:
         """Raises ProtocolError."""
-        if len(body) != REQUEST_SIZE:
-            raise ProtocolError(f"a request for a list of files cannot have {len(body)} bytes")
+        expect_size("a request for a list of files", body, REQUEST_SIZE)
         return cls(unpack_group(body[:GROUP_NAME_SIZE]), body[GROUP_NAME_SIZE])
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import struct
 from dataclasses import astuple, dataclass
 
-from fdfsfuse.errors import ProtocolError
+from fdfsfuse.proto.header import expect_size
 
 STATISTICS_SIZE = 348
 STATISTICS = struct.Struct(">3i42q")
@@ -86,6 +86,5 @@ class Statistics:
     @classmethod
     def decode(cls, data: bytes) -> Statistics:
         """Raises ProtocolError unless *data* has 348 bytes."""
-        if len(data) != STATISTICS_SIZE:
-            raise ProtocolError(f"storage statistics have {STATISTICS_SIZE} bytes, not {len(data)}")
+        expect_size("storage statistics", data, STATISTICS_SIZE)
         return cls(*STATISTICS.unpack(data))

@@ -36,11 +36,14 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from fdfsfuse.errors import ProtocolError, UsageError
+from fdfsfuse.proto.address import check_port
 from fdfsfuse.proto.header import (
     FILE_NAME_MAX,
     GROUP_NAME_SIZE,
     STORAGE_ID_SIZE,
+    expect_size,
     pack_text,
+    unpack_group,
     unpack_text,
 )
 from fdfsfuse.proto.statistics import STATISTICS_SIZE, Statistics
@@ -114,23 +117,12 @@ def expect_empty(body: bytes) -> None:
         raise ProtocolError(f"a body of {len(body)} bytes where none is allowed")
 
 
-def unpack_group(field_: bytes) -> str:
-    """A group name of a field: not checked for its characters, unknown ones match no group."""
-    return unpack_text(field_)
-
-
 def _check_ip(text: str) -> str:
     try:
         ipaddress.ip_address(text)
     except ValueError:
         raise ProtocolError(f"{text!r} is not an ip address") from None
     return text
-
-
-def _check_port(port: int) -> int:
-    if not 0 < port < 65536:
-        raise ProtocolError(f"{port} is not a port")
-    return port
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +139,7 @@ class Endpoint:
     @classmethod
     def decode(cls, data: bytes) -> Endpoint:
         """All but the last 8 bytes are the ip. Raises ProtocolError."""
-        return cls(_check_ip(unpack_text(data[:-8])), _check_port(_I64.unpack(data[-8:])[0]))
+        return cls(_check_ip(unpack_text(data[:-8])), check_port(_I64.unpack(data[-8:])[0]))
 
 
 def _decode_endpoints(data: bytes) -> tuple[Endpoint, ...]:
@@ -179,8 +171,7 @@ class GroupRequest:
     @classmethod
     def decode(cls, body: bytes) -> GroupRequest:
         """Raises ProtocolError unless *body* has 16 bytes."""
-        if len(body) != GROUP_NAME_SIZE:
-            raise ProtocolError(f"a request with a group has 16 bytes, not {len(body)}")
+        expect_size("a request with a group", body, GROUP_NAME_SIZE)
         return cls(unpack_group(body))
 
 
@@ -341,8 +332,7 @@ class GroupStat:
     @classmethod
     def decode(cls, data: bytes) -> GroupStat:
         """Raises ProtocolError unless *data* has 113 bytes."""
-        if len(data) != GROUP_STAT_SIZE:
-            raise ProtocolError(f"a group record has {GROUP_STAT_SIZE} bytes, not {len(data)}")
+        expect_size("a group record", data, GROUP_STAT_SIZE)
         return cls(unpack_group(data[:17]), *_GROUP_NUMBERS.unpack(data[17:]))
 
 

@@ -9,8 +9,14 @@ import struct
 from dataclasses import dataclass
 
 from fdfsfuse.errors import ProtocolError
-from fdfsfuse.proto.cluster import MAX_ADDRESS_TEXT, decode_address, encode_address
-from fdfsfuse.proto.header import GROUP_NAME_SIZE, STORAGE_ID_SIZE, pack_text, unpack_text
+from fdfsfuse.proto.address import MAX_ADDRESS_TEXT, decode_address, encode_address
+from fdfsfuse.proto.header import (
+    GROUP_NAME_SIZE,
+    STORAGE_ID_SIZE,
+    expect_size,
+    pack_text,
+    unpack_text,
+)
 from fdfsfuse.proto.tracker import MAX_GROUPS
 
 SYSTEM_FILES = 4
@@ -18,6 +24,7 @@ SYSTEM_FILES = 4
 FILE_PART_MAX = 8192
 """Most bytes of a file in one answer to 63."""
 _JOIN_LEADER = struct.Struct(">q8sq")
+_TRACKER_STATUS = struct.Struct(">Bqq")
 _PING = struct.Struct(">iii")
 _FILE_REQUEST = struct.Struct(">Bq")
 _I64 = struct.Struct(">q")
@@ -37,6 +44,26 @@ def decode_leader(body: bytes) -> tuple[str, int]:
 
 
 @dataclass(frozen=True, slots=True)
+class TrackerStatus:
+    """Response of 64, 17 bytes: is it the leader 1, running time i64, restart interval i64 (s)."""
+
+    is_leader: bool
+    running_s: int
+    restart_interval_s: int
+
+    def encode(self) -> bytes:
+        """17 bytes."""
+        return _TRACKER_STATUS.pack(self.is_leader, self.running_s, self.restart_interval_s)
+
+    @classmethod
+    def decode(cls, body: bytes) -> TrackerStatus:
+        """Raises ProtocolError unless *body* has 17 bytes."""
+        expect_size("a tracker's status", body, _TRACKER_STATUS.size)
+        leader, running_s, restart_interval_s = _TRACKER_STATUS.unpack(body)
+        return cls(leader != 0, running_s, restart_interval_s)
+
+
+@dataclass(frozen=True, slots=True)
 class JoinLeader:
     """Request of 58, 24 bytes: start in Unix seconds i64, version 8, own port i64."""
 
@@ -51,8 +78,7 @@ class JoinLeader:
     @classmethod
     def decode(cls, body: bytes) -> JoinLeader:
         """Raises ProtocolError unless *body* has 24 bytes."""
-        if len(body) != _JOIN_LEADER.size:
-            raise ProtocolError(f"a follower's request cannot have {len(body)} bytes")
+        expect_size("a follower's request", body, _JOIN_LEADER.size)
         up_time, version, port = _JOIN_LEADER.unpack(body)
         return cls(up_time, unpack_text(version), port)
 
@@ -72,8 +98,7 @@ class LeaderPing:
     @classmethod
     def decode(cls, body: bytes) -> LeaderPing:
         """Raises ProtocolError unless *body* has 12 bytes."""
-        if len(body) != _PING.size:
-            raise ProtocolError(f"a follower's ping cannot have {len(body)} bytes")
+        expect_size("a follower's ping", body, _PING.size)
         return cls(*_PING.unpack(body))
 
 
@@ -120,8 +145,7 @@ class SystemFileRequest:
     @classmethod
     def decode(cls, body: bytes) -> SystemFileRequest:
         """Raises ProtocolError, also for a file that does not exist."""
-        if len(body) != _FILE_REQUEST.size:
-            raise ProtocolError(f"a request for a file cannot have {len(body)} bytes")
+        expect_size("a request for a file", body, _FILE_REQUEST.size)
         index, offset = _FILE_REQUEST.unpack(body)
         if not 0 <= index < SYSTEM_FILES or offset < 0:
             raise ProtocolError(f"there is no file {index}, or no offset {offset}")

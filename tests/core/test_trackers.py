@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.trackers import Decision, Leadership, TrackerList, best, decide
 from fdfsfuse.errors import ProtocolError, StatusError
-from fdfsfuse.proto.cluster import TrackerStatus
+from fdfsfuse.proto.tracker_peers import TrackerStatus
 
 OWN = ServerAddress(("10.0.0.1",), 22122)
 SECOND = ServerAddress(("10.0.0.2",), 22122)

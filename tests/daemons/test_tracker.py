@@ -20,19 +20,20 @@ from fdfsfuse.proto.cluster import (
     Changes,
     DiskReport,
     Joined,
-    MyIpRequest,
     ServerKey,
-    ServerQuery,
     StatusReport,
-    StorageIdsPart,
-    StorageIdsRequest,
     SyncSource,
-    TrackerStatus,
 )
 from fdfsfuse.proto.cluster_stats import TrackerStat, decode_tracker_stats
 from fdfsfuse.proto.header import pack_header, pack_response
 from fdfsfuse.proto.parameters import Parameters
 from fdfsfuse.proto.statistics import Statistics
+from fdfsfuse.proto.storage_identity import (
+    MyIpRequest,
+    ServerQuery,
+    StorageIdsPart,
+    StorageIdsRequest,
+)
 from fdfsfuse.proto.tracker import (
     FileRequest,
     GroupRequest,
@@ -42,6 +43,7 @@ from fdfsfuse.proto.tracker import (
     decode_group_stats,
     decode_storage_stats,
 )
+from fdfsfuse.proto.tracker_peers import TrackerStatus
 from tests.common.vectors import CLUSTER
 from tests.daemons.tracker_server import (
     CLIENT_IP,

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fdfsfuse.errors import ProtocolError, UsageError
+from fdfsfuse.proto.address import decode_address, encode_address
 from fdfsfuse.proto.cluster import (
     NO_SERVER,
     Brief,
@@ -17,23 +18,23 @@ from fdfsfuse.proto.cluster import (
     DiskReport,
     Join,
     Joined,
-    MyIpRequest,
     ServerKey,
-    ServerQuery,
     StatusReport,
-    StorageIdsPart,
-    StorageIdsRequest,
     SyncReport,
     SyncSource,
-    TrackerStatus,
-    decode_address,
     decode_briefs,
     decode_optional_source,
-    decode_port,
-    encode_address,
 )
 from fdfsfuse.proto.parameters import Parameters
+from fdfsfuse.proto.storage_identity import (
+    MyIpRequest,
+    ServerQuery,
+    StorageIdsPart,
+    StorageIdsRequest,
+    decode_port,
+)
 from fdfsfuse.proto.tracker import ServerStatus
+from fdfsfuse.proto.tracker_peers import TrackerStatus
 from tests.common.vectors import CLIENT, CLUSTER, Vector, named
 
 
