@@ -45,6 +45,8 @@ _WARN_EVERY_S = 30.0
 _STORE_TRIES = 100
 """Each failure means that another mount has stored something."""
 _PAGE = 4096
+_FAR = 1 << 30
+"""Who writes so far behind the end hears at once if no file may be as large as that."""
 
 
 class FileState(MergingFile):
@@ -156,6 +158,8 @@ class FileState(MergingFile):
             if append:
                 offset = await self._end(offset, len(data))
             append = append and offset == self.size
+            if offset - self.size > _FAR:
+                await self._set_size(offset)
             size = None
             if self.writer is None:
                 size = await self._write_to_memory(offset, data, append)
@@ -286,20 +290,34 @@ class FileState(MergingFile):
             self._raise_error()
             small = size <= SMALL_CONTENT_MAX and (not size or self.size <= SMALL_CONTENT_MAX)
             if self.writer is not None or not small:
-                await self._flush()
+                await self._flush_before_cut(size)
             content: bytes | bytearray | None = b"" if small else None
             if small and size:
                 content = await self._content_to_change()
             elif small and not self.dirty:
                 self._begin(self.attr.version)
             if content is None:
-                now = time.time_ns()
-                self._stored(await self.volume.call(names.Truncate(self.ino, size, now)))
+                await self._set_size(size)
                 return
             old = self.size
             await self._resize(content, size)
             self._edits.resize(old, size)
             self._changed(size)
+
+    async def _flush_before_cut(self, size: int) -> None:
+        """`_flush`; of a file that is to be empty nothing needs to be stored that cannot be."""
+        try:
+            await self._flush()
+        except StatusError:
+            if size or self.writer is None:
+                raise
+            self.writer.discard()
+            self.writer, self.content = None, b""
+
+    async def _set_size(self, size: int) -> None:
+        """Set the size on the storage."""
+        await self._flush()
+        self._stored(await self.volume.call(names.Truncate(self.ino, size, time.time_ns())))
 
     async def _resize(self, content: bytes | bytearray, size: int) -> None:
         held = len(self.content) if self.dirty and self.content is not None else 0

@@ -338,6 +338,32 @@ async def test_an_error_of_a_late_write_is_told_and_the_data_kept() -> None:
         assert m.vfs.context.dirty.used == 0
 
 
+async def test_what_cannot_be_stored_can_be_cut_off() -> None:
+    async with mounted() as m:
+        opened, entry = await m.create("vol/a")
+        m.volume.fail["write"] = StatusError(errno.ENOSPC)
+        await m.vfs.files.write(opened.handle, 0, b"a" * 2 * MIB)
+        with pytest.raises(StatusError, match="No space"):
+            await m.vfs.set_attributes(entry.number, MIB, Changes(), opened.handle)
+        await m.vfs.set_attributes(entry.number, 0, Changes(), opened.handle)
+        await m.vfs.files.write(opened.handle, 0, b"small")
+        await m.close(opened.handle)
+        assert m.volume.content("a") == b"small"
+        assert m.vfs.context.dirty.used == 0
+
+
+async def test_a_write_that_makes_a_file_too_large_fails_at_once() -> None:
+    async with mounted() as m:
+        opened, _ = await m.create("vol/a")
+        await m.vfs.files.write(opened.handle, 0, b"data")
+        m.volume.fail[names.Truncate] = StatusError(errno.EFBIG)
+        with pytest.raises(StatusError, match="too large"):
+            await m.vfs.files.write(opened.handle, 1 << 61, b"x")
+        await m.vfs.files.write(opened.handle, 4, b" of it")
+        await m.close(opened.handle)
+        assert m.volume.content("a") == b"data of it"
+
+
 async def test_a_small_file_that_cannot_be_stored_is_kept_for_the_next_flush() -> None:
     async with mounted() as m:
         opened, _ = await m.create("vol/a")
