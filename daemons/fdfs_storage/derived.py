@@ -55,7 +55,7 @@ class Derived:
         # downloads of the link can be verified too; an appender's will not stay what it is.
         info = decode_name(source.name)
         crc = info.crc32 if info.kind is FileKind.NORMAL else int.from_bytes(os.urandom(4), "big")
-        return self._store.make_name(
+        return self._store.creations.make_name(
             size, crc, int(time.time()), extension, path_index=source.path_index, takes_space=False
         )
 
@@ -82,7 +82,7 @@ class Derived:
         return location
 
     def _rename(self, old: Location, size: int, crc: int) -> bytes:
-        new = self._store.make_normal_name(old, size, crc, int(time.time()))
+        new = self._store.creations.make_normal_name(old, size, crc, int(time.time()))
         self._store.rename(old, new)
         return self._stored(new)
 

@@ -147,24 +147,3 @@ def unlink_quietly(path: str) -> None:
         pass
     except OSError as exc:
         logger.warning("%s stays: %s", path, exc)
-
-
-def copy_into(source: str, target_fd: int) -> int:
-    """Copy a whole file; runs in a thread. Returns the bytes copied."""
-    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    done = 0
-    try:
-        while True:
-            try:
-                count = os.copy_file_range(fd, target_fd, 1 << 30, done, done)
-            except OSError as exc:
-                if exc.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                    raise
-                data = os.pread(fd, 1 << 20, done)
-                pwrite_all(target_fd, data, done)
-                count = len(data)
-            if not count:
-                return done
-            done += count
-    finally:
-        os.close(fd)

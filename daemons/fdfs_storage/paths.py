@@ -64,6 +64,13 @@ class Paths:
             return None
         return SlotPlace(os.path.dirname(self.of(location)), found, self.trunk_file_size)
 
+    def exists(self, location: Location) -> bool:
+        """True when there is a file (or link, or directory) of that name."""
+        if os.access(self.of(location), os.F_OK):
+            return True
+        slot = self.slot(location)
+        return slot is not None and slot.exists()
+
     def open_to_change(self, location: Location) -> int:
         """A descriptor of the object, to be closed by the caller. Raises StatusError 2, 22, 5."""
         try:

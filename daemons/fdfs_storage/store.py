@@ -40,10 +40,9 @@ from __future__ import annotations
 import errno
 import os
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -52,21 +51,14 @@ from fdfs_storage.appenders import Appenders
 from fdfs_storage.binlog import Binlog
 from fdfs_storage.changes import Changes
 from fdfs_storage.counters import Counters
+from fdfs_storage.creations import Creations
 from fdfs_storage.deletions import Deletions
-from fdfs_storage.files import (
-    copy_into,
-    sync_directory,
-)
-from fdfs_storage.files import (
-    status_of as status_of,
-)
+from fdfs_storage.files import status_of, sync_directory
 from fdfs_storage.intents import Intents
 from fdfs_storage.locks import PathLocks
 from fdfs_storage.metadata_files import MetadataFiles
-from fdfs_storage.naming import NAME_TRIES, Naming
-from fdfs_storage.new_file import NewFile
+from fdfs_storage.naming import Naming
 from fdfs_storage.paths import Paths, metadata_location
-from fdfs_storage.recent import Content
 from fdfs_storage.space import PathSpace, Space, TotalSpace
 from fdfs_storage.unfinished import finish_changes, finish_interrupted
 from fdfsfuse.errors import StatusError
@@ -74,12 +66,9 @@ from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.fileid import Location, parse_location
 
 if TYPE_CHECKING:
-    from fdfs_storage.trunk import SlotPlace
     from fdfsfuse.core.conf_file import ReservedSpace
     from fdfsfuse.core.config import StorageConfig, StorePath
 
-_File = TypeVar("_File")
-ANY_PATH = None
 _SAVE_COUNTERS_S = 10.0
 
 
@@ -91,7 +80,10 @@ class Store:
         counters: statistics; counted up by the request handlers.
         changes: the way into the binlog, and who is told of every change.
         paths: where files are on the disk.
-        path: the absolute path of the file of a location.
+        path: `Paths.of`.
+        slot: `Paths.slot`.
+        exists: `Paths.exists`.
+        creations: makes objects.
         read_metadata: the metadata text of a location, None when there is none (or no object).
         delete: `Deletions.delete`.
         remove: `Deletions.remove`.
@@ -120,6 +112,8 @@ class Store:
         mounts = [path.path for path in store_paths]
         self.paths = Paths(mounts)
         self.path = self.paths.of
+        self.slot = self.paths.slot
+        self.exists = self.paths.exists
         self.appenders = Appenders(self.paths, self.changes)
         self.intents = Intents(base_path / "data")
         self._metadata = MetadataFiles(self.paths, self.changes)
@@ -138,6 +132,7 @@ class Store:
         self._deletions = Deletions(
             self.paths, self.changes, self._metadata, lambda: self._wake.set()
         )
+        self.creations = Creations(self.paths, self._naming, self.changes, self._deletions)
         self.delete = self._deletions.delete
         self.remove = self._deletions.remove
 
@@ -222,17 +217,6 @@ class Store:
         """``STORE_PATH/data``, the directory of the sub directories."""
         return self.paths.data[path_index][:-1]
 
-    def slot(self, location: Location) -> SlotPlace | None:
-        """The place of an object that a C server put into a trunk file; None for all others."""
-        return self.paths.slot(location)
-
-    def exists(self, location: Location) -> bool:
-        """True when there is a file (or link, or directory) of that name."""
-        if os.access(self.paths.of(location), os.F_OK):
-            return True
-        slot = self.slot(location)
-        return slot is not None and slot.exists()
-
     def stat(self, location: Location) -> os.stat_result:
         """stat() of the object's file, links followed. Raises StatusError 2."""
         try:
@@ -251,252 +235,10 @@ class Store:
         """All store paths together, in bytes."""
         return self._space.total()
 
-    # --- new objects ------------------------------------------------------------------------
-
-    def make_name(
-        self,
-        size: int,
-        crc32: int,
-        mtime: int,
-        extension: str,
-        *,
-        appender: bool = False,
-        path_index: int | None = ANY_PATH,
-        takes_space: bool = True,
-    ) -> Location:
-        """A new, unique name for an object that `write_at`, `create_empty` or `copy` will make.
-
-        Args:
-            size, crc32: of the content.
-            mtime: Unix seconds.
-            extension: up to 6 characters, no leading dot.
-            path_index: store path; None: the storage chooses. A read-only one is replaced.
-            takes_space: False for a link: its content is there already.
-
-        Raises:
-            StatusError: 28 no space, 16 no unique name was found.
-        """
-        index = self._naming.choose_path(path_index, size if takes_space else 0)
-        directory = self._naming.next_directory()
-        for _ in range(NAME_TRIES):
-            location = self._naming.new_location(
-                index, directory, size, crc32, mtime, extension, appender
-            )
-            if not self.exists(location):
-                return location
-        raise StatusError(errno.EBUSY, "no unique name found")
-
-    def make_normal_name(self, old: Location, size: int, crc32: int, mtime: int) -> Location:
-        """A new name for the appender *old* as a normal file: it keeps its directory and suffix.
-
-        Raises:
-            StatusError: 16 no unique name was found.
-        """
-        for _ in range(NAME_TRIES):
-            location = self._naming.normal_location(old, size, crc32, mtime)
-            if not self.exists(location):
-                return location
-        raise StatusError(errno.EBUSY, "no unique name found")
-
-    def write_at(self, location: Location, data: bytes, mtime: int | None = None) -> None:
-        """Make the object *location*, a fresh name, with *data* as its content.
-
-        The file's mtime is *mtime* (Unix seconds) or now. Raises StatusError 28, 5, 17.
-        """
-        new = self.paths.open_new(location.path_index, location.directory)
-        try:
-            new.write(data)
-            if mtime is not None:
-                os.utime(new.fd, (mtime, mtime))
-            self._publish(new, location, mtime)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-        finally:
-            new.close()
-
-    def announce(self, files: Sequence[tuple[Location, bytes, int]]) -> None:
-        """Log new objects, so that peers can be sent them while `make` makes them here.
-
-        Args:
-            files: fresh name, content, and mtime (Unix seconds) of each. Each must be followed by
-                its `make` or, also when that fails, `withdraw`.
-
-        Raises:
-            StatusError: 28, 5; then none is logged.
-        """
-        try:
-            self.changes.announce(files)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-
-    def make(self, location: Location, data: bytes, mtime: int) -> None:
-        """Make an object that was announced. Raises StatusError 28, 5, 17."""
-        try:
-            new = self.paths.open_dated(location.path_index, location.directory)
-            try:
-                new.write(data)
-                os.utime(new.fd, (mtime, mtime))
-                self.paths.name(new, self.path(location))
-            finally:
-                new.close()
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-        self.changes.notify(ops.CREATE, location, content=data)
-        self.changes.arrived(location)
-
-    def withdraw(self, location: Location) -> None:
-        """Take back an object that was announced, whether it was made or not.
-
-        Raises:
-            StatusError: 28, 5; peers may keep it.
-        """
-        self.changes.arrived(location)
-        if self.exists(location):
-            self.delete(location)
-            return
-        try:
-            self.changes.log(ops.DELETE, location)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-        self.changes.notify(ops.DELETE, location)
-
-    def create_empty(self, location: Location) -> None:
-        """Make the empty object *location* (an appender to be written to)."""
-        self.write_at(location, b"")
-
-    def open_new(self, path_index: int | None, size: int) -> NewFile:
-        """Begin a file of *size* bytes whose name will be known only at its end.
-
-        Raises:
-            StatusError: 28 no space, 5 the disk failed.
-        """
-        index = self._naming.choose_path(path_index, size)
-        directory = self._naming.next_directory()
-        try:
-            return self.paths.open_new(index, directory)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-
-    def create(
-        self,
-        path_index: int | None,
-        content: bytes | memoryview,
-        crc32: int,
-        extension: str,
-    ) -> Location:
-        """Make a normal object of *content*, which is small and does not change.
-
-        Raises:
-            StatusError: 16 no unique name, 28, 5.
-        """
-        size = len(content)
-        index = self._naming.choose_path(path_index, size)
-        directory = self._naming.next_directory()
-        create = self.paths.create
-        return self._put(create, content, content, index, directory, size, crc32, extension, False)
-
-    def open_new_at(self, near: Location) -> NewFile:
-        """Begin a file in the directory of the existing object *near*, for `commit_at`.
-
-        Raises:
-            StatusError: 5 the disk failed.
-        """
-        try:
-            return self.paths.open_new(near.path_index, near.directory)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-
-    def commit_at(self, new: NewFile, location: Location) -> None:
-        """Name what was written into *new*, as `commit` does, but with a given name.
-
-        Raises:
-            StatusError: 17 the name exists, 28, 5.
-        """
-        if self.exists(location):
-            raise StatusError(errno.EEXIST)
-        try:
-            self._publish(new, location, None)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-
     def check_space(self, path_index: int, size: int) -> None:
         """Raises StatusError 28 unless *size* more bytes may go to the store path."""
         if not self._space.fits(path_index, size):
             raise StatusError(errno.ENOSPC)
-
-    def commit(
-        self, new: NewFile, size: int, crc32: int, extension: str, *, appender: bool = False
-    ) -> Location:
-        """Name what was written into *new*: it is an object from now on. *new* is closed by the
-        caller.
-
-        Raises:
-            StatusError: 16 no unique name, 28, 5.
-        """
-        name, index, directory = self.paths.name, new.path_index, new.directory
-        return self._put(name, new, new.content, index, directory, size, crc32, extension, appender)
-
-    def _put(
-        self,
-        put: Callable[[_File, str], None],
-        file: _File,
-        content: Content | None,
-        index: int,
-        directory: str,
-        size: int,
-        crc32: int,
-        extension: str,
-        appender: bool,
-    ) -> Location:
-        """Have *put* give *file* a new name, its path, that is in the binlog."""
-        now = int(time.time())
-        tries = NAME_TRIES
-        while tries:
-            location = self._naming.new_location(
-                index, directory, size, crc32, now, extension, appender
-            )
-            try:
-                self.changes.log(ops.CREATE, location, now)
-                put(file, self.paths.of(location))
-            except FileExistsError:
-                tries -= 1  # nothing is replaced, so there is no need to look first
-                continue
-            except OSError as exc:
-                raise StatusError(status_of(exc)) from exc
-            self.changes.notify(ops.CREATE, location, None, content)
-            return location
-        raise StatusError(errno.EBUSY, "no unique name found")
-
-    async def copy(self, source: Location, target: Location) -> int:
-        """Make the object *target*, a fresh name, with the content of *source*; returns its size.
-
-        The kernel copies, or shares blocks where the file system can. Metadata is not copied.
-        Raises StatusError 2, 28, 5.
-        """
-        try:
-            new = self.paths.open_new(target.path_index, target.directory)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-        slot = self.slot(source)
-        try:
-            if slot is not None:
-                size = await trio.to_thread.run_sync(slot.copy_into, new.fd)
-            else:
-                size = await trio.to_thread.run_sync(copy_into, self.path(source), new.fd)
-            self._publish(new, target, None)
-        except OSError as exc:
-            raise StatusError(status_of(exc)) from exc
-        finally:
-            new.close()
-        return size
-
-    def _publish(
-        self, new: NewFile, location: Location, timestamp: int | None, op: str = ops.CREATE
-    ) -> None:
-        """Binlog line and name, in this order (see the top). Raises OSError."""
-        self.changes.log(op, location, timestamp)
-        self.paths.name(new, self.path(location))
-        self.changes.notify(op, location, content=new.content)
 
     # --- new names for existing content -----------------------------------------------------
 

@@ -68,21 +68,6 @@ class SlotPlace:
         times = (slot.mtime,) * 3
         return os.stat_result((stat.S_IFREG | 0o644, 0, 0, 1, 0, 0, slot.size, *times))
 
-    def copy_into(self, target_fd: int) -> int:
-        """Copy the content to the start of *target_fd*; returns its size. Raises StatusError."""
-        fd = self.open()
-        try:
-            done = 0
-            while done < self.slot.size:
-                piece = os.pread(fd, min(_PIECE, self.slot.size - done), self.start + done)
-                if not piece:
-                    raise StatusError(errno.EIO, "a trunk file is shorter than its slots")
-                pwrite_all(target_fd, piece, done)
-                done += len(piece)
-            return done
-        finally:
-            os.close(fd)
-
     def write(self, content: bytes | memoryview) -> None:
         """Put the content in its place, whatever is there. May run in a thread.
 

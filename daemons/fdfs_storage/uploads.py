@@ -75,7 +75,7 @@ class Uploads:
         wanted = self._wanted_path(path_index)
         counters.total_upload_count += 1
         counters.total_upload_bytes += size
-        location = store.create(wanted, content, crc32(content), extension)
+        location = store.creations.create(wanted, content, crc32(content), extension)
         counters.success_upload_count += 1
         counters.success_upload_bytes += size
         return self._stored(location)
@@ -94,7 +94,7 @@ class Uploads:
     def _begin(self, head: UploadHead) -> NewFile:
         store, counters = self._store, self._store.counters
         path_index = self._wanted_path(head.path_index)
-        new = store.open_new(path_index, head.size)
+        new = store.creations.open_new(path_index, head.size)
         counters.total_upload_count += 1
         counters.total_upload_bytes += head.size
         return new
@@ -107,7 +107,9 @@ class Uploads:
         return index
 
     def _commit(self, new: NewFile, head: UploadHead, crc: int, appender: bool) -> bytes:
-        location = self._store.commit(new, head.size, crc, head.extension, appender=appender)
+        location = self._store.creations.commit(
+            new, head.size, crc, head.extension, appender=appender
+        )
         counters = self._store.counters
         counters.success_upload_count += 1
         counters.success_upload_bytes += head.size
@@ -126,12 +128,12 @@ class Uploads:
         master = store.locate(head.master)
         store.check_space(master.path_index, head.size)
         location = slave_location(store, master, head.prefix, head.extension)
-        new = store.open_new_at(master)
+        new = store.creations.open_new_at(master)
         try:
             counters.total_upload_count += 1
             counters.total_upload_bytes += head.size
             await receive_whole(connection, new, head.size)
-            store.commit_at(new, location)
+            store.creations.commit_at(new, location)
         finally:
             new.close()
         counters.success_upload_count += 1

@@ -87,8 +87,8 @@ async def make_big(server: NamesServer, session: NamesSession, name: bytes) -> n
 
 async def plain_upload(server: NamesServer, data: bytes) -> str:
     """An object as a plain client would upload it."""
-    location = server.store.make_name(len(data), 0, 1_700_000_000, "txt")
-    server.store.write_at(location, data)
+    location = server.store.creations.make_name(len(data), 0, 1_700_000_000, "txt")
+    server.store.creations.write_at(location, data)
     await trio.lowlevel.checkpoint()
     return location.name
 

@@ -250,12 +250,12 @@ async def test_peers_are_sent_content_before_it_is_made_here(
             assert a.content(location.name) is None
             original(location, data, mtime)
 
-        original = a.store.make
+        original = a.store.creations.make
         sizes = (1, 4000, 70_000, 1 << 20)  # the last two are too large to be kept in memory
         inos = [await make(session, b"file%d" % size) for size in sizes]
         await a.wait_until_has_all(b)
         await trio.testing.wait_all_tasks_blocked(0.01)
-        monkeypatch.setattr(a.store, "make", make_late)
+        monkeypatch.setattr(a.store.creations, "make", make_late)
         for ino, size in zip(inos, sizes, strict=True):
             before = stream.sent
             attr = await store(session, ino, bytes([size % 251]) * size)

@@ -626,7 +626,7 @@ async def test_a_plain_client_makes_an_appender_a_normal_file(tmp_path: Path, mi
     async with names_server(tmp_path) as server, server.session() as session:
         big = await make_big(server, session, b"big")
         store, old = server.store, server.tree.objects.locate(big.file_id)
-        new = store.make_normal_name(old, BIG, 0, 1_700_000_000)
+        new = store.creations.make_normal_name(old, BIG, 0, 1_700_000_000)
         if missed:
             store.changes.observers.clear()
         store.rename(old, new)

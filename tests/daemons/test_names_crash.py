@@ -425,8 +425,8 @@ async def test_collecting_goes_on_after_a_crash(
     base, crashed = tmp_path / "base", tmp_path / "crashed"
     quick: dict[str, Any] = {"names_garbage_grace_s": 0.1, "names_session_lease_s": 0.1}
     async with open_tree(base, **quick) as tree:
-        plain = tree.objects.store.make_name(5, 0, 0, "")
-        tree.objects.store.write_at(plain, b"plain")
+        plain = tree.objects.store.creations.make_name(5, 0, 0, "")
+        tree.objects.store.creations.write_at(plain, b"plain")
 
         def snapshot(moment: str) -> None:
             if moment == point and not crashed.exists():

@@ -426,7 +426,7 @@ async def test_a_file_that_is_sent_where_something_has_its_name(
 ) -> None:
     with trio.fail_after(60):
         async with run_node(tmp_path / "b", "2") as b, b.connect() as sender:
-            name = b.store.make_name(5, crc32(b"whole"), 1, "").name
+            name = b.store.creations.make_name(5, crc32(b"whole"), 1, "").name
             path = b.path(name)
             if there == "link":
                 path.symlink_to("nowhere")

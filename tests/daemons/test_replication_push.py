@@ -46,8 +46,8 @@ async def caught_up_pair(tmp_path: Path) -> AsyncIterator[tuple[Node, Node]]:
 
 def make(node: Node, content: bytes) -> Location:
     """Make an object in the node's store."""
-    location = node.store.make_name(len(content), crc32(content), 1, "")
-    node.store.write_at(location, content)
+    location = node.store.creations.make_name(len(content), crc32(content), 1, "")
+    node.store.creations.write_at(location, content)
     return location
 
 
@@ -166,8 +166,8 @@ async def test_no_keep_alive_goes_into_the_middle_of_a_request(
 
             def change() -> None:
                 with a.replication.in_sync.gathered():
-                    made.append(a.store.make_name(0, 0, 1, "", appender=True))
-                    a.store.write_at(made[0], b"0" * 1000)
+                    made.append(a.store.creations.make_name(0, 0, 1, "", appender=True))
+                    a.store.creations.write_at(made[0], b"0" * 1000)
 
             change_then = AtTheEndOfTheWait(stream, change)
             monkeypatch.setattr(stream, "_wait_for_news", change_then.wait)
@@ -189,8 +189,8 @@ async def test_changes_of_one_file_in_a_row(tmp_path: Path) -> None:
             a.store.write_metadata(kept, b"")
             a.store.write_metadata(kept, b"b\x02last")
             a.store.delete(gone)
-            appender = a.store.make_name(0, 0, 1, "", appender=True)
-            a.store.create_empty(appender)
+            appender = a.store.creations.make_name(0, 0, 1, "", appender=True)
+            a.store.creations.create_empty(appender)
             a.store.appenders.pwrite(appender, 0, b"0123456789")
             a.store.appenders.truncate(appender, 4)
             a.store.appenders.pwrite(appender, 4, b"abc")
@@ -206,9 +206,9 @@ async def test_files_stay_open_between_their_parts(
 ) -> None:
     rng = random.Random(1)
     async with caught_up_pair(tmp_path) as (a, b):
-        one, other = (a.store.make_name(0, 0, 1, "", appender=True) for _ in range(2))
+        one, other = (a.store.creations.make_name(0, 0, 1, "", appender=True) for _ in range(2))
         for location in (one, other):
-            a.store.write_at(location, bytes(1 << 20))
+            a.store.creations.write_at(location, bytes(1 << 20))
         before = a.store.binlog.position
         with a.replication.in_sync.gathered():
             # Large parts are sent from their file, which has to stay open for that.
@@ -253,8 +253,8 @@ async def test_a_piece_that_was_written_in_part_is_the_same_everywhere(
 ) -> None:
     """So is one that was cut off by the end of the process: the line comes first."""
     async with caught_up_pair(tmp_path) as (a, b):
-        appender = a.store.make_name(0, 0, 1, "", appender=True)
-        a.store.write_at(appender, b"0123456789")
+        appender = a.store.creations.make_name(0, 0, 1, "", appender=True)
+        a.store.creations.write_at(appender, b"0123456789")
         await a.wait_until_has_all(b)
 
         def write_half(fd: int, data: bytes, position: int) -> None:

@@ -39,9 +39,9 @@ async def left_by_crash(
     """A store after a start behind a crash, and the name of its only object."""
     config = make_config(directory, paths=1)
     store = await open_store(config)
-    new = store.open_new(None, 10)
+    new = store.creations.open_new(None, 10)
     new.write(b"0123456789")
-    location = store.commit(new, 10, 0, "bin", appender=True)
+    location = store.creations.commit(new, 10, 0, "bin", appender=True)
     new.close()
     before(store, location)
     with store.intents.noted(intent._replace(name=location.name)):
@@ -128,8 +128,8 @@ async def test_slots_are_used_again_and_garbage_is_skipped(tmp_path: Path) -> No
 
 async def test_a_write_of_a_mount_that_is_cancelled_is_logged(tmp_path: Path) -> None:
     store = await open_store(make_config(tmp_path, paths=1))
-    location = store.make_name(0, 0, 1, "", appender=True)
-    store.create_empty(location)
+    location = store.creations.make_name(0, 0, 1, "", appender=True)
+    store.creations.create_empty(location)
     writer = ObjectWriter(cast("Reads", None), Objects(store), 1)
     ours, theirs = socket.socketpair()
     fd = store.paths.open_to_change(location)

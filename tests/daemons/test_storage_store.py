@@ -30,10 +30,10 @@ from tests.daemons.storage_server import make_config, open_store, run_storage
 def put(store: Store, content: bytes, *, appender: bool = False) -> Location:
     """Store *content* as an object."""
     now = int(time.time())
-    location = store.make_name(
+    location = store.creations.make_name(
         len(content), zlib.crc32(content), now, "txt", appender=appender, path_index=0
     )
-    store.write_at(location, content, now)
+    store.creations.write_at(location, content, now)
     return location
 
 
@@ -52,7 +52,7 @@ def log_of(config: StorageConfig) -> Path:
 
 def refused(store: Store, status: int, size: int, path: int | None) -> None:
     with pytest.raises(StatusError) as caught:
-        store.make_name(size, 0, 0, "", path_index=path)
+        store.creations.make_name(size, 0, 0, "", path_index=path)
     assert caught.value.errno == status
 
 
@@ -150,7 +150,7 @@ async def test_a_part_of_an_upload_is_removed_at_start(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     store = await open_store(config)
     whole, part, other = (
-        store.create(0, content, zlib.crc32(content), "bin")
+        store.creations.create(0, content, zlib.crc32(content), "bin")
         for content in (b"whole", b"cut off", b"other")
     )
     appender = put(store, b"initial", appender=True)
@@ -189,7 +189,7 @@ async def test_an_upload_that_does_not_fit_leaves_nothing(
 
     monkeypatch.setattr("fdfs_storage.paths.write_all", fill_up)
     with pytest.raises(StatusError) as caught:
-        store.create(0, b"abc", 0, "bin")
+        store.creations.create(0, b"abc", 0, "bin")
     assert caught.value.errno == errno.ENOSPC
     assert [path for path in (tmp_path / "path0").rglob("*") if path.is_file()] == []
     store.close()
@@ -234,13 +234,13 @@ def is_top_directory(path: Path) -> bool:
 async def test_an_uncommitted_file_leaves_nothing(tmp_path: Path, unnamed: bool) -> None:
     store = await open_store(make_config(tmp_path))
     store.paths.unnamed = [unnamed, unnamed]  # False: a file system without O_TMPFILE
-    new = store.open_new(0, 3)
+    new = store.creations.open_new(0, 3)
     new.write(b"abc")
     new.close()
     assert [path for path in (tmp_path / "path0").rglob("*") if path.is_file()] == []
-    new = store.open_new(0, 3)
+    new = store.creations.open_new(0, 3)
     new.write(b"abc")
-    location = store.commit(new, 3, zlib.crc32(b"abc"), "txt")
+    location = store.creations.commit(new, 3, zlib.crc32(b"abc"), "txt")
     new.close()
     files = [path for path in (tmp_path / "path0").rglob("*") if path.is_file()]
     assert files == [Path(store.path(location))]
@@ -287,9 +287,9 @@ async def test_files_that_are_opened_ahead(tmp_path: Path) -> None:
 async def test_without_unnamed_files_none_is_opened_ahead(tmp_path: Path) -> None:
     store = await open_store(make_config(tmp_path))
     store.paths.unnamed[0] = False
-    location = store.make_name(1, 0, 1, "", path_index=0)
-    store.announce([(location, b"x", 1)])
-    store.make(location, b"x", 1)
+    location = store.creations.make_name(1, 0, 1, "", path_index=0)
+    store.creations.announce([(location, b"x", 1)])
+    store.creations.make(location, b"x", 1)
     before = open_files()
     store.paths.open_ahead()
     assert open_files() == before
@@ -357,21 +357,21 @@ async def test_names_are_never_given_twice(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(time, "time", lambda: 1700000000.5)
     names: set[str] = set()
     for _ in range(100):
-        location = store.create(0, b"1", 2, "")
+        location = store.creations.create(0, b"1", 2, "")
         names.add(location.name)
-        names.add(store.make_name(1, 2, 1700000000, "").name)
-        names.add(store.make_normal_name(location, 1, 2, 1700000000).name)
+        names.add(store.creations.make_name(1, 2, 1700000000, "").name)
+        names.add(store.creations.make_normal_name(location, 1, 2, 1700000000).name)
         store.delete(location)
     assert len({name[10:] for name in names}) == 300
     # Names of 4 GiB and more have no bits that tell them apart.
-    large = store.make_normal_name(location, 5 << 30, 2, 1700000000)
+    large = store.creations.make_normal_name(location, 5 << 30, 2, 1700000000)
     Path(store.path(large)).touch()
     with pytest.raises(StatusError) as caught:
-        store.make_normal_name(location, 5 << 30, 2, 1700000000)
+        store.creations.make_normal_name(location, 5 << 30, 2, 1700000000)
     assert caught.value.errno == errno.EBUSY
     monkeypatch.setattr(os, "open", Mock(side_effect=FileExistsError))
     with pytest.raises(StatusError) as caught:
-        store.create(0, b"1", 2, "")
+        store.creations.create(0, b"1", 2, "")
     assert caught.value.errno == errno.EBUSY
     monkeypatch.undo()
     store.close()
@@ -382,12 +382,12 @@ async def test_directories_take_turns(tmp_path: Path) -> None:
     store = await open_store(config)
     places = []
     for _ in range(6):
-        location = store.make_name(1, 2, 3, "", path_index=0)
+        location = store.creations.make_name(1, 2, 3, "", path_index=0)
         places.append((location.high, location.low))
     assert places == [(0, 0), (0, 0), (0, 1), (0, 1), (1, 0), (1, 0)]
     store.close()
     store = await open_store(config)
-    location = store.make_name(1, 2, 3, "", path_index=0)
+    location = store.creations.make_name(1, 2, 3, "", path_index=0)
     assert (location.high, location.low) == (1, 1)
     store.close()
 
@@ -400,10 +400,10 @@ def test_hash_mode_uses_the_pjw_hash() -> None:
 
 async def test_store_paths_are_chosen(tmp_path: Path) -> None:
     store = await open_store(make_config(tmp_path, paths=3, readonly=(1,)))
-    chosen = [store.make_name(1, 2, 3, "").path_index for _ in range(4)]
+    chosen = [store.creations.make_name(1, 2, 3, "").path_index for _ in range(4)]
     assert set(chosen) == {0, 2}
-    assert store.make_name(1, 2, 3, "", path_index=2).path_index == 2
-    assert store.make_name(1, 2, 3, "", path_index=1).path_index != 1
+    assert store.creations.make_name(1, 2, 3, "", path_index=2).path_index == 2
+    assert store.creations.make_name(1, 2, 3, "", path_index=1).path_index != 1
     store.close()
 
 
@@ -445,23 +445,6 @@ async def test_observers_hear_of_every_change(tmp_path: Path) -> None:
         ("D", name),
         ("D", f"{name}-m"),
     ]
-    store.close()
-
-
-async def test_copy_makes_an_independent_object(tmp_path: Path) -> None:
-    store = await open_store(make_config(tmp_path))
-    content = random.Random(1).randbytes(3_000_000)
-    source = put(store, content)
-    target = store.make_name(0, 0, int(time.time()), "txt", appender=True, path_index=1)
-    assert await store.copy(source, target) == len(content)
-    store.appenders.pwrite(target, 0, b"changed")
-    assert read(store, source) == content
-    assert read(store, target) == b"changed" + content[7:]
-    await store.sync_file(target)
-    missing = Location(0, "00/00/missing")
-    with pytest.raises(StatusError) as caught:
-        await store.copy(missing, store.make_name(0, 0, 0, ""))
-    assert caught.value.errno == errno.ENOENT
     store.close()
 
 
@@ -529,8 +512,8 @@ async def test_slave_stored_as_a_link_takes_its_target_along(tmp_path: Path) -> 
 
 async def test_mtime_of_the_file_is_the_time_in_its_name(tmp_path: Path) -> None:
     store = await open_store(make_config(tmp_path))
-    location = store.make_name(1, 2, 1_500_000_000, "")
-    store.write_at(location, b"x", 1_500_000_000)
+    location = store.creations.make_name(1, 2, 1_500_000_000, "")
+    store.creations.write_at(location, b"x", 1_500_000_000)
     assert store.stat(location).st_mtime == decode_name(location.name).timestamp
     store.close()
 

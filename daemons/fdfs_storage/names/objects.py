@@ -99,14 +99,16 @@ class Objects:
         It tells when the object was made, not what time its file was given: by that, and by the
         time in the binlog, FastDFS judges which servers have an object already.
         """
-        location = self.store.make_name(len(data), isal_zlib.crc32(data), now_ns // NS, extension)
+        location = self.store.creations.make_name(
+            len(data), isal_zlib.crc32(data), now_ns // NS, extension
+        )
         self._remember(location)
         self.in_flight.add(location.name)
         return location.name
 
     def draw_appender(self, now_ns: int, extension: str) -> str:
         """A new name, in flight from now on, for an appender."""
-        location = self.store.make_name(0, 0, now_ns // NS, extension, appender=True)
+        location = self.store.creations.make_name(0, 0, now_ns // NS, extension, appender=True)
         self.in_flight.add(location.name)
         return location.name
 
@@ -117,17 +119,19 @@ class Objects:
             StatusError: 28, 5; then no peer gets any.
         """
         with self._as_own():
-            self.store.announce([(self.locate(i), data, time_of_name(i)) for i, data in contents])
+            self.store.creations.announce(
+                [(self.locate(i), data, time_of_name(i)) for i, data in contents]
+            )
 
     def make(self, file_id: str, data: bytes) -> None:
         """Make an object that was announced."""
         with self._as_own():
-            self.store.make(self.locate(file_id), data, time_of_name(file_id))
+            self.store.creations.make(self.locate(file_id), data, time_of_name(file_id))
 
     def withdraw(self, file_id: str) -> None:
         """Take back an object that was announced, whether it was made or not."""
         with self._as_own():
-            self.store.withdraw(self.locate(file_id))
+            self.store.creations.withdraw(self.locate(file_id))
 
     def write_again(self, file_id: str, data: bytes) -> None:
         """Make an object that a crash has damaged, or kept from being made.
@@ -137,7 +141,7 @@ class Objects:
         location = self.locate(file_id)
         with self._as_own():
             self.store.remove(location)
-            self.store.write_at(location, data, time_of_name(file_id))
+            self.store.creations.write_at(location, data, time_of_name(file_id))
 
     def holds(self, file_id: str, data: bytes) -> bool:
         """True when the object's file has exactly this content."""
@@ -154,7 +158,7 @@ class Objects:
     def create_empty(self, file_id: str) -> None:
         """Make an empty appender; its record is durable."""
         with self._as_own():
-            self.store.create_empty(self.locate(file_id))
+            self.store.creations.create_empty(self.locate(file_id))
 
     def delete(self, file_id: str) -> None:
         """Delete the object and its metadata; fine when it is gone already."""

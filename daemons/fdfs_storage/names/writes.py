@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from fdfs_storage.disk_pace import DiskPace
-from fdfs_storage.files import pwrite_all, pwrite_pieces
+from fdfs_storage.files import pwrite_all, pwrite_pieces, status_of
 from fdfs_storage.intents import Intent
 from fdfs_storage.names.checks import FILE_SIZE_MAX, fail
 from fdfs_storage.names.objects import Objects
 from fdfs_storage.names.reads import Reads
-from fdfs_storage.store import status_of
 from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.header import pack_response
