@@ -4,11 +4,8 @@ Everything here is right until the storage recalls it or the session's lease run
 storage need not ask us any more. `Memory.left` says how long that is; what is answered from memory,
 and what the kernel is told that it may keep, is always bounded by it.
 
-Requests overlap with recalls. A request in flight is counted by `begin` and `end`, and what its
-answer tells is kept only if nothing of it was recalled since it was sent: the answer may be older
-than the recall. Two requests of this mount about one inode may be answered in either order, so what
-they tell is not kept if they overlapped, except for a directory's times and link count after
-changes in it, which add up in any order.
+Requests overlap with recalls, and with each other: `fdfsfuse.vfs.flights` decides whether what an
+answer tells may be kept.
 
 Only decisions: no I/O, no clock but that of `left`.
 """
@@ -18,8 +15,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -31,9 +27,9 @@ from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.directory import MISSING, Directory
+from fdfsfuse.vfs.flights import Flights
 
 _RENAME_EXCHANGE: Final = 2
-_MARKS_MAX: Final = 10_000
 _MISSES: Final = 3
 
 
@@ -48,6 +44,7 @@ class Memory:
     Attributes:
         granted: directories in which this mount may make files on its own, and answer changes;
             and with which request that began.
+        flights: the requests that are in flight.
     """
 
     def __init__(self, now: Callable[[], float], lease: Lease, limit: int) -> None:
@@ -62,13 +59,7 @@ class Memory:
         self._made: Recent[int, int] = Recent(limit)
         self._names = 0
         self._forgotten_until = float("-inf")
-        self._serial = 0
-        self._flights: dict[int, names.Request] = {}
-        self._locked: dict[int, int] = {}
-        self._recalled_all = 0
-        self._recalled: dict[int, int] = {}
-        self._learned: dict[int, int] = {}
-        self._derived: dict[int, int] = {}
+        self.flights = Flights()
 
     def usage(self) -> dict[str, int]:
         """How many inodes and names are remembered, and the most of each. From any thread."""
@@ -187,46 +178,10 @@ class Memory:
             for name in directory.names
         ]
 
-    # --- requests in flight ----------------------------------------------------------------------
-
-    def begin(self, request: names.Request) -> int:
-        """A request is about to be sent; gives the number for `learn` and `refused`."""
-        self._serial = began = self._serial + 1
-        self._flights[began] = request
-        return began
-
-    def end(self, began: int) -> None:
-        """The request that `begin` gave this number is over."""
-        del self._flights[began]
-        if not self._flights or len(self._learned) + len(self._recalled) > _MARKS_MAX:
-            if self._flights:
-                # Too many to tell apart: whatever is in flight now is not kept.
-                self._recalled_all = self._serial
-            self._recalled.clear()
-            self._learned.clear()
-            self._derived.clear()
-
-    @contextmanager
-    def locked(self, directory: int) -> Iterator[None]:
-        """The kernel has the directory locked for a call that makes several requests."""
-        self._locked[directory] = self._locked.get(directory, 0) + 1
-        try:
-            yield
-        finally:
-            self._locked[directory] -= 1
-            if not self._locked[directory]:
-                del self._locked[directory]
-
-    def in_flight(self, directory: int) -> bool:
-        """Whether a request about the directory is in flight: the kernel may have it locked."""
-        return directory in self._locked or any(
-            directory in directories_of(request) for request in self._flights.values()
-        )
-
     # --- learning --------------------------------------------------------------------------------
 
     def learn(self, request: names.Request, answer: Any, began: int) -> None:
-        """A request was answered. To be called before its `end`."""
+        """A request was answered. To be called before its `Flights.end`."""
         learn = _LEARN.get(type(request))
         if learn is not None:
             learn(self, request, answer, began)
@@ -239,27 +194,18 @@ class Memory:
             if directory is not None:
                 directory.misses += 1
 
-    def _is_fresh(self, ino: int, began: int) -> bool:
-        return began > self._recalled_all and began > self._recalled.get(ino, 0)
-
     def _attr(self, attr: Attr, began: int) -> None:
         ino = attr.ino
         if not ino:
             return
-        if not self._is_fresh(ino, began):
-            # It may be newer all the same, than what was learned since the recall.
-            self._attrs.pop(ino, None)
-            return
-        overlaps = self._learned.get(ino, 0) >= began or self._derived.get(ino, 0) >= began
-        if len(self._flights) > 1:
-            self._learned[ino] = self._serial
-        if overlaps:
-            self._attrs.pop(ino, None)
-        else:
+        if self.flights.told(ino, began):
             self._attrs[ino] = attr
+        else:
+            # It may be newer all the same than what is known.
+            self._attrs.pop(ino, None)
 
     def _name(self, parent: int, name: bytes, ino: int, began: int) -> None:
-        if not self._is_fresh(parent, began):
+        if not self.flights.is_fresh(parent, began):
             self._drop_name(parent, name)
             return
         directory = self._directory(parent)
@@ -295,11 +241,9 @@ class Memory:
         attr = self._attrs.get(parent)
         if attr is None:
             return
-        if not self._is_fresh(parent, began) or self._learned.get(parent, 0) >= began:
+        if not self.flights.changed(parent, began):
             del self._attrs[parent]
             return
-        if len(self._flights) > 1:
-            self._derived[parent] = self._serial
         dict.__setitem__(
             self._attrs,
             parent,
@@ -339,7 +283,7 @@ class Memory:
             self._name(ino, entry.name, entry.attr.ino, began)
         if self._directories.get(ino) is not directory:
             return  # it has more names than are remembered
-        if not self._is_fresh(ino, began):
+        if not self.flights.is_fresh(ino, began):
             directory.listed = -1
             return
         if request.cookie in (0, directory.listed) and not directory.complete:
@@ -352,7 +296,7 @@ class Memory:
         self._attr(answer, began)
         self._name(request.parent, request.name, answer.ino, began)
         is_directory = stat.S_ISDIR(request.mode)
-        if is_directory and self._is_fresh(answer.ino, began):
+        if is_directory and self.flights.is_fresh(answer.ino, began):
             self._directory(answer.ino).complete = True
             if request.ino:
                 self.granted[answer.ino] = began
@@ -365,23 +309,12 @@ class Memory:
 
     def changed_here(self, request: names.Request, answer: Any) -> None:
         """A request was answered here: what it concerns the storage was not told of."""
-        began = self.begin(request)
+        began = self.flights.begin(request)
         self.learn(request, answer, began)
-        self.end(began)
+        self.flights.end(began)
         if isinstance(request, names.Create):
             self._xattrs[answer.ino] = {}
             self._made[answer.ino] = began
-
-    def foreseen(self, request: names.Request, answer: Any) -> None:
-        """A request that was sent just now is answered here; see `fdfsfuse.vfs.ownchanges`."""
-        if self._flights:
-            # What was asked before may be answered as it was before, or as it is after this.
-            for ino in _changed(request, answer):
-                self._recalled[ino] = self._serial
-            if any(type(flight) in _TELL_NAMES for flight in self._flights.values()):
-                for ino in directories_of(request):
-                    self._recalled[ino] = self._serial
-        self.changed_here(request, answer)
 
     def _learn_file(self, request: names.CreateFile, answer: Attr, began: int) -> None:
         # The directory has changed when the file was made.
@@ -389,8 +322,8 @@ class Memory:
         self._name(request.parent, request.name, answer.ino, began)
 
     def _learn_grant(self, request: names.Grant, answer: names.Done, began: int) -> None:
-        if self._is_fresh(request.ino, began):
-            self.granted[request.ino] = self._serial
+        if self.flights.is_fresh(request.ino, began):
+            self.granted[request.ino] = self.flights.serial
 
     def _learn_link(self, request: names.Link, answer: Attr, began: int) -> None:
         self.tell(answer.ino)
@@ -441,7 +374,7 @@ class Memory:
         self._changed_in(request.parent, request.now_ns, 0, began)
 
     def _learn_xattrs(self, request: names.ListXattrs, answer: names.Xattrs, began: int) -> None:
-        if request.ino and self._is_fresh(request.ino, began):
+        if request.ino and self.flights.is_fresh(request.ino, began):
             self._xattrs[request.ino] = answer.xattrs
 
     def _learn_xattr(
@@ -449,8 +382,7 @@ class Memory:
     ) -> None:
         ino = request.ino
         attr, known = self._attrs.get(ino), self._xattrs.get(ino)
-        overlaps = self._learned.get(ino, 0) >= began or self._derived.get(ino, 0) >= began
-        unclear = overlaps or not self._is_fresh(ino, began)
+        unclear = not self.flights.is_alone(ino, began)
         self.forget(ino)
         if request.name == acl.DEFAULT:
             # Perhaps it is inherited now: the storage has to grant the directory anew.
@@ -468,8 +400,7 @@ class Memory:
         """Drop the attributes of an inode: they have changed, or nobody needs them."""
         self._attrs.pop(ino, None)
         self._xattrs.pop(ino, None)
-        if self._flights:
-            self._recalled[ino] = self._serial
+        self.flights.recall(ino)
 
     def _drop_name(self, parent: int, name: bytes) -> None:
         directory = self._directories.get(parent)
@@ -488,12 +419,11 @@ class Memory:
         """No more files may be made in these directories without asking; None: in none."""
         if directories is None:
             self.granted.clear()
-            self._recalled_all = self._serial
+            self.flights.recall_all()
         else:
             for ino in directories:
                 self.granted.pop(ino, None)
-                if self._flights:
-                    self._recalled[ino] = self._serial
+                self.flights.recall(ino)
 
     def kept(self, inos: Iterable[int]) -> list[int]:
         """The directories among *inos* that the kernel still relies on; others are let go of."""
@@ -514,54 +444,8 @@ class Memory:
         self._directories.clear()
         self.granted.clear()
         self._names = 0
-        self._recalled_all = self._serial
-        self._recalled.clear()
-        self._learned.clear()
-        self._derived.clear()
+        self.flights.recall_all()
 
-
-def _changed(request: Any, answer: Any) -> list[int]:
-    """The inodes whose attributes an answer tells."""
-    if isinstance(answer, names.Renamed):
-        return [attr.ino for attr in (answer.moved, answer.replaced) if attr is not None]
-    return [answer.ino]
-
-
-def directories_of(request: Any) -> tuple[int, ...]:
-    """Inodes that the kernel may have locked while the request is in flight."""
-    find = _LOCKED.get(type(request))
-    return find(request) if find is not None else ()
-
-
-def _parent(request: Any) -> tuple[int, ...]:
-    return (request.parent,)
-
-
-def _ino(request: Any) -> tuple[int, ...]:
-    return (request.ino,)
-
-
-_LOCKED: dict[type, Callable[[Any], tuple[int, ...]]] = {
-    names.Lookup: _parent,
-    names.Create: _parent,
-    names.Remove: _parent,
-    names.Link: _parent,
-    names.Adopt: _parent,
-    names.Rename: lambda request: (request.parent, request.new_parent),
-    names.ReadDir: _ino,
-    names.SetAttr: _ino,
-    names.SetXattr: _ino,
-    names.RemoveXattr: _ino,
-    names.ListXattrs: _ino,
-    names.Truncate: _ino,
-    names.StoreContent: _ino,
-    names.CreateFile: _ino,
-    names.NameObject: _ino,
-    names.CommitWrite: _ino,
-    names.MakeWritable: _ino,
-}
-
-_TELL_NAMES = frozenset((names.Lookup, names.ReadDir, names.Open))
 
 _LEARN: dict[type, Callable[[Memory, Any, Any, int], None]] = {
     names.Lookup: Memory._learn_lookup,

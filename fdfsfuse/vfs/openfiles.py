@@ -182,7 +182,7 @@ class OpenFiles:
         """Make a file and open it. The caller counts the lookup."""
         volume, parent_ino, _ = self._tree.inode(parent)
         mode = stat.S_IFREG | stat.S_IMODE(mode)
-        with volume.memory.locked(parent_ino):
+        with volume.memory.flights.locked(parent_ino):
             return await self._create(parent, name, mode, flags, owner, umask)
 
     async def _create(

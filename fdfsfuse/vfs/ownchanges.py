@@ -33,7 +33,7 @@ from fdfsfuse.errors import StatusError, UsageError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.directory import MISSING
-from fdfsfuse.vfs.memory import directories_of
+from fdfsfuse.vfs.flights import directories_of
 from fdfsfuse.vfs.ownfiles import entries_of, may_be_foreseen, may_be_refused
 
 if TYPE_CHECKING:
@@ -261,7 +261,9 @@ class OwnChanges:
 
     async def _send(self, request: Any, answer: Any) -> None:
         self.count += 1
-        self._volume.memory.foreseen(request, answer)
+        memory = self._volume.memory
+        memory.flights.foresee(request, answer)
+        memory.changed_here(request, answer)
         number = self.count
         self._unanswered[number] = time.monotonic()
         if not self._volume.backend.post(request, partial(self._ended, number, request)):

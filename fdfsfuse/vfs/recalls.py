@@ -117,7 +117,7 @@ class Recalls:
         pages = [number for number in map(self._number, changed) if numbers.known(number)]
         entries = [(p, n) for p, n in message.names if numbers.known(self._number(p))]
         parents = {parent for parent, _ in entries}
-        if busy or any(memory.in_flight(parent) for parent in parents):
+        if busy or any(memory.flights.concern(parent) for parent in parents):
             self._confirm(message)
             self._forget_later(pages, entries)
         elif pages or entries:
@@ -139,8 +139,8 @@ class Recalls:
     def _recall_everything(self, message: names.Recall) -> None:
         memory = self._volume.memory
         entries = memory.names_in_use()
-        idle = [entry for entry in entries if not memory.in_flight(entry[0])]
-        busy = [entry for entry in entries if memory.in_flight(entry[0])]
+        idle = [entry for entry in entries if not memory.flights.concern(entry[0])]
+        busy = [entry for entry in entries if memory.flights.concern(entry[0])]
         self.lost()
         if busy:
             self._forget_later([], busy)

@@ -163,7 +163,7 @@ class Tree:
         brought: set[int] = set()
         try:
             # The kernel has the directory locked until the lookup is answered.
-            with volume.memory.locked(parent):
+            with volume.memory.flights.locked(parent):
                 opened: names.Opened = await volume.call(names.Open(ino, 0, count, by_name))
             brought.update(entry.attr.ino for entry in opened.following)
         except FdfsError as exc:

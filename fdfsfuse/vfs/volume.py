@@ -100,7 +100,7 @@ class Volume:
         """
         memory = self.memory
         ticket = self.enter()
-        began = memory.begin(request)
+        began = memory.flights.begin(request)
         try:
             if self.own_files:
                 await self.own_files.tell_before(request)
@@ -119,7 +119,7 @@ class Volume:
             raise
         finally:
             self.leave(ticket)
-            memory.end(began)
+            memory.flights.end(began)
             if self._landed:
                 self._landed.unpark_all()
         return answer
@@ -149,7 +149,7 @@ class Volume:
             if coming is not None:
                 ticket = self.enter()
                 try:
-                    with self.memory.locked(directory):
+                    with self.memory.flights.locked(directory):
                         await coming.wait()
                 finally:
                     self.leave(ticket)
@@ -164,7 +164,7 @@ class Volume:
 
     async def wait_landed(self, directory: int) -> None:
         """Wait until no request about a directory is in flight."""
-        while self.memory.in_flight(directory):
+        while self.memory.flights.concern(directory):
             await self._landed.park()
 
     def hold_answers(self) -> trio.Event:

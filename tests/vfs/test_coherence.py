@@ -284,14 +284,14 @@ def test_recalls_while_requests_never_cease_take_bounded_memory() -> None:
     lease.renew(0.0, 10.0)
     memory = Memory(lambda: 0.0, lease, 1000)
     slow = names.GetAttr(5)
-    began = memory.begin(slow)
+    began = memory.flights.begin(slow)
     for ino in range(10, 50_000):
         memory.recall([ino], [])
         quick = names.GetAttr(6)
-        memory.end(memory.begin(quick))
-        assert len(memory._recalled) <= 10_001
+        memory.flights.end(memory.flights.begin(quick))
+        assert len(memory.flights._recalled) <= 10_001
     attr = names.Attr(5, 0o100644, 1, 0, 0, 0, 3, 1, 2, 3, 1)
     memory.learn(slow, attr, began)
-    memory.end(began)
+    memory.flights.end(began)
     # It may be one that was recalled.
     assert memory.attr(5) is None
