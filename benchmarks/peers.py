@@ -33,7 +33,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from benchmarks.mount import GROUPS, Bench, bare, drop_caches, run_rounds
+from benchmarks.mount import bare, drop_caches
+from benchmarks.workloads import GROUPS, Bench, run_rounds
 
 READY_TIMEOUT_S = 60.0
 
