@@ -199,7 +199,8 @@ class StorageApp:
         if self._membership is None:
             raise StatusError(errno.EOPNOTSUPP, "a storage that stands alone has its tree")
         try:
-            await self._membership.found_tree(request.stock)
+            membership = self._membership
+            await membership.founder.found_tree(membership.members, request.stock)
         except (ConnectionProblem, ProtocolError) as exc:
             raise StatusError(errno.EAGAIN, f"no tracker agrees: {exc}") from exc
         return pack_response()

@@ -23,10 +23,11 @@ from dataclasses import replace
 
 import trio
 
-from fdfs_storage import founder
+from fdfs_storage.data_source import DataSource
+from fdfs_storage.founder import Founder
 from fdfs_storage.identity import Identity
 from fdfs_storage.place import Place
-from fdfs_storage.tracker_link import ask_all, ask_once, highest_status
+from fdfs_storage.tracker_link import ask_all, ask_once
 from fdfs_storage.tracker_task import TrackerTask
 from fdfsfuse.client.link import PROBLEMS
 from fdfsfuse.core import members as group_list
@@ -45,7 +46,6 @@ from fdfsfuse.proto.cluster import (
     SyncSource,
     decode_optional_source,
 )
-from fdfsfuse.proto.cluster_status import FounderQuery
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus
 from fdfsfuse.proto.tracker_peers import TrackerStatus
@@ -63,15 +63,15 @@ class Membership:
         port: where this storage listens.
         statistics: the counters as they are now; cheap, called at each heartbeat.
         space: (total_mb, free_mb) of each store path; called in a thread.
-        found: called when the tracker says that this storage is the first of its group, before
-            that is written down (so again after a crash in between). It founds the names of the
-            volume if there is no names directory yet.
+        found: see `Founder`.
 
     Attributes:
         parameters: the last answer of command 75.
         status: this storage's status at the tracker that told it last, None before.
         leader: the tracker that said to lead the others; lists of the group come from it.
         port: where this storage listens.
+        founder: founds the tree of the group.
+        data_source: where this storage gets its data from.
         sync_timestamps: set by replication: peer id -> timestamp (Unix seconds) of the newest
             record received from it. Called about once a second; reported by 89.
         copied_until: set by replication: peer id -> ``until`` of the initial copy that this storage
@@ -103,21 +103,16 @@ class Membership:
         self.statistics = statistics
         self.space = space
         self.port = port
-        self._found = found
         self._up_time = int(time.time())
         self._known: Mapping[str, Brief] = {}
         self._listed: tuple[Brief, ...] = ()
         """The last list of the group; merged again when a member was forgotten."""
         self._observers: list[Callable[[], None]] = []
-        self._decision = trio.Lock()
-        self._decided = trio.Event()
-        if identity.sync_old_done:
-            self._decided.set()
+        self.founder = Founder(config, place.storage_id, identity.join_time, found)
+        self.data_source = DataSource(self)
         self._joined = trio.Event()
         self._tasks = [TrackerTask(self, server) for server in config.tracker_servers]
         self._nursery: trio.Nursery | None = None
-        self._refused_source: set[ServerAddress] = set()
-        """Trackers to which the source of our initial copy is unknown."""
 
     # --- what others ask ----------------------------------------------------------------------
 
@@ -161,7 +156,7 @@ class Membership:
             StatusError: 2 while the tracker cannot tell; try again later.
             ConnectionProblem, ProtocolError: no tracker gave an answer.
         """
-        await self._decided.wait()
+        await self.data_source.wait_decided()
         body = ServerKey(self.config.group_name, peer_id).encode()
         problem: FdfsError = ConnectFailed("no tracker is configured")
         others = [s for s in self.config.tracker_servers if s != self.leader]
@@ -408,94 +403,6 @@ class Membership:
             tracker_ip=tracker_ip,
             trackers=tuple(task.text for task in self._tasks if task.text),
         )
-
-    async def settle_source(self, task: TrackerTask) -> None:
-        """87 once in this storage's life, else 88: who sends it the data of the group.
-
-        Raises one of `PROBLEMS`: the tracker is to be joined again.
-        """
-        if not self.identity.sync_old_done:
-            async with self._decision:
-                if not self.identity.sync_old_done:
-                    await self._decide(task)
-        try:
-            await task.request(ClusterCommand.SYNC_NOTIFY, self.identity.source.encode())
-        except StatusError as exc:
-            if exc.errno == errno.ENOENT:
-                async with self._decision:
-                    await self._source_is_unknown(task)
-            raise
-        self._refused_source.discard(task.server)
-
-    async def _decide(self, task: TrackerTask) -> None:
-        """87 (section 2.7)."""
-        try:
-            answer = await task.request(ClusterCommand.SYNC_DEST_REQUEST)
-        except StatusError as exc:
-            if exc.errno == errno.ENOENT:
-                logger.warning("no storage of the group can send the initial copy yet")
-            raise
-        source = decode_optional_source(answer)
-        if source is not None:
-            logger.info("the initial copy comes from storage %s", source.source_id)
-        elif await self._is_founder(task.server, ()) is not False:
-            await self._found()
-        await trio.to_thread.run_sync(self.identity.decide_source, source)
-        self._refused_source.clear()
-        self._decided.set()
-
-    async def found_tree(self, stock: Sequence[str]) -> None:
-        """Found the tree of a group that has none, because an administrator says so.
-
-        *stock* are C storages of the group, which keep no trees.
-
-        Raises:
-            StatusError: 16 another storage founded it, or may have; 11 the trackers cannot agree
-                now, or have not told the members yet.
-            ConnectionProblem, ProtocolError: no tracker answers.
-        """
-        if not self._listed:
-            raise StatusError(errno.EAGAIN, "no tracker has told the members of the group yet")
-        await founder.check_no_tree(self.members, self.own_id, self.config)
-        problem: FdfsError | None = None
-        agreed = False
-        for server in self.config.tracker_servers:
-            try:
-                may_found = await self._is_founder(server, stock)
-            except PROBLEMS as exc:
-                problem = exc
-                continue
-            if may_found is False:
-                raise StatusError(errno.EBUSY, "another storage founded the tree of the group")
-            if may_found:
-                agreed = True
-                break  # a majority of our trackers has agreed
-        if problem is not None and not agreed:
-            raise problem
-        await self._found()
-
-    async def _is_founder(self, server: ServerAddress, stock: Sequence[str]) -> bool | None:
-        query = FounderQuery(
-            self.config.group_name, self.own_id, self.identity.join_time, list(stock)
-        )
-        return await founder.is_founder(server, self.config, query)
-
-    async def _source_is_unknown(self, task: TrackerTask) -> None:
-        """A tracker answered 88 with 2: our source was removed (section 2.8)."""
-        self._refused_source.add(task.server)
-        if len(self._refused_source) < len(self._tasks):
-            if task.server == self.leader and self.status in states.AVAILABLE:
-                await trio.to_thread.run_sync(self.identity.replace_source, "")
-            return
-        status = await highest_status(self.config, self.my_ip, self.port)
-        answer = await task.request(ClusterCommand.SYNC_DEST_QUERY)
-        source = decode_optional_source(answer)
-        if status is None or status < ServerStatus.OFFLINE:
-            logger.warning("the source of the initial copy was removed: another one is asked for")
-            await trio.to_thread.run_sync(self.identity.reopen_source, source)
-        else:
-            await trio.to_thread.run_sync(self.identity.decide_source, source)
-        self._refused_source.clear()
 
 
 def _none(_peer_id: str) -> None:

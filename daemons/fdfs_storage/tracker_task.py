@@ -138,7 +138,7 @@ class TrackerTask:
             membership.took_status(self.told)
         self._sent_statistics = None
         self._sent_times = {}
-        await membership.settle_source(self)
+        await membership.data_source.settle(self)
 
     async def _report(self, link: Link) -> None:
         """The reports of one connection (section 3). Returns when it has to join again.

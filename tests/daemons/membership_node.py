@@ -58,6 +58,10 @@ class Node:
             found=self._found,
         )
 
+    async def found_tree(self, *stock: str) -> None:
+        """Found the tree because an administrator says so."""
+        await self.membership.founder.found_tree(self.membership.members, stock)
+
     async def _found(self) -> None:
         assert not self.identity.sync_old_done, "only before it is written down"
         self.founded += 1

@@ -233,7 +233,7 @@ async def test_a_tree_is_not_founded_against_the_trackers(tmp_path: Path) -> Non
             ):
                 telling.answers[141] = answer
                 with pytest.raises(StatusError) as caught:
-                    await node.membership.found_tree(["127.0.0.9"])
+                    await node.found_tree("127.0.0.9")
                 assert caught.value.errno == status
             query = [body for command, body in second.requests if command == 141][-1]
             assert decode(FounderQuery, query).stock == ["127.0.0.9"]
@@ -291,14 +291,14 @@ async def test_the_members_are_asked_for_a_tree_before_one_is_founded(
         async with running(config) as node:
             await joined(node)
             with pytest.raises(StatusError) as caught:
-                await node.membership.found_tree([])
+                await node.found_tree()
             assert caught.value.errno == errno.EAGAIN, "it does not know the members yet"
             telling.changes = Changes(group=(member(21), other))
             await wait_for(lambda: len(node.membership.members) == 2)
             node.identity.sync_old_done = False  # as the node's own check wants it
             founded = node.founded
             try:
-                await node.membership.found_tree([])
+                await node.found_tree()
                 found = 0
             except StatusError as exc:
                 found = exc.errno or 0
