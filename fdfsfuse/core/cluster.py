@@ -200,14 +200,7 @@ class Cluster:
 
     def _update(self, group: Group, server: Server, request: Join) -> None:
         """Take over what a join says about the storage, and what the group makes of it."""
-        before = (
-            server.port,
-            server.store_path_count,
-            server.subdir_count_per_path,
-            server.upload_priority,
-            server.join_time,
-            server.version,
-        )
+        before = server.settings()
         server.port = request.port
         server.store_path_count = request.store_path_count
         server.subdir_count_per_path = request.subdir_count_per_path
@@ -217,23 +210,9 @@ class Cluster:
         server.version = "".join(c for c in request.version if c.isascii() and c.isprintable())
         if len(server.space) != server.store_path_count:
             server.space = ()
-        after = (
-            server.port,
-            server.store_path_count,
-            server.subdir_count_per_path,
-            server.upload_priority,
-            server.join_time,
-            server.version,
-        )
-        if before != after:
+        if before != server.settings():
             self._changed()
-        members = group.members() or [server]
-        ports = {member.port for member in members}
-        group.port = ports.pop() if len(ports) == 1 else -1
-        counts = {member.store_path_count for member in members}
-        if len(counts) == 1:
-            group.store_path_count = counts.pop()
-        group.subdir_count_per_path = request.subdir_count_per_path
+        group.agree(server)
 
     # --- the initial copy (sections 2.7, 4.3) -------------------------------------------------
 
@@ -329,31 +308,13 @@ class Cluster:
         members = None
         if server.seen_group_change != group.changes:
             server.seen_group_change = group.changes
-            members = self._list_for(group, server)
+            members = group.list_for(server)
         trunk_server = None
         if server.seen_trunk_change != group.trunk_changes:
             server.seen_trunk_change = group.trunk_changes
             trunk = group.servers.get(group.trunk_server)
             trunk_server = NO_SERVER if trunk is None else trunk.brief()
         return Changes(leader=leader, trunk_server=trunk_server, group=members)
-
-    def _list_for(self, group: Group, server: Server) -> tuple[Brief, ...]:
-        """The members as *server* is told of them.
-
-        Storages do not believe that one is to be filled which was further when they heard of it
-        last (section 3.3): it may have come back without its data between two heartbeats. They are
-        told that it is new first, and the rest with the next answer.
-        """
-        briefs = []
-        for member in group.sorted_servers():
-            brief = member.brief()
-            known = server.told.get(member.storage_id)
-            if member is not server and states.begins_anew(known, brief.status):
-                brief = replace(brief, status=ServerStatus.INIT)
-                server.seen_group_change = -1
-            server.told[member.storage_id] = brief.status
-            briefs.append(brief)
-        return tuple(briefs)
 
     def disconnected(self, group: Group, server: Server, connection: object, why: str) -> None:
         """A connection that had joined ended; nothing happens if the storage has a newer one."""
@@ -424,19 +385,13 @@ class Cluster:
         old_id = server.storage_id
         line = ChangelogLine(self.now_s, group_name, old_id, ServerStatus.IP_CHANGED, new_id)
         self.changelog += line.encode()
-        server.storage_id, server.ips = new_id, (new_ip,)
-        # A stub with the old ip stays, so that peers notice.
-        stub = Server(old_id, (old_ip,), 0, ServerStatus.IP_CHANGED)
-        stub.since, stub.event = self.now_s, f"it goes on as {new_ip}"
-        kept = {name: s for name, s in group.servers.items() if name not in (new_id, old_id)}
-        order = [name for name in group.servers if name != new_id]
-        group.servers = {
-            (new_id if name == old_id else name): (server if name == old_id else kept[name])
-            for name in order
-        }
+        group.change_id(server, new_id)
+        server.ips = (new_ip,)
         if len(group.servers) < MAX_SERVERS_PER_GROUP:  # else the changelog alone tells it
+            # A stub with the old ip stays, so that peers notice.
+            stub = Server(old_id, (old_ip,), 0, ServerStatus.IP_CHANGED)
+            stub.since, stub.event = self.now_s, f"it goes on as {new_ip}"
             group.servers[old_id] = stub
-        _rename_source(group, old_id, new_id)
         group.refresh()
         self._changed(f"storage {old_id} of {group_name} goes on as {new_ip}")
 
@@ -488,11 +443,7 @@ class Cluster:
         group, server = self.server(group_name, storage_id)
         if server.status not in states.GONE:
             raise StatusError(errno.EBUSY, f"storage {storage_id} is {server.status.name}")
-        del group.servers[storage_id]
-        group.sync_times.pop(storage_id, None)
-        for times in group.sync_times.values():
-            times.pop(storage_id, None)
-        group.refresh()
+        group.forget(storage_id)
         self._changed(f"storage {storage_id} of {group_name} is forgotten")
 
     def delete_group(self, group_name: str) -> None:
@@ -528,19 +479,3 @@ class Cluster:
             server.changelog_offset = start + len(part)
             self._changed()
         return part
-
-
-def _rename_source(group: Group, old_id: str, new_id: str) -> None:
-    """A storage has another id now: so has the source of others, and its row and columns."""
-    for server in group.servers.values():
-        if server.source.source_id == old_id:
-            server.source = replace(server.source, source_id=new_id)
-    if old_id in group.sync_times:
-        group.sync_times[new_id] = group.sync_times.pop(old_id)
-    for times in group.sync_times.values():
-        if old_id in times:
-            times[new_id] = times.pop(old_id)
-    if group.trunk_server == old_id:
-        group.trunk_server = new_id
-    if group.last_trunk_server == old_id:
-        group.last_trunk_server = new_id

@@ -1,6 +1,6 @@
 """Groups and their storages, as a tracker knows them: the data that decisions are made from.
 
-Changes go through `fdfsfuse.core.cluster.Cluster`; `fdfsfuse.core.placement` reads these and
+`fdfsfuse.core.cluster.Cluster` decides about changes; `fdfsfuse.core.placement` reads these and
 advances the round-robin counters. Nothing here awaits, so every command sees one state.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fdfsfuse.core import states
 from fdfsfuse.core.conf_file import ReservedSpace
@@ -113,6 +113,17 @@ class Server:
         """The record for other storages."""
         return Brief(self.status, self.port, self.storage_id, self.ip)
 
+    def settings(self) -> tuple[object, ...]:
+        """What its joins say of it that is kept on the disk."""
+        return (
+            self.port,
+            self.store_path_count,
+            self.subdir_count_per_path,
+            self.upload_priority,
+            self.join_time,
+            self.version,
+        )
+
     def report_space(self, space: tuple[tuple[int, int], ...]) -> None:
         """Take over a disk report."""
         self.space = space
@@ -171,6 +182,63 @@ class Group:
         active = [s for s in self.sorted_servers() if s.status is ServerStatus.ACTIVE]
         self.readable = [server for server in active if server.rw_mode & RW_READ]
         self.writable = [server for server in active if server.rw_mode & RW_WRITE]
+
+    def agree(self, joined: Server) -> None:
+        """Take over what the members have in common; *joined* is one that has joined just now."""
+        members = self.members() or [joined]
+        ports = {member.port for member in members}
+        self.port = ports.pop() if len(ports) == 1 else -1
+        counts = {member.store_path_count for member in members}
+        if len(counts) == 1:
+            self.store_path_count = counts.pop()
+        self.subdir_count_per_path = joined.subdir_count_per_path
+
+    def list_for(self, server: Server) -> tuple[Brief, ...]:
+        """The members as *server* is told of them.
+
+        Storages do not believe that one is to be filled which was further when they heard of it
+        last (cluster.md section 3.3): it may have come back without its data between two
+        heartbeats. They are told that it is new first, and the rest with the next answer.
+        """
+        briefs = []
+        for member in self.sorted_servers():
+            brief = member.brief()
+            known = server.told.get(member.storage_id)
+            if member is not server and states.begins_anew(known, brief.status):
+                brief = replace(brief, status=ServerStatus.INIT)
+                server.seen_group_change = -1
+            server.told[member.storage_id] = brief.status
+            briefs.append(brief)
+        return tuple(briefs)
+
+    def change_id(self, server: Server, new_id: str) -> None:
+        """*server* has another id from now on; one that had it before is forgotten."""
+        old_id, server.storage_id = server.storage_id, new_id
+        self.servers = {
+            (new_id if storage_id == old_id else storage_id): known
+            for storage_id, known in self.servers.items()
+            if storage_id != new_id
+        }
+        for other in self.servers.values():
+            if other.source.source_id == old_id:
+                other.source = replace(other.source, source_id=new_id)
+        if old_id in self.sync_times:
+            self.sync_times[new_id] = self.sync_times.pop(old_id)
+        for times in self.sync_times.values():
+            if old_id in times:
+                times[new_id] = times.pop(old_id)
+        if self.trunk_server == old_id:
+            self.trunk_server = new_id
+        if self.last_trunk_server == old_id:
+            self.last_trunk_server = new_id
+
+    def forget(self, storage_id: str) -> None:
+        """Drop a server, and what is known of it."""
+        del self.servers[storage_id]
+        self.sync_times.pop(storage_id, None)
+        for times in self.sync_times.values():
+            times.pop(storage_id, None)
+        self.refresh()
 
     def least_space(self) -> tuple[int, int]:
         """(free_mb, total_mb) of the storage with the least free space (load-balancing.md 2).
