@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import random
 import stat
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import pytest
 from hypothesis import settings
@@ -20,6 +23,7 @@ from hypothesis.stateful import (
 from fdfs_storage.names import schema
 from fdfs_storage.names.reads import Reads
 from fdfs_storage.names.state import State
+from fdfsfuse.core import acl
 from fdfsfuse.core.names_log import Position
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names, names_record
@@ -391,6 +395,88 @@ def test_the_state_is_a_function_of_the_records() -> None:
             apply(state, op, session=1, id=number, done_below=number)
         dumps.append(list(state.db.iterdump()))
     assert dumps[0] == dumps[1]
+
+
+def test_an_inode_number_that_is_in_use_leaves_no_name() -> None:
+    state = new_state()
+    apply(state, names.ReserveInodes(10))
+    apply(state, names.Create(ROOT, b"a", FILE, 0, 0, NOW, ino=5))
+    before = list(state.db.iterdump())
+    for op in (
+        names.Create(ROOT, b"b", FILE, 0, 0, NOW, ino=5),
+        names.Create(ROOT, b"b", DIRECTORY, 0, 0, NOW, ino=state.next_ino),
+        make_file(ROOT, b"b", 5, NOW),
+    ):
+        with pytest.raises(StatusError) as caught:
+            apply(state, op)
+        assert caught.value.errno == errno.EINVAL
+    assert list(state.db.iterdump()) == before
+
+
+def make_file(parent: int, name: bytes, ino: int, now: int) -> names_record.MakeFile:
+    return names_record.MakeFile(parent, name, ino, 0o600, 0, 0, now, now, now, now, b"", "")
+
+
+def random_op(rng: random.Random, now: int) -> Op:
+    """Something to do with the inodes 1 to 9, of which 1 to 5 are directories at first."""
+
+    def ino() -> int:
+        return rng.randrange(1, 10)
+
+    def parent() -> int:
+        return rng.randrange(1, 6)
+
+    def name() -> bytes:
+        return rng.choice((b"a", b"b", b"c"))
+
+    default = acl.encode([acl.Entry(tag, 5) for tag in (acl.OWNER, acl.OWNING_GROUP, acl.OTHERS)])
+    made = rng.choice((0, ino()))
+    mode = rng.choice((FILE, DIRECTORY, DIRECTORY, DIRECTORY | stat.S_ISGID))
+    makers: list[Callable[[], Op]] = [
+        lambda: names.Create(parent(), name(), mode, 1, 2, now, ino=made),
+        lambda: make_file(parent(), name(), ino(), now),
+        lambda: names.Remove(parent(), name(), rng.random() < 0.8, now),
+        lambda: names.Rename(
+            parent(), name(), parent(), name(), rng.choice((0, 0, NOREPLACE, EXCHANGE)), now
+        ),
+        lambda: names.Link(ino(), parent(), name(), now),
+        lambda: names.SetAttr(ino(), now, mode=rng.choice((0o700, 0o2700)), gid=rng.choice((1, 2))),
+        lambda: names_record.PutXattr(
+            ino(), acl.DEFAULT, rng.choice((default, None)), "", None, now
+        ),
+    ]
+    return rng.choices(makers, (6, 2, 4, 3, 1, 1, 1))[0]()
+
+
+def test_it_makes_no_difference_what_is_done_in_one_batch() -> None:
+    refused: Counter[int] = Counter()
+    for seed in range(150):
+        rng = random.Random(seed)
+        ops = [random_op(rng, NOW + number) for number in range(60)]
+        dumps, outcomes = [], []
+        for longest in (1, 20):
+            state = new_state()
+            apply(state, names.ReserveInodes(9))
+            for ino, parent, name in ((2, 1, b"a"), (3, 1, b"b"), (4, 2, b"a"), (5, 4, b"a")):
+                apply(state, names.Create(parent, name, DIRECTORY, 0, 0, NOW, ino=ino))
+            answers: list[bytes | int | None] = []
+            left = iter(ops)
+            while batch := list(islice(left, rng.randint(1, longest))):
+                state.begin()
+                for op in batch:
+                    position = Position(1, state.position.index + 1)
+                    try:
+                        answers.append(state.apply(position, Change(0, 0, 0, NOW, op))[0])
+                    except StatusError as exc:
+                        answers.append(exc.errno)
+                state.commit()
+            dumps.append(list(state.db.iterdump()))
+            outcomes.append(answers)
+        assert outcomes[0] == outcomes[1], seed
+        assert dumps[0] == dumps[1], seed
+        refused.update(answer for answer in outcomes[0] if isinstance(answer, int))
+    assert refused.keys() >= {errno.EEXIST, errno.ENOENT, errno.EINVAL, errno.ENOTEMPTY}
+    assert refused.total() < 150 * 60 * 0.8
 
 
 def test_outcomes_that_arrived_before_the_transaction_ends_are_not_written() -> None:

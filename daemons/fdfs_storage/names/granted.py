@@ -33,28 +33,20 @@ def reserve_inodes(
 
 def make_file(state: State, index: int, change: Change, op: names_record.MakeFile) -> names.Attr:
     """A file with attributes and content, under a new name."""
-    db, ino = state.db, op.ino
-    tree.check_directory(db, op.parent)
+    ino = op.ino
+    state.parents.check(op.parent)
     tree.check_reserved(state, ino)
-    try:
-        # The unique index finds an existing name; a statement that fails has done nothing.
-        db.execute("INSERT INTO dirent VALUES (?, ?, ?, ?)", (op.parent, index, op.name, ino))
-    except sqlite3.IntegrityError:
-        raise fail(errno.EEXIST) from None
-    state.inodes += 1
     mode, size = stat.S_IFREG | op.mode, len(op.data)
     times = (op.atime_ns, op.mtime_ns, op.ctime_ns)
     # A mount shows an empty file of version 0 until the storage has the file.
-    db.execute(
-        "INSERT INTO inode VALUES (?, ?, 1, ?, ?, 0, ?, ?, ?, ?, 1, ?, x'', 0)",
-        (ino, mode, op.uid, op.gid, size, *times, op.file_id or None),
+    tree.add_inode(
+        state,
+        (op.parent, index, op.name, ino),
+        (ino, mode, 1, op.uid, op.gid, 0, size, *times, 1, op.file_id or None, b""),
     )
     for name, value in op.xattrs.items():
-        tree.put_xattr(db, ino, name, value)
-    db.execute(
-        "UPDATE inode SET mtime_ns = ?, ctime_ns = ? WHERE ino = ?",
-        (op.parent_ns, op.parent_ns, op.parent),
-    )
+        tree.put_xattr(state.db, ino, name, value)
+    state.parents.touch(op.parent, op.parent_ns)
     return names.Attr(ino, mode, 1, op.uid, op.gid, 0, size, *times, 1, op.file_id)
 
 

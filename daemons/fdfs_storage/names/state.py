@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fdfs_storage.names import content, granted, schema, tree
+from fdfs_storage.names.parents import Parents
 from fdfs_storage.names.results import Results
 from fdfsfuse.core.names_log import Position
 from fdfsfuse.errors import FdfsError, StatusError
@@ -51,6 +52,9 @@ HANDLERS: dict[type, Handler] = {
     names_record.MakeFile: granted.make_file,
 }
 
+_IN_PARENTS = frozenset((names.Create, names_record.MakeFile, names.Remove, names.Rename))
+"""Changes that look at directories, and change them, by way of `Parents` alone."""
+
 
 class StateDamaged(FdfsError):
     """The database does not hold what it must; the text says what."""
@@ -68,6 +72,7 @@ class State:
         in_batch: a batch is open, so `db` shows more than is committed.
         unsettled: batches that other connections do not see yet.
         results: what requests were answered.
+        parents: the directories in which the open batch changes entries.
     """
 
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -85,6 +90,7 @@ class State:
         self._next_garbage: int = row[5]
         self.inodes: int = db.execute("SELECT count(*) FROM inode").fetchone()[0]
         self.results = Results(db)
+        self.parents = Parents(db)
         self._settled = self._counters()
         self.in_batch = False
         self.unsettled = 0
@@ -112,6 +118,7 @@ class State:
         Writing the pages of every small change costs more than the change itself. Until `settle`
         ends the transaction other connections do not see the changes, and a restart replays them.
         """
+        self.parents.settle()
         self.results.commit_batch()
         if lazily and self.unsettled < _UNSETTLED_MAX:
             self.unsettled += 1
@@ -145,6 +152,7 @@ class State:
     def end_unchanged(self) -> None:
         """End a batch in which nothing was applied."""
         self.in_batch = False
+        self.parents.drop()
         if not self.unsettled:
             self.db.execute("ROLLBACK")
 
@@ -158,6 +166,7 @@ class State:
         self.in_batch = False
         self.unsettled = 0
         self.results.drop()
+        self.parents.drop()
         self.position, self.next_ino, self._next_garbage, self.inodes = self._settled
         if self.db.in_transaction:
             self.db.execute("ROLLBACK")
@@ -171,9 +180,12 @@ class State:
         Raises:
             StatusError: the state does not allow it; nothing has changed, the position neither.
         """
+        kind = type(change.op)
+        if kind not in _IN_PARENTS:
+            self.parents.settle()
         before, self.position = self.position, position
         try:
-            outcome = HANDLERS[type(change.op)](self, position.index, change, change.op)
+            outcome = HANDLERS[kind](self, position.index, change, change.op)
         except StatusError:
             self.position = before
             raise

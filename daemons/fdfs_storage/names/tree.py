@@ -80,26 +80,22 @@ def check_directory(db: sqlite3.Connection, ino: int) -> tuple[int, int, bytes]:
     return mode, gid, default or b""
 
 
-def _find_named(db: sqlite3.Connection, parent: int, name: bytes) -> tuple[int, Attr] | None:
+def _find_named(state: State, parent: int, name: bytes) -> tuple[int, Attr] | None:
     """(cookie, attributes) of a name."""
-    row = db.execute(_NAMED, (parent, name)).fetchone()
+    row = state.db.execute(_NAMED, (parent, name)).fetchone()
+    if row is not None and state.parents.is_ahead(row[0]):
+        state.parents.settle()
+        row = state.db.execute(_NAMED, (parent, name)).fetchone()
     return None if row is None else (row[14], to_attr(row))
 
 
-def _require_entry(db: sqlite3.Connection, parent: int, name: bytes) -> tuple[int, Attr]:
+def _require_entry(state: State, parent: int, name: bytes) -> tuple[int, Attr]:
     """(cookie, attributes) of a name that must exist. ENOENT, ENOTDIR, ESTALE."""
-    entry = _find_named(db, parent, name)
+    entry = _find_named(state, parent, name)
     if entry is None:
-        check_directory(db, parent)
+        check_directory(state.db, parent)
         raise fail(errno.ENOENT)
     return entry
-
-
-def _touch_directory(db: sqlite3.Connection, ino: int, now_ns: int, subdirs: int = 0) -> None:
-    db.execute(
-        "UPDATE inode SET mtime_ns = ?, ctime_ns = ?, nlink = nlink + ? WHERE ino = ?",
-        (now_ns, now_ns, subdirs, ino),
-    )
 
 
 def _touch_inode(db: sqlite3.Connection, attr: Attr, now_ns: int) -> Attr:
@@ -143,7 +139,7 @@ def put_xattr(db: sqlite3.Connection, ino: int, name: bytes, value: bytes) -> No
 def create(state: State, index: int, change: Change, op: names.Create) -> Attr:
     """A new inode under a new name."""
     db = state.db
-    parent_mode, parent_gid, default = check_directory(db, op.parent)
+    parent_mode, parent_gid, default = state.parents.check(op.parent)
     is_directory = stat.S_ISDIR(op.mode)
     ino = op.ino or state.next_ino
     if op.ino:
@@ -154,18 +150,10 @@ def create(state: State, index: int, change: Change, op: names.Create) -> Attr:
         entries, mode = acl.inherit(acl.decode(default), attr.mode | op.mode)
         access = b"" if acl.is_minimal(entries) else acl.encode(entries)
         attr = replace(attr, mode=mode)
-    try:
-        # The unique index finds an existing name; a statement that fails has done nothing.
-        db.execute("INSERT INTO dirent VALUES (?, ?, ?, ?)", (op.parent, index, op.name, ino))
-    except sqlite3.IntegrityError:
-        raise fail(errno.EEXIST) from None
-    if op.ino:
-        state.inodes += 1
-    else:
-        state.new_ino()
     now = op.now_ns
-    db.execute(
-        "INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, NULL, ?, 0)",
+    add_inode(
+        state,
+        (op.parent, index, op.name, ino),
         (
             ino,
             attr.mode,
@@ -177,21 +165,46 @@ def create(state: State, index: int, change: Change, op: names.Create) -> Attr:
             now,
             now,
             now,
+            0,
+            None,
             op.target,
         ),
     )
+    if not op.ino:
+        state.next_ino = ino + 1
     if access:
         put_xattr(db, ino, acl.ACCESS, access)
     if default and is_directory:
         put_xattr(db, ino, acl.DEFAULT, default)
-    _touch_directory(db, op.parent, now, is_directory)
+    state.parents.touch(op.parent, now, is_directory)
     return attr
 
 
 def check_reserved(state: State, ino: int) -> None:
-    """Raise EINVAL unless the number was reserved and is not in use."""
-    if ino >= state.next_ino or find_attr(state.db, ino) is not None:
+    """Raise EINVAL unless the number was reserved once."""
+    if ino >= state.next_ino:
         raise fail(errno.EINVAL, "inode number")
+
+
+def add_inode(
+    state: State, entry: tuple[int, int, bytes, int], inode: tuple[int | bytes | str | None, ...]
+) -> None:
+    """A new inode under a new name. *entry*, *inode*: the rows, but without ``in_place``.
+
+    Raises EEXIST, or EINVAL: the inode's number is in use.
+    """
+    db = state.db
+    try:
+        # The unique indexes find what exists already; a statement that fails has done nothing.
+        db.execute("INSERT INTO dirent VALUES (?, ?, ?, ?)", entry)
+    except sqlite3.IntegrityError:
+        raise fail(errno.EEXIST) from None
+    try:
+        db.execute("INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)", inode)
+    except sqlite3.IntegrityError:
+        db.execute("DELETE FROM dirent WHERE parent = ? AND cookie = ?", entry[:2])
+        raise fail(errno.EINVAL, "inode number") from None
+    state.inodes += 1
 
 
 def _check_inode(found: int, wanted: int) -> None:
@@ -202,11 +215,11 @@ def _check_inode(found: int, wanted: int) -> None:
 def remove(state: State, index: int, change: Change, op: names.Remove) -> Attr:
     """unlink and rmdir."""
     db = state.db
-    cookie, attr = _require_entry(db, op.parent, op.name)
+    cookie, attr = _require_entry(state, op.parent, op.name)
     _check_inode(attr.ino, op.ino)
     _check_removable(db, attr, op.directory)
     db.execute("DELETE FROM dirent WHERE parent = ? AND cookie = ?", (op.parent, cookie))
-    _touch_directory(db, op.parent, op.now_ns, -int(op.directory))
+    state.parents.touch(op.parent, op.now_ns, -int(op.directory))
     return drop_link(state, attr, op.now_ns)
 
 
@@ -216,7 +229,7 @@ def link(state: State, index: int, change: Change, op: names.Link) -> Attr:
     attr = get_attr(db, op.ino)
     if stat.S_ISDIR(attr.mode):
         raise fail(errno.EPERM)
-    check_directory(db, op.parent)
+    state.parents.check(op.parent)
     if attr.nlink == 0:
         raise fail(errno.ENOENT)
     if find_entry(db, op.parent, op.name):
@@ -224,7 +237,7 @@ def link(state: State, index: int, change: Change, op: names.Link) -> Attr:
     if attr.nlink >= LINK_MAX:
         raise fail(errno.EMLINK)
     db.execute("INSERT INTO dirent VALUES (?, ?, ?, ?)", (op.parent, index, op.name, op.ino))
-    _touch_directory(db, op.parent, op.now_ns)
+    state.parents.touch(op.parent, op.now_ns)
     db.execute(
         "UPDATE inode SET nlink = nlink + 1, ctime_ns = ? WHERE ino = ?", (op.now_ns, op.ino)
     )
@@ -262,11 +275,11 @@ def _check_not_below(db: sqlite3.Connection, directory: int, ino: int) -> None:
 def rename(state: State, index: int, change: Change, op: names.Rename) -> Renamed:
     """renameat2 with no flag, NOREPLACE or EXCHANGE."""
     db = state.db
-    cookie, source = _require_entry(db, op.parent, op.name)
+    cookie, source = _require_entry(state, op.parent, op.name)
     moves = op.parent != op.new_parent
     if moves:
-        check_directory(db, op.new_parent)
-    entry = _find_named(db, op.new_parent, op.new_name)
+        state.parents.check(op.new_parent)
+    entry = _find_named(state, op.new_parent, op.new_name)
     _check_inode(source.ino, op.ino)
     _check_inode(entry[1].ino if entry is not None else 0, op.replaces)
     if entry is not None and op.flags == NOREPLACE:
@@ -279,7 +292,7 @@ def rename(state: State, index: int, change: Change, op: names.Rename) -> Rename
     if source_is_directory and moves:
         _check_not_below(db, op.new_parent, source.ino)
     if entry is not None and op.flags == EXCHANGE:
-        return _exchange(db, op, (cookie, source), entry)
+        return _exchange(state, op, (cookie, source), entry)
     subdirs = int(source_is_directory)
     target: Attr | None = None
     if entry is not None:
@@ -297,17 +310,18 @@ def rename(state: State, index: int, change: Change, op: names.Rename) -> Rename
             (op.new_parent, index, op.new_name, op.parent, cookie),
         )
     if moves:
-        _touch_directory(db, op.parent, op.now_ns, -subdirs)
-        _touch_directory(db, op.new_parent, op.now_ns, 0 if target is not None else subdirs)
+        state.parents.touch(op.parent, op.now_ns, -subdirs)
+        state.parents.touch(op.new_parent, op.now_ns, 0 if target is not None else subdirs)
     else:
-        _touch_directory(db, op.parent, op.now_ns, -subdirs if target is not None else 0)
+        state.parents.touch(op.parent, op.now_ns, -subdirs if target is not None else 0)
     return Renamed(_touch_inode(db, source, op.now_ns), target)
 
 
 def _exchange(
-    db: sqlite3.Connection, op: names.Rename, source: tuple[int, Attr], target: tuple[int, Attr]
+    state: State, op: names.Rename, source: tuple[int, Attr], target: tuple[int, Attr]
 ) -> Renamed:
     """Both names stay where they are and swap what they stand for."""
+    db = state.db
     (source_cookie, moved), (target_cookie, other) = source, target
     delta = int(stat.S_ISDIR(other.mode)) - int(stat.S_ISDIR(moved.mode))
     if stat.S_ISDIR(other.mode) and op.parent != op.new_parent:
@@ -315,8 +329,8 @@ def _exchange(
     swap = "UPDATE dirent SET ino = ? WHERE parent = ? AND cookie = ?"
     db.execute(swap, (other.ino, op.parent, source_cookie))
     db.execute(swap, (moved.ino, op.new_parent, target_cookie))
-    _touch_directory(db, op.parent, op.now_ns, delta)
-    _touch_directory(db, op.new_parent, op.now_ns, -delta)
+    state.parents.touch(op.parent, op.now_ns, delta)
+    state.parents.touch(op.new_parent, op.now_ns, -delta)
     return Renamed(_touch_inode(db, moved, op.now_ns), _touch_inode(db, other, op.now_ns))
 
 
@@ -324,7 +338,7 @@ def adopt(state: State, index: int, change: Change, op: names_record.AdoptObject
     """A name, and with it an inode, for an object that has none."""
     db = state.db
     check_unnamed(db, op.file_id)
-    check_directory(db, op.parent)
+    state.parents.check(op.parent)
     entry = find_entry(db, op.parent, op.name)
     replaced: Attr | None = None
     if entry is not None:
@@ -341,7 +355,7 @@ def adopt(state: State, index: int, change: Change, op: names_record.AdoptObject
         replaced = drop_link(state, replaced, op.now_ns)
     else:
         db.execute("INSERT INTO dirent VALUES (?, ?, ?, ?)", (op.parent, index, op.name, ino))
-    _touch_directory(db, op.parent, op.now_ns)
+    state.parents.touch(op.parent, op.now_ns)
     db.execute(
         "INSERT INTO inode VALUES (?, ?, 1, ?, ?, 0, ?, ?, ?, ?, 0, ?, x'', ?)",
         (
