@@ -89,10 +89,3 @@ async def running_peer(handler: Handler, host: str = "127.0.0.1") -> AsyncIterat
 async def unused_address() -> Address:
     """An address where nobody listens: no port that the kernel would give to somebody else."""
     return Address(f"{loopback_network()}.1", 1)
-
-
-async def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    """Wait until *condition* holds."""
-    with trio.fail_after(timeout_s):
-        while not condition():  # noqa: ASYNC110
-            await trio.sleep(0.002)

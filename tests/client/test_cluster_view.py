@@ -24,13 +24,8 @@ from fdfsfuse.proto.cluster_status import (
     TrackerPeer,
     encode,
 )
-from tests.client.peers import (
-    Handler,
-    PeerConnection,
-    running_peer,
-    unused_address,
-    wait_until,
-)
+from tests.client.peers import Handler, PeerConnection, running_peer, unused_address
+from tests.common.waiting import wait_for
 
 Answers = Callable[[int], "bytes | int"]
 
@@ -131,5 +126,5 @@ async def test_a_command_is_waited_for_as_long_as_one_likes() -> None:
             assert outcome.done == [peer.address]
 
         nursery.start_soon(tell)
-        await wait_until(lambda: peer.connections > before)
+        await wait_for(lambda: peer.connections > before)
         done.set()

@@ -27,7 +27,8 @@ from fdfsfuse.errors import (
     UsageError,
 )
 from fdfsfuse.proto.header import pack_header, pack_response
-from tests.client.peers import PeerConnection, Request, running_peer, unused_address, wait_until
+from tests.client.peers import PeerConnection, Request, running_peer, unused_address
+from tests.common.waiting import wait_for
 
 ECHO = 11
 
@@ -346,7 +347,7 @@ async def test_a_connection_closed_while_idle_is_not_used() -> None:
         async with pool.connection(peer.address) as connection:
             await connection.request(ECHO)
         close.set()
-        await wait_until(lambda: not connection.alive())
+        await wait_for(lambda: not connection.alive())
         async with pool.connection(peer.address) as connection:
             assert await connection.request(ECHO, b"new") == b"new"
         assert peer.connections == 2

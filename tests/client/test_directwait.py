@@ -25,7 +25,8 @@ from fdfsfuse.client.names import NamesSession, open_session
 from fdfsfuse.errors import DeadlineExceeded
 from fdfsfuse.proto import names
 from tests.client.names_peer import ATTR, NamesPeer, answer_to, finder
-from tests.client.peers import Peer, running_peer, wait_until
+from tests.client.peers import Peer, running_peer
+from tests.common.waiting import wait_for
 
 LONG_S = 3600.0
 LOOKUP = names.Lookup(1, b"a")
@@ -498,5 +499,5 @@ async def test_a_push_between_direct_calls_is_read() -> None:
     async with direct_session(peer, on_push=pushed.append) as session:
         await alone()
         assert await session.call(LOOKUP) == ATTR
-        await wait_until(lambda: len(peer.opened) == 2)
+        await wait_for(lambda: len(peer.opened) == 2)
         assert pushed == [pushing]

@@ -31,7 +31,8 @@ from fdfsfuse.errors import (
 from fdfsfuse.proto import names
 from fdfsfuse.proto.header import pack_header
 from tests.client.names_peer import ATTR, NamesPeer, Received, answer_to, finder
-from tests.client.peers import Peer, PeerConnection, running_peer, unused_address, wait_until
+from tests.client.peers import Peer, PeerConnection, running_peer, unused_address
+from tests.common.waiting import wait_for
 
 LOOKUP = names.Lookup(1, b"a")
 MKDIR = names.Create(1, b"d", 0o40755, 0, 0, 7)
@@ -85,14 +86,14 @@ async def test_answers_in_any_order_and_done_below() -> None:
 
         for name in (b"a", b"b", b"c"):
             nursery.start_soon(look, name)
-        await wait_until(lambda: len(held) == 3)
+        await wait_for(lambda: len(held) == 3)
         await session.call(GETATTR)
         assert peer.received[-1].done_below == 1
         for received in reversed(held):
             assert isinstance(received.request, names.Lookup)
             named = replace(ATTR, ino=ord(received.request.name))
             await peer.answer(peer.connections[0], received.number, named)
-        await wait_until(lambda: len(results) == 3)
+        await wait_for(lambda: len(results) == 3)
         assert {name: attr.ino for name, attr in results.items()} == {b"a": 97, b"b": 98, b"c": 99}
         await session.call(GETATTR)
         assert peer.received[-1].done_below == peer.received[-1].number
@@ -110,7 +111,7 @@ async def test_changes_that_nobody_waits_for_may_be_left_until_somebody_does() -
             session.post(MKDIR, made.append)
         session.hurry()
         session.hurry()
-        await wait_until(lambda: len(made) == 2 * PATIENT_AFTER + 3)
+        await wait_for(lambda: len(made) == 2 * PATIENT_AFTER + 3)
         session.post(MKDIR, made.append)
         await session.call(LOOKUP)
     patient = [r.status == names.PATIENT for r in peer.received]
@@ -133,11 +134,11 @@ async def test_changes_that_were_made_are_told_together() -> None:
 
         for number in range(1, 9):
             session.post(MKDIR, partial(end, number))
-        await wait_until(lambda: len(peer.received) == 8)
+        await wait_for(lambda: len(peer.received) == 8)
         await peer.tell_made((1, 1), (3, 5))
         await peer.answer(peer.connections[-1], 7, errno.ENOSPC)
         await peer.tell_made((5, 6), (8, 100))
-        await wait_until(lambda: len(ended) == 7)
+        await wait_for(lambda: len(ended) == 7)
     assert [number for number, _ in ended] == [1, 3, 4, 5, 7, 6, 8, 2]
     errors = dict(ended)
     assert isinstance(errors[7], StatusError)
@@ -159,7 +160,7 @@ async def test_telling_what_makes_no_sense_costs_the_connection(body: bytes) -> 
     async with session_with(peer) as session:
 
         async def tell() -> None:
-            await wait_until(lambda: len(peer.received) == 1)
+            await wait_for(lambda: len(peer.received) == 1)
             await peer.connections[-1].send(pack_header(len(body), names.MADE) + body)
 
         async with trio.open_nursery() as nursery:
@@ -207,12 +208,12 @@ async def test_unanswered_calls_are_sent_again_in_order() -> None:
     async with session_with(peer) as session, trio.open_nursery() as nursery:
         for request in requests:
             nursery.start_soon(session.call, request)
-        await wait_until(lambda: len(peer.received) == 20)
+        await wait_for(lambda: len(peer.received) == 20)
         sent = [(r.number, r.request) for r in peer.received]
         peer.received.clear()
         peer.respond = lambda r: answer_to(r.request)
         await peer.disconnect()
-        await wait_until(lambda: len(peer.received) == 20)
+        await wait_for(lambda: len(peer.received) == 20)
         assert [(r.number, r.request) for r in peer.received] == sent
 
 
@@ -268,9 +269,9 @@ async def test_a_call_cancelled_in_the_moment_of_its_answer() -> None:
 
         async with trio.open_nursery() as nursery:
             for sent, scope in enumerate(scopes):
-                await wait_until(lambda sent=sent: len(peer.received) == sent)  # type: ignore[misc]
+                await wait_for(lambda sent=sent: len(peer.received) == sent)  # type: ignore[misc]
                 nursery.start_soon(call, scope)
-            await wait_until(lambda: len(peer.received) == 2)
+            await wait_for(lambda: len(peer.received) == 2)
             await trio.testing.wait_all_tasks_blocked()
             for number, scope in enumerate(scopes, 1):
                 scope.cancel()
@@ -354,13 +355,13 @@ async def test_what_became_of_a_change_is_asked_in_a_new_session(
                 results[name] = exc.errno
 
         nursery.start_soon(call, "change", MKDIR)
-        await wait_until(lambda: len(peer.received) == 1)
+        await wait_for(lambda: len(peer.received) == 1)
         nursery.start_soon(call, "read", LOOKUP)
-        await wait_until(lambda: len(peer.received) == 2)
+        await wait_for(lambda: len(peer.received) == 2)
         peer.respond = respond
         peer.ended.add(1)
         await peer.disconnect()
-        await wait_until(lambda: len(results) == 2)
+        await wait_for(lambda: len(results) == 2)
         assert results == {"change": result, "read": ATTR}
         assert lost == [(2, False)]
         assert [o.session for o in peer.opened] == [0, 1, 0]
@@ -384,22 +385,22 @@ async def test_a_change_is_asked_for_over_several_sessions() -> None:
             results.append(await session.call(MKDIR))
 
         nursery.start_soon(call)
-        await wait_until(lambda: len(peer.received) == 1)
+        await wait_for(lambda: len(peer.received) == 1)
         for ended in (1, 2):
             peer.ended.add(ended)
             await peer.disconnect()
             count = ended + 1
-            await wait_until(lambda count=count: len(peer.received) == count)  # type: ignore[misc]
+            await wait_for(lambda count=count: len(peer.received) == count)  # type: ignore[misc]
         # Not done in the first session; the third one ends while it is done there.
         peer.respond = lambda r: (
             names.Outcome(None) if isinstance(r.request, names.FormerOutcome) else None
         )
         await peer.disconnect()
-        await wait_until(lambda: len(peer.received) == 5)
+        await wait_for(lambda: len(peer.received) == 5)
         peer.respond = lambda r: names.Outcome(names.encode(ATTR))
         peer.ended.add(3)
         await peer.disconnect()
-        await wait_until(lambda: bool(results))
+        await wait_for(lambda: bool(results))
         assert results == [ATTR]
         first, third = (
             names.FormerOutcome(s, peer.opened[o].token, i) for s, o, i in ((1, 0, 1), (3, 4, 2))
@@ -545,8 +546,8 @@ async def test_an_idle_session_is_kept_alive() -> None:
     async with session_with(peer) as session:
         await session.call(LOOKUP)
         until = session.lease.until
-        await wait_until(lambda: peer.requests.count(names.KeepAlive()) >= 3)
-        await wait_until(lambda: session.lease.until > until + 0.2)
+        await wait_for(lambda: peer.requests.count(names.KeepAlive()) >= 3)
+        await wait_for(lambda: session.lease.until > until + 0.2)
         assert session.lease.until > boottime()
         assert len(peer.opened) == 1
 
@@ -556,7 +557,7 @@ async def test_a_silent_primary_is_left() -> None:
     async with session_with(peer) as session:
         await session.call(LOOKUP)
         peer.respond = lambda r: None
-        await wait_until(lambda: len(peer.opened) == 2)
+        await wait_for(lambda: len(peer.opened) == 2)
         peer.respond = lambda r: answer_to(r.request)
         assert await session.call(GETATTR) == ATTR
 
@@ -579,7 +580,7 @@ async def test_garbage_costs_the_connection_only(garbage: bytes) -> None:
     async with session_with(peer) as session:
         await session.call(LOOKUP)
         await peer.connections[-1].send(garbage)
-        await wait_until(lambda: len(peer.opened) == 2)
+        await wait_for(lambda: len(peer.opened) == 2)
         assert await session.call(LOOKUP) == ATTR
 
 
@@ -603,7 +604,7 @@ async def test_leaving_fails_what_is_open() -> None:
                     await session.call(LOOKUP)
 
             nursery.start_soon(look)
-            await wait_until(lambda: len(peer.received) == 1)
+            await wait_for(lambda: len(peer.received) == 1)
         with pytest.raises(UsageError):
             await session.call(LOOKUP)
 
@@ -665,6 +666,6 @@ async def test_a_push_between_lone_calls_is_read() -> None:
         await session.call(LOOKUP)
         await session.call(LOOKUP)
         await peer.push(names.NotPrimaryAnyMore())
-        await wait_until(lambda: len(peer.opened) == 2)
+        await wait_for(lambda: len(peer.opened) == 2)
         assert pushed == [names.NotPrimaryAnyMore()]
         assert await session.call(GETATTR) == ATTR

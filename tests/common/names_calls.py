@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import trio
 from fdfsfuse.client.names import NamesSession
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names
-from fdfsfuse.proto.header import pack_header
+from fdfsfuse.proto.header import HEADER_SIZE, pack_header
 from tests.common.names_server import HOST, NamesServer
+from tests.common.streams import receive
 
 NOW = 1_700_000_000_123_456_789
 FILE = stat.S_IFREG | 0o640
@@ -55,11 +56,8 @@ async def exchange(server: NamesServer, command: int, body: bytes) -> int:
     stream = await trio.open_tcp_stream(HOST, server.port)
     async with stream:
         await stream.send_all(pack_header(len(body), command) + body)
-        answer = b""
-        while len(answer) < 10:
-            chunk = await stream.receive_some(10 - len(answer))
-            assert chunk
-            answer += chunk
+        answer = await receive(stream, HEADER_SIZE)
+        assert len(answer) == HEADER_SIZE, "the connection was closed"
         return answer[9]
 
 
@@ -91,9 +89,3 @@ async def plain_upload(server: NamesServer, data: bytes) -> str:
     server.store.creations.write_at(location, data)
     await trio.lowlevel.checkpoint()
     return location.name
-
-
-async def wait_for(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(60):
-        while not condition():  # noqa: ASYNC110 - the condition has no event
-            await trio.sleep(0.01)

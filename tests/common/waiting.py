@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import trio
+
 _T = TypeVar("_T")
 
 POLL_S = 0.01
@@ -33,3 +35,16 @@ def wait_until(
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}")
         time.sleep(poll_s)
+
+
+async def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Let other tasks go on until *condition*, which has no event, holds.
+
+    It is looked at so seldom that a server in this process may rest meanwhile.
+
+    Raises:
+        trio.TooSlowError: it did not hold within *timeout_s*.
+    """
+    with trio.fail_after(timeout_s):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(POLL_S)

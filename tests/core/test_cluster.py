@@ -16,28 +16,14 @@ from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.cluster import (
     Brief,
     DiskReport,
-    Join,
     SyncReport,
     SyncSource,
 )
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus as S
+from tests.common.joins import new_storage
 
-JOIN = Join(
-    group="group1",
-    port=23000,
-    store_path_count=1,
-    subdir_count_per_path=256,
-    upload_priority=10,
-    join_time=1,
-    up_time=2,
-    version="6.16.1",
-    init_flag=True,
-    status=0,
-    storage_id="",
-    tracker_ip="10.0.9.9",
-    trackers=("10.0.9.9:22122",),
-)
+JOIN = new_storage("10.0.9.9", "10.0.9.9:22122")
 A, B, C = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 
 

@@ -20,6 +20,7 @@ from fdfsfuse.proto.header import HEADER_SIZE, pack_response, unpack_header
 from fdfsfuse.proto.parameters import Parameters
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus
+from tests.common.streams import receive
 from tests.daemons.tracker_server import TRACKER_IP, TestTracker
 
 STORAGE_IP = "127.0.0.21"
@@ -129,9 +130,9 @@ class ScriptedTracker:
     async def _serve(self, stream: trio.SocketStream) -> None:
         self.connections += 1
         async with stream:
-            while len(head := await _read(stream, HEADER_SIZE)) == HEADER_SIZE:
+            while len(head := await receive(stream, HEADER_SIZE)) == HEADER_SIZE:
                 header = unpack_header(head)
-                body = await _read(stream, header.length)
+                body = await receive(stream, header.length)
                 self.requests.append((header.command, body))
                 answer = self.answer(header.command, body)
                 if answer is None:
@@ -150,19 +151,6 @@ class _Started(trio.TaskStatus[Any]):
 
     def started(self, value: Any = None) -> None:
         self._status.started()
-
-
-async def _read(stream: trio.SocketStream, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        try:
-            chunk = await stream.receive_some(count - len(data))
-        except trio.BrokenResourceError:
-            break
-        if not chunk:
-            break
-        data += chunk
-    return data
 
 
 @asynccontextmanager

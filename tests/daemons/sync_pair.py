@@ -29,13 +29,8 @@ from fdfsfuse.proto.header import Header, pack_response
 from fdfsfuse.proto.tracker import ServerStatus
 from fdfsfuse.server.connection import FramedConnection
 from fdfsfuse.server.tcp import TcpServer, open_listeners
+from tests.common.waiting import wait_for
 from tests.daemons.storage_server import GROUP, Client, make_config, open_store
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until *condition* is true; the caller has a deadline."""
-    while not condition():  # noqa: ASYNC110
-        await trio.sleep(0.002)
 
 
 class FakeMembers:
@@ -127,7 +122,7 @@ class Node:
             pusher = self.replication.pushers.get(peer.id)
             return pusher is not None and pusher.acked == self.store.binlog.position
 
-        await until(has_all)
+        await wait_for(has_all)
 
     def server_stops(self) -> None:
         """Accept no connections any more."""

@@ -17,7 +17,8 @@ from fdfsfuse.server import hub, tcp
 from fdfsfuse.server.connection import FramedConnection
 from fdfsfuse.server.hub import EndConnection
 from fdfsfuse.server.tcp import TcpServer, open_listeners
-from tests.common.names_calls import wait_for
+from tests.common.streams import receive
+from tests.common.waiting import wait_for
 
 ECHO, REFUSE, FAIL, SLOW, WAKE, LARGE, WATCH = range(1, 8)
 ENOUGH = 8
@@ -121,13 +122,7 @@ class Client:
         await self.stream.send_all(data)
 
     async def receive(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            more = await self.stream.receive_some(count - len(data))
-            if not more:
-                break
-            data += more
-        return data
+        return await receive(self.stream, count)
 
     async def ask(self, body: bytes, command: int = ECHO) -> bytes:
         await self.send(packet(body, command))

@@ -26,7 +26,8 @@ from fdfsfuse.proto.fileid import Location
 from fdfsfuse.proto.storage import Truncate
 from fdfsfuse.proto.tracker import ServerStatus
 from tests.common.names_calls import NOW, make, store
-from tests.daemons.sync_pair import Node, run_node, sync_config, until
+from tests.common.waiting import wait_for
+from tests.daemons.sync_pair import Node, run_node, sync_config
 
 
 def at(offset: int) -> BinlogPosition:
@@ -76,7 +77,7 @@ class World:
         """Add a peer and wait until it counts."""
         peer = self.peers[peer_id] = FakePeer(acked=self.end, progress_at=trio.current_time())
         self.set.at_rest(peer_id)
-        await until(lambda: peer_id in self.set.members)
+        await wait_for(lambda: peer_id in self.set.members)
         return peer
 
 
@@ -128,11 +129,11 @@ async def test_a_peer_is_in_sync_only_with_what_was_acknowledged_before(tmp_path
         w.end = at(100)  # acknowledged, while there was nobody to wait for
         w.peers["a"] = FakePeer(acked=at(90))
         w.set.at_rest("a")
-        await until(lambda: w.set.counts)
+        await wait_for(lambda: w.set.counts)
         assert w.set.hold(at(100), lambda: None)
         assert not (tmp_path / NAME).exists()
         w.move("a", 100)
-        await until(lambda: "a" in w.set.members)
+        await wait_for(lambda: "a" in w.set.members)
         assert w.file() == ["a"]
 
 
@@ -141,7 +142,7 @@ async def test_a_peer_that_loses_touch_while_it_joins(tmp_path: Path) -> None:
         w.end = at(100)
         w.peers["a"] = FakePeer(acked=at(90))
         w.set.at_rest("a")
-        await until(lambda: w.set.counts)
+        await wait_for(lambda: w.set.counts)
         w.peers["a"].caught_up = False
         w.set.progress()
         await w.set.wait(at(100))
@@ -158,7 +159,7 @@ def test_a_silent_peer_is_put_out_on_disk_first(tmp_path: Path) -> None:
             started = trio.current_time()
             w.set.changed = lambda: seen.append([*w.set.members, "told"])
             w.set.hold(at(100), lambda: seen.append(w.file()))
-            await until(lambda: len(seen) == 2)
+            await wait_for(lambda: len(seen) == 2)
             assert seen == [["told"], []]
             assert trio.current_time() - started >= 3.0
             assert "did not get on" in w.set.put_out["a"]
@@ -199,7 +200,7 @@ async def volume(tmp_path: Path) -> AsyncIterator[tuple[Node, Node, NamesSession
         ):
             a.meet(b)
             b.meet(a)
-            await until(lambda: "2" in a.replication.in_sync.members)
+            await wait_for(lambda: "2" in a.replication.in_sync.members)
             yield a, b, session
 
 
@@ -312,17 +313,17 @@ async def test_a_mount_goes_on_without_a_storage_that_is_gone(tmp_path: Path) ->
             async with run_node(tmp_path / "b", "2") as b:
                 a.meet(b)
                 port = b.port
-                await until(lambda: "2" in a.replication.in_sync.members)
+                await wait_for(lambda: "2" in a.replication.in_sync.members)
             ino = await make(session, b"file")
             attr = await store(session, ino, b"content")
             listed = tmp_path / "a/base/data/names" / NAME
             assert json.loads(listed.read_bytes()) == {"in_sync": []}
             async with run_node(tmp_path / "b", "2", port=port) as b:
-                await until(lambda: "2" in a.replication.in_sync.members)
+                await wait_for(lambda: "2" in a.replication.in_sync.members)
                 assert b.content(attr.file_id) == b"content"
                 attr = await store(session, ino, b"more content")
                 # Not "is there": with so short a timeout a busy machine may put it out again.
-                await until(lambda: b.content(attr.file_id) == b"more content")
+                await wait_for(lambda: b.content(attr.file_id) == b"more content")
 
 
 async def test_a_mount_hears_who_is_in_sync_before_what_they_lack_is_acknowledged(
@@ -336,12 +337,12 @@ async def test_a_mount_hears_who_is_in_sync_before_what_they_lack_is_acknowledge
             run_node(tmp_path / "b", "2") as b,
             a.session(on_push=heard.append) as session,
         ):
-            await until(lambda: heard == [names.InSync([])])
+            await wait_for(lambda: heard == [names.InSync([])])
             a.meet(b)
-            await until(lambda: heard[-1] == names.InSync(["2"]))
+            await wait_for(lambda: heard[-1] == names.InSync(["2"]))
             f = await make(session, b"f")
             async with a.session(on_push=heard.append):
-                await until(lambda: len(heard) == 3)
+                await wait_for(lambda: len(heard) == 3)
                 assert heard[2] == names.InSync(["2"])
             b.server_stops()
             a.cut(b)
@@ -361,13 +362,13 @@ async def test_a_machine_that_was_restarted_is_out_of_sync_until_it_has_all_agai
             async with run_node(tmp_path / "b", "2", boot_id="first") as b:
                 a.meet(b)
                 port = b.port
-                await until(lambda: "2" in a.replication.in_sync.members)
+                await wait_for(lambda: "2" in a.replication.in_sync.members)
                 ino = await make(session, b"file")
                 attr = await store(session, ino, b"content")
                 b.path(attr.file_id).unlink()  # it had not been written to the disk
             async with run_node(tmp_path / "b", "2", boot_id="second", port=port) as b:
-                await until(lambda: "out of sync: its machine was restarted" in caplog.text)
-                await until(lambda: "2" in a.replication.in_sync.members)
+                await wait_for(lambda: "out of sync: its machine was restarted" in caplog.text)
+                await wait_for(lambda: "2" in a.replication.in_sync.members)
                 assert b.content(attr.file_id) == b"content"
 
 
@@ -380,7 +381,7 @@ async def test_copies_outlive_it_that_the_machine_of_the_names_loses_its_power(
         async with run_node(tmp_path / "b", "2") as b:
             async with run_node(tmp_path / "a", "1", names=True, config=config) as a:
                 a.meet(b)
-                await until(lambda: "2" in a.replication.in_sync.members)
+                await wait_for(lambda: "2" in a.replication.in_sync.members)
                 async with a.session() as session:
                     attr = await store(session, await make(session, b"file"), b"content")
                 a.store.write_metadata(a.store.locate(attr.file_id), b"k\x02v")
@@ -415,8 +416,8 @@ async def test_changes_by_id_on_the_other_storage_reach_the_tree(tmp_path: Path)
         assert a.names is not None
         assert a.names.tree is not None
         reads = a.names.tree.reads
-        await until(lambda: reads.lookup(names.Lookup(names.ROOT_INO, b"grows")).size == 12)
-        await until(lambda: not reads.has_inode(attr.file_id))
+        await wait_for(lambda: reads.lookup(names.Lookup(names.ROOT_INO, b"grows")).size == 12)
+        await wait_for(lambda: not reads.has_inode(attr.file_id))
 
 
 async def replication_status(node: Node) -> dict[str, cluster_status.PeerReplication]:
@@ -436,7 +437,7 @@ async def test_status(tmp_path: Path) -> None:
         assert (await replication_status(b))["1"].in_sync is False
         b.server_stops()
         a.cut(b)
-        await until(lambda: bool(a.replication.pushers["2"].problem))
+        await wait_for(lambda: bool(a.replication.pushers["2"].problem))
         async with a.connect() as client:
             await client.upload(b"12345")
             await client.upload(b"1234567")
@@ -479,7 +480,7 @@ async def test_waiting_for_copies(tmp_path: Path) -> None:
 
                 for count in (2, 2, 2):
                     nursery.start_soon(keep, count)
-                await until(lambda: a.replication._progress.statistics().tasks_waiting == 3)
+                await wait_for(lambda: a.replication._progress.statistics().tasks_waiting == 3)
                 a.meet(b)
             assert answers == [(0, copies.encode(copies.Copies(2)))] * 3
             assert b.content(name) == b"content"

@@ -15,7 +15,8 @@ from fdfsfuse.proto.cluster import SyncSource
 from fdfsfuse.proto.mark import Mark
 from fdfsfuse.proto.storage import Truncate
 from fdfsfuse.proto.tracker import ServerStatus
-from tests.daemons.sync_pair import Node, run_node, until
+from tests.common.waiting import wait_for
+from tests.daemons.sync_pair import Node, run_node
 
 S = ServerStatus
 
@@ -55,7 +56,7 @@ async def test_a_new_member_is_filled_while_changes_go_on(tmp_path: Path) -> Non
                     b.meet(c, S.WAIT_SYNC, source)
                     names += [await at_a.upload(b"later %d" % i) for i in range(20)]
                     late = await at_b.upload(b"late from b")
-                    await until(lambda: reported(a) == [S.SYNCING, S.OFFLINE])
+                    await wait_for(lambda: reported(a) == [S.SYNCING, S.OFFLINE])
                     assert reported(b) == []
                     assert a.members.members[-1].status is S.OFFLINE
                     a.meet(c, S.ACTIVE, source)
@@ -69,7 +70,7 @@ async def test_a_new_member_is_filled_while_changes_go_on(tmp_path: Path) -> Non
                     assert c.files() == a.files() == b.files()
                     assert set(names) <= {f"M00/{name}" for name in c.files()}
                     assert all(line[0].islower() for line in c.lines())
-                await until(
+                await wait_for(
                     lambda: Mark.decode(mark_path(tmp_path / "a", "3").read_bytes()).sync_old_done
                 )
         done = Mark.decode(mark_path(tmp_path / "a", "3").read_bytes())
@@ -87,14 +88,14 @@ async def test_source_and_destination_restart_in_the_middle(tmp_path: Path) -> N
             expected = a.files()
         async with run_node(tmp_path / "a", "1") as a, run_node(tmp_path / "b", "2") as b:
             a.meet(b, S.WAIT_SYNC, source)
-            await until(lambda: len(b.files()) > 10)
+            await wait_for(lambda: len(b.files()) > 10)
         async with run_node(tmp_path / "b", "2") as b:
             async with run_node(tmp_path / "a", "1") as a:
                 a.meet(b, S.SYNCING, source)
-                await until(lambda: len(b.files()) > 100)
+                await wait_for(lambda: len(b.files()) > 100)
             async with run_node(tmp_path / "a", "1") as a:
                 a.meet(b, S.SYNCING, source)
-                await until(lambda: reported(a) == [S.OFFLINE])
+                await wait_for(lambda: reported(a) == [S.OFFLINE])
                 assert b.files() == expected
 
 
@@ -106,10 +107,10 @@ async def test_completion_that_was_not_told_is_told_after_a_restart(tmp_path: Pa
                 async with a.connect() as client:
                     await client.upload(b"content")
                 a.meet(b, S.WAIT_SYNC, source)
-                await until(lambda: S.OFFLINE in reported(a))
+                await wait_for(lambda: S.OFFLINE in reported(a))
             async with run_node(tmp_path / "a", "1") as a:
                 a.meet(b, S.SYNCING, source)  # the tracker did not hear it
-                await until(lambda: reported(a) == [S.OFFLINE])
+                await wait_for(lambda: reported(a) == [S.OFFLINE])
 
 
 async def test_a_member_that_comes_back_empty_gets_everything_again(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ async def test_a_member_that_comes_back_empty_gets_everything_again(tmp_path: Pa
                 a.meet(b)
                 await a.wait_until_has_all(b)
             a.members.set(b.brief(S.DELETED))
-            await until(lambda: "2" not in a.replication.pushers)
+            await wait_for(lambda: "2" not in a.replication.pushers)
             line = ChangelogLine(1, "group1", "2", S.DELETED)
             a.members.on_changelog(line)
             a.members.on_changelog(line)  # another tracker tells it as well
@@ -129,7 +130,7 @@ async def test_a_member_that_comes_back_empty_gets_everything_again(tmp_path: Pa
             assert list((tmp_path / "a/base/data/sync").glob("2.mark.20*"))
             async with run_node(tmp_path / "new", "2") as b:
                 a.meet(b, S.WAIT_SYNC, SyncSource("1", int(time.time())))
-                await until(lambda: S.OFFLINE in reported(a))
+                await wait_for(lambda: S.OFFLINE in reported(a))
                 assert b.content(name) == b"content"
 
 
@@ -144,7 +145,7 @@ async def test_a_member_that_begins_anew_while_it_is_pushed_to(tmp_path: Path) -
             b.path(name).unlink()
             a.meet(b, S.INIT)
             a.meet(b, S.WAIT_SYNC, SyncSource("1", int(time.time())))
-            await until(lambda: S.OFFLINE in reported(a))
+            await wait_for(lambda: S.OFFLINE in reported(a))
             assert b.content(name) == b"content"
 
 
@@ -155,7 +156,7 @@ async def test_a_mark_follows_its_peer_to_another_id(tmp_path: Path) -> None:
                 a.meet(b)
                 await a.wait_until_has_all(b)
             a.members.set(b.brief(S.IP_CHANGED))
-            await until(lambda: "2" not in a.replication.pushers)
+            await wait_for(lambda: "2" not in a.replication.pushers)
             a.members.on_changelog(ChangelogLine(1, "group1", "2", S.IP_CHANGED, "4"))
             assert not mark_path(tmp_path / "a", "2").exists()
             assert mark_path(tmp_path / "a", "4").exists()
@@ -227,7 +228,7 @@ async def test_a_peer_that_lost_its_power_gets_the_last_stretch_again(tmp_path: 
                 lose(b, grows, b"0123" + bytes(5))
                 lose(b, whole + "-m", b"\0\0\0")
             async with run_node(tmp_path / "b", "2", boot_id="second", port=port) as b:
-                await until(lambda: b.files() == expected)
+                await wait_for(lambda: b.files() == expected)
                 await a.wait_until_has_all(b)
                 count = len(b.lines())
             async with run_node(tmp_path / "b", "2", boot_id="second", port=port) as b:

@@ -16,6 +16,7 @@ from fdfsfuse.proto.cluster import Brief, Join, SyncSource
 from fdfsfuse.proto.header import pack_response
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.proto.tracker import ServerStatus
+from tests.common.waiting import wait_for
 from tests.daemons.membership_node import (
     PLACE,
     PORT,
@@ -26,7 +27,7 @@ from tests.daemons.membership_node import (
     scripted,
     storage_config,
 )
-from tests.daemons.tracker_server import TRACKER_IP, running_tracker, wait_for
+from tests.daemons.tracker_server import TRACKER_IP, running_tracker
 
 # With a tracker of ours ---------------------------------------------------------------------------
 

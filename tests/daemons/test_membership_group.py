@@ -16,6 +16,7 @@ from fdfsfuse.proto.cluster import Brief, Changes, Join, Joined, SyncReport, Syn
 from fdfsfuse.proto.cluster_status import FounderAnswer, FounderQuery, decode, encode
 from fdfsfuse.proto.parameters import Parameters
 from fdfsfuse.proto.tracker import ServerStatus
+from tests.common.waiting import wait_for
 from tests.daemons.membership_node import (
     STORAGE_IP,
     Telling,
@@ -25,7 +26,7 @@ from tests.daemons.membership_node import (
     scripted,
     storage_config,
 )
-from tests.daemons.tracker_server import TRACKER_IP, wait_for
+from tests.daemons.tracker_server import TRACKER_IP
 
 
 async def test_the_list_of_the_group_is_merged_and_observed(tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ from tests.common.names_calls import (
     plain_upload,
     status_of,
     store,
-    wait_for,
 )
 from tests.common.names_server import NamesServer, names_server
+from tests.common.waiting import wait_for
 
 
 class Holder:

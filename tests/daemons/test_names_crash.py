@@ -28,8 +28,8 @@ from fdfs_storage.names.work import Work
 from fdfsfuse.core.names_log import Position
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.names_record import Op, Record
-from tests.common.names_calls import wait_for
 from tests.common.names_server import open_tree
+from tests.common.waiting import wait_for
 
 ROOT = names.ROOT_INO
 NOW = 1_700_000_000_000_000_000

@@ -27,17 +27,9 @@ from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.header import pack_header
 from fdfsfuse.server.connection import FramedConnection
 from fdfsfuse.server.hub import Hub
-from tests.common.names_calls import (
-    DIRECTORY,
-    FILE,
-    NOW,
-    ROOT,
-    content,
-    make,
-    status_of,
-    wait_for,
-)
+from tests.common.names_calls import DIRECTORY, FILE, NOW, ROOT, content, make, status_of
 from tests.common.names_server import HOST, NamesServer, names_server
+from tests.common.waiting import wait_for
 
 DATA = b"made without asking"
 

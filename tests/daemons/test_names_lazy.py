@@ -19,8 +19,9 @@ from fdfs_storage.names import engine
 from fdfs_storage.names.log import segment_name
 from fdfsfuse.errors import DeadlineExceeded, StatusError
 from fdfsfuse.proto import names
-from tests.common.names_calls import FILE, NOW, ROOT, make, store, wait_for
+from tests.common.names_calls import FILE, NOW, ROOT, make, store
 from tests.common.names_server import names_server, open_tree
+from tests.common.waiting import wait_for
 from tests.daemons.test_names_crash import check, entries
 
 

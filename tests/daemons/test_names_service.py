@@ -30,11 +30,11 @@ from tests.common.names_calls import (
     plain_upload,
     status_of,
     store,
-    wait_for,
     write_object,
 )
 from tests.common.names_server import HOST, NamesServer, names_server
 from tests.common.session import BlockingSession
+from tests.common.waiting import wait_for
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from fdfsfuse.proto.derived import CreateLink
 from fdfsfuse.proto.mark import Mark
 from fdfsfuse.proto.storage import FileRequest, ModifyHead, SlaveHead, StoredFile, Truncate
 from fdfsfuse.proto.tracker import ServerStatus
+from tests.common.waiting import wait_for
 from tests.daemons.storage_server import GROUP, Client
-from tests.daemons.sync_pair import Node, run_node, until
+from tests.daemons.sync_pair import Node, run_node
 from tests.daemons.trunk_file import trunk_name, write_slot
 
 
@@ -290,7 +291,7 @@ async def test_bytes_that_were_cut_off_before_they_were_sent(tmp_path: Path, cut
                 await a.wait_until_has_all(b)
                 a.meet(b, ServerStatus.OFFLINE)
                 a.cut(b)
-                await until(lambda: a.replication.pushers[b.id].link is None)
+                await wait_for(lambda: a.replication.pushers[b.id].link is None)
                 for command, head, data in (
                     (34, ModifyHead(name, 10, 6), b"abcdef"),
                     (36, Truncate(name, cut_at), b""),
@@ -332,7 +333,7 @@ async def test_appender_whose_new_name_was_deleted_before_the_peer_came_back(
                 assert b.content(old) == b"content"
                 a.meet(b, ServerStatus.OFFLINE)
                 a.cut(b)
-                await until(lambda: a.replication.pushers[b.id].link is None)
+                await wait_for(lambda: a.replication.pushers[b.id].link is None)
                 status, body = await client.call(38, old.encode())
                 assert status == 0
                 assert await client.delete(StoredFile.decode(body).name) == 0
@@ -452,7 +453,7 @@ async def test_a_removed_peer(tmp_path: Path) -> None:
     async with pair(tmp_path) as (a, b):
         await a.wait_until_has_all(b)
         a.members.set(b.brief(ServerStatus.DELETED))
-        await until(lambda: "2" not in a.replication.pushers)
+        await wait_for(lambda: "2" not in a.replication.pushers)
         async with a.connect() as client:
             name = await client.upload(b"content")
         a.meet(b)

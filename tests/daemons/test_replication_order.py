@@ -19,8 +19,9 @@ from fdfsfuse.proto.header import pack_header
 from fdfsfuse.proto.storage import AppendHead, StoredFile
 from fdfsfuse.proto.sync import DeleteFile, TwoNames
 from fdfsfuse.proto.tracker import ServerStatus
+from tests.common.waiting import wait_for
 from tests.daemons.storage_server import GROUP
-from tests.daemons.sync_pair import Node, run_node, until
+from tests.daemons.sync_pair import Node, run_node
 
 
 class Clock:
@@ -42,7 +43,7 @@ async def part(a: Node, b: Node) -> None:
     for one, other in ((a, b), (b, a)):
         pusher = one.replication.pushers[other.id]
         # Without anything to send there is no connection yet, perhaps.
-        await until(partial(_is_connected, pusher))
+        await wait_for(partial(_is_connected, pusher))
         one.meet(other, ServerStatus.OFFLINE)
         one.cut(other)
         while _is_connected(pusher):  # noqa: ASYNC110
@@ -179,7 +180,7 @@ async def test_a_whole_file_goes_over_without_what_is_being_appended(tmp_path: P
                     data = pack_header(len(head) + 2 * CHUNK, 24) + head + bytes(CHUNK + 1)
                     await breaking.send(data)
                     path = a.path(each)
-                    await until(lambda path=path, size=size: path.stat().st_size > size)  # type: ignore[misc]
+                    await wait_for(lambda path=path, size=size: path.stat().st_size > size)  # type: ignore[misc]
                 a.meet(b)
                 await a.wait_until_has_all(b)
                 assert {each: len(b.content(each) or b"") for each in begun} == begun

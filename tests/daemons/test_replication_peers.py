@@ -19,8 +19,9 @@ from fdfsfuse.proto.cluster import Brief
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response, unpack_header
 from fdfsfuse.proto.sync import HelloAnswer, SyncCommand
 from fdfsfuse.proto.tracker import ServerStatus
+from tests.common.waiting import wait_for
 from tests.daemons.storage_server import Client
-from tests.daemons.sync_pair import Node, run_node, sync_config, until
+from tests.daemons.sync_pair import Node, run_node, sync_config
 
 
 class ScriptedPeer:
@@ -81,14 +82,14 @@ async def test_connection_that_breaks_while_the_last_stretch_is_sent_again(tmp_p
     with trio.fail_after(60):
         async with run_node(tmp_path / "a", "1") as a, scripted(a) as peer, a.connect() as client:
             name = await client.upload(b"0123", appender=True)
-            await until(lambda: has_all(a))
+            await wait_for(lambda: has_all(a))
             await client.append(name, b"4567")
-            await until(lambda: has_all(a))
+            await wait_for(lambda: has_all(a))
             peer.boot_id, peer.answers = "second", 1
             a.cut("2")
-            await until(lambda: len(peer.requests) >= 3)
+            await wait_for(lambda: len(peer.requests) >= 3)
             peer.answers = None
-            await until(lambda: has_all(a))
+            await wait_for(lambda: has_all(a))
             again = [command for commands in peer.requests[1:] for command in commands]
             assert SyncCommand.MODIFY in again
             assert SyncCommand.APPEND not in again
@@ -111,13 +112,13 @@ async def test_a_peer_that_was_without_power_for_long(
                     name = await client.upload(b"content")
                 await a.wait_until_has_all(b)
                 pusher = a.replication.pushers["2"]
-            await until(partial(_has_no_link, pusher))
+            await wait_for(partial(_has_no_link, pusher))
             for _ in range(3):
                 passed[0] += 1000
                 await pusher.write_mark()
             (tmp_path / "b/path0/data" / name[4:]).unlink()
             async with run_node(tmp_path / "b", "2", boot_id="second", port=port) as b:
-                await until(lambda: b.content(name) == b"content")
+                await wait_for(lambda: b.content(name) == b"content")
 
 
 def _has_no_link(pusher: Pusher) -> bool:
@@ -133,7 +134,7 @@ async def test_a_peer_that_does_not_answer_while_more_is_sent(tmp_path: Path) ->
             scripted(a) as peer,
             a.connect() as client,
         ):
-            await until(lambda: has_all(a))
+            await wait_for(lambda: has_all(a))
             peer.answers = -1
             for _ in range(200):
                 await client.upload(b"content")

@@ -26,7 +26,8 @@ from fdfs_storage.replication.stream import Stream
 from fdfs_storage.transfer import crc32
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.fileid import Location
-from tests.daemons.sync_pair import Node, run_node, sync_config, until
+from tests.common.waiting import wait_for
+from tests.daemons.sync_pair import Node, run_node, sync_config
 
 
 @asynccontextmanager
@@ -38,7 +39,7 @@ async def caught_up_pair(tmp_path: Path) -> AsyncIterator[tuple[Node, Node]]:
             b.meet(a)
             for node in (a, b):
                 (pusher,) = node.replication.pushers.values()
-                await until(lambda pusher=pusher: pusher.caught_up)  # type: ignore[misc]
+                await wait_for(lambda pusher=pusher: pusher.caught_up)  # type: ignore[misc]
             # Both tasks wait for news now, unless they have just been woken.
             await trio.testing.wait_all_tasks_blocked(0.01)
             yield a, b
@@ -98,7 +99,7 @@ async def test_answers_that_have_arrived_are_taken_without_a_turn_of_the_loop(
             context.setattr(link, "receive_nowait", not_yet)
             with in_sync.gathered():
                 make(a, b"first")
-            await until(lambda: bool(select.select([link._sock], [], [], 0)[0]))
+            await wait_for(lambda: bool(select.select([link._sock], [], [], 0)[0]))
         assert pusher.acked < a.store.binlog.position
         in_sync.look()
         assert pusher.acked == a.store.binlog.position
@@ -157,7 +158,7 @@ async def test_no_keep_alive_goes_into_the_middle_of_a_request(
         ):
             a.meet(b)
             pusher = next(iter(a.replication.pushers.values()))
-            await until(lambda: pusher.caught_up)
+            await wait_for(lambda: pusher.caught_up)
             stream, link = pusher._stream, pusher.link
             assert stream is not None
             assert link is not None
@@ -172,7 +173,7 @@ async def test_no_keep_alive_goes_into_the_middle_of_a_request(
             change_then = AtTheEndOfTheWait(stream, change)
             monkeypatch.setattr(stream, "_wait_for_news", change_then.wait)
             trio.lowlevel.add_instrument(change_then)
-            await until(lambda: change_then.done)
+            await wait_for(lambda: change_then.done)
             await a.wait_until_has_all(b)
             trio.lowlevel.remove_instrument(change_then)
             assert b.content(made[0].name) == b"0" * 1000

@@ -15,8 +15,9 @@ import trio
 from fdfs_storage.replication import requests, stream
 from fdfsfuse.proto.cluster_status import REPLICATION_STATUS, ReplicationStatus, decode
 from fdfsfuse.proto.copies import WAIT_FOR_COPIES, WaitForCopies, encode
+from tests.common.waiting import wait_for
 from tests.daemons.storage_server import GROUP
-from tests.daemons.sync_pair import Node, run_node, sync_config, until
+from tests.daemons.sync_pair import Node, run_node, sync_config
 from tests.daemons.trunk_file import trunk_name, write_slot
 
 LARGE = random.Random(1).randbytes(3 << 20)
@@ -93,14 +94,14 @@ async def test_the_rest_goes_on(
             disk.bad = {str(a.path(names[0]))}
             async with run_node(tmp_path / "a", "1", config=config) as a:
                 a.meet(b)
-                await until(lambda: b.content(names[1]) == LARGE)
-                await until(lambda: b.content(appender) == b"begin and end")
+                await wait_for(lambda: b.content(names[1]) == LARGE)
+                await wait_for(lambda: b.content(appender) == b"begin and end")
                 while await told(a) != 1:  # noqa: ASYNC110
                     await trio.sleep(0.01)
                 assert b.content(names[0]) is None
                 disk.bad.clear()
                 a.cut(b)
-                await until(lambda: b.content(names[0]) == b"bad")
+                await wait_for(lambda: b.content(names[0]) == b"bad")
                 while await told(a):  # noqa: ASYNC110
                     await trio.sleep(0.01)
             assert not list((tmp_path / "a").rglob("*.unreadable"))
@@ -115,7 +116,7 @@ async def test_what_somebody_may_wait_for_is_not_left_out(tmp_path: Path, disk: 
                 a.meet(b)
                 b.meet(a)
                 pusher = a.replication.pushers[b.id]
-                await until(lambda: "bad sector" in pusher.problem)
+                await wait_for(lambda: "bad sector" in pusher.problem)
                 assert await told(a) == 0
                 disk.bad.clear()
                 await a.wait_until_has_all(b)
@@ -129,7 +130,7 @@ async def test_a_new_change_of_a_file_that_was_left_out_is_brought_at_once(tmp_p
                 name = await client.upload(b"content")
             a.meet(b)
             pusher = a.replication.pushers[b.id]
-            await until(lambda: pusher.caught_up)
+            await wait_for(lambda: pusher.caught_up)
             assert pusher.unreadable is not None
             location = a.store.locate(name)
             a.store.write_metadata(location, b"a\x021")
@@ -156,7 +157,7 @@ async def test_no_file_is_left_out_because_too_many_are_open(
             disk.bad, disk.problem = {str(a.path(name))}, errno.EMFILE
             a.meet(b)
             pusher = a.replication.pushers[b.id]
-            await until(lambda: bool(pusher.problem))
+            await wait_for(lambda: bool(pusher.problem))
             assert await told(a) == 0
             disk.bad.clear()
             await a.wait_until_has_all(b)

@@ -45,13 +45,8 @@ from fdfsfuse.proto.tracker import (
 )
 from fdfsfuse.proto.tracker_peers import TrackerStatus
 from tests.common.vectors import CLUSTER
-from tests.daemons.tracker_server import (
-    CLIENT_IP,
-    TRACKER_IP,
-    Clock,
-    running_tracker,
-    wait_for,
-)
+from tests.common.waiting import wait_for
+from tests.daemons.tracker_server import CLIENT_IP, TRACKER_IP, Clock, running_tracker
 
 # The life of a storage ----------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fdfsfuse.proto.cluster import Join
 from fdfsfuse.proto.header import pack_header, pack_response
 from tests.common.cluster import free_port, loopback_network
+from tests.common.joins import new_storage
 from tests.common.processes import Process, program
 
 JOIN_REPLY = pack_response(bytes(17))
@@ -115,21 +115,7 @@ def test_a_port_in_use_is_code_1(
 
 def test_kill_9_loses_no_acknowledged_join(tracker: Process, address: tuple[str, int]) -> None:
     storage = address[0].rpartition(".")[0] + ".3"
-    join = Join(
-        group="group1",
-        port=23000,
-        store_path_count=1,
-        subdir_count_per_path=256,
-        upload_priority=10,
-        join_time=1,
-        up_time=2,
-        version="6.16.1",
-        init_flag=True,
-        status=0,
-        storage_id="",
-        tracker_ip=address[0],
-        trackers=(f"{address[0]}:{address[1]}",),
-    ).encode()
+    join = new_storage(address[0], f"{address[0]}:{address[1]}").encode()
     tracker.start()
     request = pack_header(len(join), 81) + join
     assert exchange(address, storage, request, len(JOIN_REPLY)) == JOIN_REPLY

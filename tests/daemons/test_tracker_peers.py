@@ -30,14 +30,8 @@ from fdfsfuse.proto.cluster_status import (
     encode,
 )
 from fdfsfuse.proto.tracker import ServerRequest, ServerStatus, decode_storage_stats
-from tests.daemons.tracker_server import (
-    TRACKER_IP,
-    Clock,
-    Peer,
-    TestTracker,
-    running_tracker,
-    wait_for,
-)
+from tests.common.waiting import wait_for
+from tests.daemons.tracker_server import TRACKER_IP, Clock, Peer, TestTracker, running_tracker
 
 FAST = Timing(0.02, (0.05, 0.2), 0.02, (0.02, 0.02), 0.05, 5.0)
 A, B = "127.0.0.21", "127.0.0.22"

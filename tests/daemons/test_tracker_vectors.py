@@ -30,13 +30,8 @@ from fdfsfuse.proto.tracker import (
     decode_storage_stats,
 )
 from tests.common.vectors import CLIENT, Vector
-from tests.daemons.tracker_server import (
-    TRACKER_IP,
-    Peer,
-    TestTracker,
-    running_tracker,
-    wait_for,
-)
+from tests.common.waiting import wait_for
+from tests.daemons.tracker_server import TRACKER_IP, Peer, TestTracker, running_tracker
 
 IDS_TABLE = """\
 100001 group1 127.0.0.31:33000

@@ -21,7 +21,8 @@ from fdfsfuse.proto.cluster import Changes
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response, unpack_header
 from fdfsfuse.proto.tracker import ServerRequest, decode_group_stats
 from tests.common.cluster import reserved_port
-from tests.daemons.tracker_server import Clock, Peer, TestTracker, running_tracker, wait_for
+from tests.common.waiting import wait_for
+from tests.daemons.tracker_server import Clock, Peer, TestTracker, running_tracker
 
 A, B = "127.0.0.21", "127.0.0.22"
 ON = TrunkConfig(use_trunk_file=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.proto.cluster import Changes, DiskReport, Join, Joined, SyncReport, SyncSource
 from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_header, unpack_header
 from fdfsfuse.proto.tracker import ServerStatus, StorageStat
+from tests.common.joins import new_storage
+from tests.common.streams import receive
 
 TRACKER_IP = "127.0.0.2"
 CLIENT_IP = "127.0.0.3"
@@ -40,14 +41,8 @@ class Peer:
 
     async def receive(self, count: int) -> bytes:
         """*count* bytes, fewer when the tracker closes before."""
-        data = b""
         with trio.fail_after(60):
-            while len(data) < count:
-                chunk = await self.stream.receive_some(count - len(data))
-                if not chunk:
-                    break
-                data += chunk
-        return data
+            return await receive(self.stream, count)
 
     async def receive_packet(self) -> bytes:
         """A whole answer, b'' when the tracker closes instead."""
@@ -102,22 +97,8 @@ class TestTracker:
 
     def join_request(self, **changes: Any) -> Join:
         """A JOIN of a new storage of group1."""
-        request = Join(
-            group="group1",
-            port=STORAGE_PORT,
-            store_path_count=1,
-            subdir_count_per_path=256,
-            upload_priority=10,
-            join_time=1,
-            up_time=2,
-            version="6.16.1",
-            init_flag=True,
-            status=0,
-            storage_id="",
-            tracker_ip=self.ip,
-            trackers=(f"{self.ip}:{self.port}",),
-        )
-        return replace(request, **changes)
+        tracker = f"{self.ip}:{self.port}"
+        return new_storage(self.ip, tracker, **{"port": STORAGE_PORT, **changes})
 
     def status(self, storage_id: str) -> ServerStatus:
         """Status of a storage of group1."""
@@ -165,13 +146,6 @@ class TestTracker:
             await peer.ok(89, SyncReport(times).encode())
         self.clock.now_s = stat.statistics.last_heart_beat_time
         await peer.ok(83, stat.statistics.encode())
-
-
-async def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until something in this process has become true."""
-    with trio.fail_after(60):
-        while not condition():  # noqa: ASYNC110 - what it waits for has no event
-            await trio.sleep(0.005)
 
 
 @asynccontextmanager

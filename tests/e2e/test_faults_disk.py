@@ -17,24 +17,25 @@ from tests.e2e.test_faults import TWO, settle_and_compare
 LISTED = b"fetch_binlog_done=1"
 
 
-def put_on(disk: SmallDisk, cluster: Cluster, storage: Storage) -> None:
-    """Let a storage keep everything on a small disk; before the cluster is started."""
+def cluster_on(disk: SmallDisk, directory: Path) -> tuple[Cluster, Storage]:
+    """A cluster, not started yet, and one of its two storages, which keeps everything on *disk*."""
+    # Without reserved space, so that the disk really becomes full.
+    cluster = Cluster(directory, groups=TWO, tracker_conf={"reserved_storage_space": "1"})
+    storage = cluster.storages[1]
     storage.base_path = disk.path / "base"
     storage.store_paths = [disk.path / "path0"]
     storage.store_paths[0].mkdir()
     storage.configure(
         {"base_path": str(storage.base_path), "store_path0": str(disk.path / "path0")}
     )
+    storage.allow_log("a disk failed|No space left|no space")
+    return cluster, storage
 
 
 def test_full_disk_of_a_server(disk: SmallDisk, tmp_path: Path) -> None:
     """Both as the source of files and as a replica: nothing acknowledged is lost or torn."""
     ledger = Ledger()
-    # Without reserved space, so that the disk really becomes full.
-    cluster = Cluster(tmp_path, groups=TWO, tracker_conf={"reserved_storage_space": "1"})
-    small = cluster.storages[1]
-    put_on(disk, cluster, small)
-    small.allow_log("a disk failed|No space left|no space")
+    cluster, _ = cluster_on(disk, tmp_path)
     with cluster:
         with Load(cluster, "group1", ledger, 3) as load:
             load.wait_acknowledged(60)
@@ -48,10 +49,7 @@ def test_full_disk_of_a_server(disk: SmallDisk, tmp_path: Path) -> None:
 
 def test_full_disk_and_a_crash(disk: SmallDisk, tmp_path: Path) -> None:
     ledger = Ledger()
-    cluster = Cluster(tmp_path, groups=TWO, tracker_conf={"reserved_storage_space": "1"})
-    small = cluster.storages[1]
-    put_on(disk, cluster, small)
-    small.allow_log("a disk failed|No space left|no space")
+    cluster, small = cluster_on(disk, tmp_path)
     with cluster:
         with Load(cluster, "group1", ledger, 4) as load:
             load.wait_acknowledged(60)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,13 +22,6 @@ from fdfsfuse.vfs.vfs import Vfs
 from tests.common.fake_volume import FakeBackend, FakeCluster
 
 OWNER = Owner(1000, 1001)
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """Poll for what background tasks do, for at most a minute."""
-    with trio.fail_after(60):
-        while not condition():  # noqa: ASYNC110 (no event tells)
-            await trio.sleep(0.001)
 
 
 class Mounted:

@@ -14,7 +14,8 @@ from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.ahead import Ahead, Contents
 from tests.common.fake_volume import FakeBackend
-from tests.vfs.common import Mounted, mounted, wait_until
+from tests.common.waiting import wait_for
+from tests.vfs.common import Mounted, mounted
 
 MOST = 32
 
@@ -209,7 +210,7 @@ async def test_who_misses_a_file_waits_for_those_that_are_on_their_way() -> None
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(m.vfs.files.open, third, os.O_RDONLY)
-            await wait_until(lambda: m.volume.requests["Open"] == 1)
+            await wait_for(lambda: m.volume.requests["Open"] == 1)
             for number in range(3, 6):
                 nursery.start_soon(keep, number)
             await trio.testing.wait_all_tasks_blocked()

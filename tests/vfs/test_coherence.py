@@ -19,7 +19,8 @@ from fdfsfuse.vfs.memory import Memory
 from fdfsfuse.vfs.options import VfsOptions
 from fdfsfuse.vfs.vfs import Vfs
 from tests.common.fake_sessions import KernelModel, Machine, SessionBackend, SharedVolume
-from tests.vfs.common import OWNER, wait_until
+from tests.common.waiting import wait_for
+from tests.vfs.common import OWNER
 
 NAMES = (b"a", b"b", b"c", b"d")
 REFUSED = (errno.ENOENT, errno.EEXIST, errno.ESTALE)
@@ -175,7 +176,7 @@ async def test_both_change_the_same_at_once(seed: int) -> None:
                 async with trio.open_nursery() as nursery:
                     for machine in (*pair, *pair):
                         nursery.start_soon(work, machine, places, rng, 6)
-            await wait_until(lambda: all(machine.is_idle for machine in pair))
+            await wait_for(lambda: all(machine.is_idle for machine in pair))
             for machine in pair:
                 await check(shared, machine, places)
 
@@ -205,7 +206,7 @@ async def test_files_made_without_asking_are_seen_at_once(seed: int) -> None:
 
     async def look(machine: Machine, place: int, name: bytes) -> None:
         # While it has a request in flight there it may show what was before.
-        await wait_until(lambda: machine.is_idle)
+        await wait_for(lambda: machine.is_idle)
         expected = {n for p, n in made if p == place}
         if rng.randrange(2):
             assert await machine.list(place) >= expected
@@ -235,7 +236,7 @@ async def test_files_made_without_asking_are_seen_at_once(seed: int) -> None:
                 async with trio.open_nursery() as nursery:
                     for _ in range(3):
                         nursery.start_soon(act, directory, place, maker, other)
-            await wait_until(lambda: all(machine.is_idle for machine in pair))
+            await wait_for(lambda: all(machine.is_idle for machine in pair))
             assert {name for where, name in made if where == place} == await other.list(place)
             for where, name in made:
                 if where == place:
@@ -261,7 +262,7 @@ async def test_a_lost_lease_leaves_nothing() -> None:
         listener.lease_lost()
         # The kernel was told to rely on names for no longer than the lease.
         two.kernel.names.clear()
-        await wait_until(lambda: not two.kernel.attrs)
+        await wait_for(lambda: not two.kernel.attrs)
         await check(shared, two, places)
 
 

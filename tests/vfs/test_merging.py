@@ -13,7 +13,8 @@ import trio
 from fdfsfuse.errors import DeadlineExceeded
 from fdfsfuse.proto import names
 from tests.common.fake_sessions import Machine, SharedVolume
-from tests.vfs.common import OWNER, wait_until
+from tests.common.waiting import wait_for
+from tests.vfs.common import OWNER
 from tests.vfs.test_coherence import machines
 
 MIB = 1 << 20
@@ -175,7 +176,7 @@ async def test_a_store_without_an_answer_does_not_append_twice(later: bytes) -> 
             await file.flush(0, handle)
         session.call = real  # type: ignore[method-assign]
         (volume,) = file.pair[0].vfs.volumes.by_name.values()
-        await wait_until(lambda: not volume.down)
+        await wait_for(lambda: not volume.down)
         if later:
             await file.write(0, handle, 8, later)
         await file.close(0, handle)

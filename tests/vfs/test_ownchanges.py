@@ -23,7 +23,8 @@ from fdfsfuse.vfs.tree import Changes
 from fdfsfuse.vfs.volume import Volume
 from fdfsfuse.vfs.xattrs import HIDDEN
 from tests.common.fake_sessions import Machine
-from tests.vfs.common import OWNER, Mounted, mounted, wait_until
+from tests.common.waiting import wait_for
+from tests.vfs.common import OWNER, Mounted, mounted
 from tests.vfs.test_coherence import NAMES, check, directories, machines
 
 DIRECTORY = stat.S_IFDIR | 0o755
@@ -61,7 +62,7 @@ async def granted(**options: Any) -> AsyncIterator[Granted]:
         tree = found.vfs.tree
         found.at = (await tree.create(top, b"d", DIRECTORY, OWNER)).number
         await tree.create(found.at, b"x", DIRECTORY, OWNER)
-        await wait_until(lambda: bool(options.get("dirsync")) or len(found.volume.granted) == 2)
+        await wait_for(lambda: bool(options.get("dirsync")) or len(found.volume.granted) == 2)
         await tree.remove(found.at, b"x", directory=True)
         # Now it has numbers for more.
         await tree.create(found.at, b"x", DIRECTORY, OWNER)
@@ -280,7 +281,7 @@ async def test_who_reads_waits_for_what_was_answered() -> None:
         async with trio.open_nursery() as nursery:
             mount.of.memory._directories.clear()
             nursery.start_soon(read)
-            await wait_until(lambda: mount.of.waiting == 1)
+            await wait_for(lambda: mount.of.waiting == 1)
             assert mount.volume.requests["ReadDir"] == 0
             # While it waits, nothing further is answered here.
             assert await mount.of.own_changes.remove(names.Remove(1, b"d", True, 1)) is None
@@ -348,7 +349,7 @@ async def test_what_the_storage_refuses_is_told_to_fsync_once() -> None:
         own._suspended_until = 0.0
         count = own.count
         await tree.create(mount.at, b"d", DIRECTORY, OWNER)
-        await wait_until(lambda: len(mount.of.memory.granted) == 2)
+        await wait_for(lambda: len(mount.of.memory.granted) == 2)
         await tree.create(mount.at, b"e", DIRECTORY, OWNER)
         await mount.fsync()
         assert own.count == count + 1
@@ -396,7 +397,7 @@ async def test_only_so_many_are_without_an_answer(monkeypatch: pytest.MonkeyPatc
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(make)
-            await wait_until(lambda: mount.of.waiting == 1)
+            await wait_for(lambda: mount.of.waiting == 1)
             assert done == [0, 1, 2]
             gate.set()
         await mount.of.wait_for_changes()

@@ -21,7 +21,8 @@ from fdfsfuse.vfs.openfiles import Opened
 from fdfsfuse.vfs.tree import Changes
 from fdfsfuse.vfs.volume import Volume
 from fdfsfuse.vfs.xattrs import HIDDEN
-from tests.vfs.common import OWNER, Mounted, mounted, wait_until
+from tests.common.waiting import wait_for
+from tests.vfs.common import OWNER, Mounted, mounted
 
 PLACE = "vol/d"
 
@@ -69,7 +70,7 @@ async def making(**options: Any) -> AsyncIterator[Making]:
         found = Making(mount.vfs, mount.cluster)
         parent = (await found.lookup("vol")).number
         await found.vfs.tree.create(parent, b"d", stat.S_IFDIR | 0o755, OWNER)
-        await wait_until(lambda: 1 in found.volume.granted)
+        await wait_for(lambda: 1 in found.volume.granted)
         found.spent()
         yield found
 
@@ -259,7 +260,7 @@ async def test_a_file_that_grows_large() -> None:
 async def test_a_file_that_stays_open_is_told_after_a_while() -> None:
     async with making(write_back_s=0.0) as mount:
         opened, _ = await mount.make("a")
-        await wait_until(lambda: mount.stored() == {b"a"})
+        await wait_for(lambda: mount.stored() == {b"a"})
         await mount.close(opened.handle)
 
 
@@ -299,7 +300,7 @@ async def test_a_recalled_grant_is_given_back_when_all_is_told() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert volume.confirmed == []
         volume.gate.set()
-        await wait_until(lambda: volume.confirmed == [(9, [])])
+        await wait_for(lambda: volume.confirmed == [(9, [])])
         assert volume.content("d/a") == b"so far"
         await mount.vfs.files.write(opened.handle, 6, b", and more")
         await mount.close(opened.handle)
@@ -345,7 +346,7 @@ async def test_a_grant_that_was_recalled_before_its_answer_is_none() -> None:
             await trio.testing.wait_all_tasks_blocked()
             assert mount.volume.requests["Grant"] == 1
             volume.listener.recalled(names.Recall(9, [], [], [], [], grants=[mount.ino]))
-            await wait_until(lambda: volume.confirmed == [(9, [])])
+            await wait_for(lambda: volume.confirmed == [(9, [])])
             volume.gate.set()
         assert mount.stored() == {b"a"}
         assert mount.spent()["Create"] == 1
@@ -359,13 +360,13 @@ async def test_a_storage_that_cannot_be_told_gets_no_confirmation() -> None:
         volume.fail[names.CreateFile] = DeadlineExceeded("cut off")
         recall = names.Recall(9, [], [], [], [], all_grants=True)
         volume.listener.recalled(recall)
-        await wait_until(lambda: mount.volume.requests["CreateFile"] == 1)
+        await wait_for(lambda: mount.volume.requests["CreateFile"] == 1)
         await trio.testing.wait_all_tasks_blocked()
         assert volume.confirmed == []
         volume.fail.clear()
-        await wait_until(lambda: not next(iter(mount.vfs.volumes.by_name.values())).down)
+        await wait_for(lambda: not next(iter(mount.vfs.volumes.by_name.values())).down)
         volume.listener.recalled(recall)
-        await wait_until(lambda: volume.confirmed == [(9, [])])
+        await wait_for(lambda: volume.confirmed == [(9, [])])
         assert mount.stored() == {b"a"}
         await mount.close(opened.handle)
 
@@ -395,7 +396,7 @@ async def test_nothing_is_asked_that_would_not_be_answered_right() -> None:
         assert mount.stored() == set()
         mount.volume.fail.clear()
         (at,) = mount.vfs.volumes.by_name.values()
-        await wait_until(lambda: not at.down)
+        await wait_for(lambda: not at.down)
         assert await mount.names(PLACE) == [b"a"]
         await mount.close(opened.handle)
 
@@ -419,7 +420,7 @@ async def test_a_file_that_was_made_without_an_answer_is_made_once(
         with pytest.raises(DeadlineExceeded):
             await files.flush(opened.handle)
         volume.call = real  # type: ignore[method-assign]
-        await wait_until(lambda: not mount.of.down)
+        await wait_for(lambda: not mount.of.down)
         if renamed:
             await volume.change(names.Rename(mount.ino, b"a", mount.ino, b"b", 0, 9))
         await mount.vfs.xattrs.set(entry.number, b"user.y", b"2")
@@ -477,7 +478,7 @@ async def test_a_lost_lease_ends_all_grants() -> None:
         first = mount.volume._next_ino
         assert mount.volume.listener is not None
         mount.volume.listener.lease_lost()
-        await wait_until(lambda: mount.stored() == {b"a"})
+        await wait_for(lambda: mount.stored() == {b"a"})
         await mount.lookup(PLACE)
         mount.spent()
         opened, _ = await mount.make("b")

@@ -21,7 +21,7 @@ from fdfsfuse.vfs.remote import RemoteBackend
 from fdfsfuse.vfs.volume import Volume
 from tests.client.names_peer import ATTR, NamesPeer
 from tests.client.peers import Peer, running_peer
-from tests.vfs.common import wait_until
+from tests.common.waiting import wait_for
 
 
 class Trackers:
@@ -68,10 +68,10 @@ async def test_a_volume_without_names_may_get_them(monkeypatch: pytest.MonkeyPat
             with pytest.raises(NoNamesError):
                 await backend.call(names.Open(5, 0))
         peer.stock = False
-        await wait_until(lambda: listener.resumptions == 1)
+        await wait_for(lambda: listener.resumptions == 1)
         assert await backend.call(names.GetAttr(5)) == ATTR
         await peer.disconnect()
-        await wait_until(lambda: listener.resumptions == 2)
+        await wait_for(lambda: listener.resumptions == 2)
         backend.close()
 
 

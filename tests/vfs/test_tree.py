@@ -19,7 +19,8 @@ from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.numbers import ROOT, IdDirectory, Numbers, id_directory, id_directory_number
 from fdfsfuse.vfs.options import Ids
 from fdfsfuse.vfs.tree import RENAME_NOREPLACE, Changes
-from tests.vfs.common import OWNER, Mounted, mounted, wait_until
+from tests.common.waiting import wait_for
+from tests.vfs.common import OWNER, Mounted, mounted
 
 
 @contextmanager
@@ -72,7 +73,7 @@ async def test_an_unknown_volume_makes_the_trackers_be_asked() -> None:
         with fails(errno.ENOENT):
             await m.lookup("new")
         m.cluster.groups.append("new")
-        await wait_until(lambda: m.cluster.polls > polls)
+        await wait_for(lambda: m.cluster.polls > polls)
         assert await m.names() == [b"vol", b"new"]
         # Trackers that forget a volume do not take its directory away.
         m.cluster.groups.remove("new")
@@ -151,7 +152,7 @@ async def test_only_so_many_wait_for_a_volume_that_is_not_connected() -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(5):
                 nursery.start_soon(look)
-            await wait_until(lambda: len(refused) == 2)
+            await wait_for(lambda: len(refused) == 2)
             m.volume.gate.set()
 
 

@@ -14,7 +14,8 @@ from fdfsfuse.errors import ConnectionProblem, StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.tree import Changes
 from tests.common.fake_volume import NEVER
-from tests.vfs.common import Mounted, mounted, wait_until
+from tests.common.waiting import wait_for
+from tests.vfs.common import Mounted, mounted
 
 MIB = 1 << 20
 
@@ -199,7 +200,7 @@ async def test_a_write_that_waits_for_one_that_fails_is_not_overwritten_by_it() 
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write_over)
-            await wait_until(lambda: m.volume.writing == 1)
+            await wait_for(lambda: m.volume.writing == 1)
             gate.set()
         assert failures == [errno.ENOSPC]
         m.volume.fail.clear()
@@ -220,7 +221,7 @@ async def test_content_that_an_open_brings_while_a_write_waits_for_memory_is_cou
         handle = await m.open("vol/a", os.O_RDWR)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(m.vfs.files.write, handle, 0, b"!")
-            await wait_until(lambda: bool(m.vfs.context.dirty._waiters))
+            await wait_for(lambda: bool(m.vfs.context.dirty._waiters))
             await m.volume.change(names.StoreContent(m.volume.by_path("a").ino, b"y" * 40_000, 1))
             again = await m.open("vol/a")
             assert m.vfs.context.clean_used == 40_000
@@ -311,14 +312,14 @@ async def test_unlinked_files_go_on() -> None:
         await m.write_file("vol/a", b"data")
         handle = await m.open("vol/a", os.O_RDWR)
         ino = m.volume.by_path("a").ino
-        await wait_until(lambda: ino in m.volume.held)
+        await wait_for(lambda: ino in m.volume.held)
         parent, name = await m.parent("vol/a")
         await m.vfs.tree.remove(parent, name, directory=False)
         await m.vfs.files.write(handle, 4, b" more")
         await m.vfs.files.flush(handle)
         assert bytes(await m.vfs.files.read(handle, 0, 100)) == b"data more"
         await m.vfs.files.release(handle)
-        await wait_until(lambda: ino not in m.volume.held)
+        await wait_for(lambda: ino not in m.volume.held)
 
 
 async def test_an_error_of_a_late_write_is_told_and_the_data_kept() -> None:
@@ -411,7 +412,7 @@ async def test_content_that_nobody_flushes_is_stored_after_a_while() -> None:
     async with mounted(write_back_s=0.0) as m:
         opened, _ = await m.create("vol/log")
         await m.vfs.files.write(opened.handle, 0, b"line\n")
-        await wait_until(lambda: m.volume.content("log") == b"line\n")
+        await wait_for(lambda: m.volume.content("log") == b"line\n")
         await m.close(opened.handle)
 
 
@@ -420,7 +421,7 @@ async def test_write_back_tells_its_error_to_the_next_call() -> None:
         opened, _ = await m.create("vol/log")
         await m.vfs.files.write(opened.handle, 0, b"line\n")
         m.volume.fail[names.StoreContent] = StatusError(errno.EDQUOT)
-        await wait_until(lambda: m.volume.requests["StoreContent"] > 0)
+        await wait_for(lambda: m.volume.requests["StoreContent"] > 0)
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(StatusError, match="quota"):
             await m.vfs.files.write(opened.handle, 5, b"more\n")
