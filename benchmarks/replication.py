@@ -38,12 +38,8 @@ from pathlib import Path
 import click
 
 from benchmarks.wire import Client
-from fdfsfuse.proto.cluster_status import (
-    REPLICATION_STATUS,
-    PeerReplication,
-    ReplicationStatus,
-    decode,
-)
+from fdfsfuse.proto import structs
+from fdfsfuse.proto.cluster_status import REPLICATION_STATUS, PeerReplication, ReplicationStatus
 
 TRACKER, SOURCE, TARGET = "127.0.0.81", "127.0.0.82", "127.0.0.83"
 GROUP = "group1"
@@ -150,7 +146,7 @@ class Volume:
         try:
             client = self.client()
             try:
-                report = decode(ReplicationStatus, client.call(REPLICATION_STATUS, b""))
+                report = structs.decode(ReplicationStatus, client.call(REPLICATION_STATUS, b""))
             finally:
                 client.sock.close()
         except OSError:

@@ -30,7 +30,8 @@ from fdfs_storage.store import Store
 from fdfsfuse.core.conf_file import ReservedSpace
 from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.errors import ConnectionProblem, ProtocolError, StatusError
-from fdfsfuse.proto.cluster_status import FOUND_TREE, FOUND_TREE_MAX, FoundTree, decode
+from fdfsfuse.proto import structs
+from fdfsfuse.proto.cluster_status import FOUND_TREE, FOUND_TREE_MAX, FoundTree
 from fdfsfuse.proto.header import Header, pack_response
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.server.connection import FramedConnection
@@ -191,7 +192,7 @@ class StorageApp:
         """145."""
         if header.length > FOUND_TREE_MAX:
             raise ProtocolError(f"a request of {header.length} bytes")
-        request = decode(FoundTree, await connection.recv_exactly(header.length))
+        request = structs.decode(FoundTree, await connection.recv_exactly(header.length))
         if request.group != self.config.group_name:
             raise ProtocolError(f"group {request.group!r} is not ours")
         if self._names.tree is not None:

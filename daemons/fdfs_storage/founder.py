@@ -12,14 +12,9 @@ from fdfsfuse.core import states
 from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.errors import FdfsError, StatusError
+from fdfsfuse.proto import structs
 from fdfsfuse.proto.cluster import Brief
-from fdfsfuse.proto.cluster_status import (
-    AM_I_FOUNDER,
-    FounderAnswer,
-    FounderQuery,
-    decode,
-    encode,
-)
+from fdfsfuse.proto.cluster_status import AM_I_FOUNDER, FounderAnswer, FounderQuery
 from fdfsfuse.proto.names import QUERY_VIEW
 
 logger = logging.getLogger(__name__)
@@ -93,12 +88,12 @@ class Founder:
         """
         query = FounderQuery(self._config.group_name, self._own_id, self._join_time, list(stock))
         try:
-            data = await ask_once(tracker, self._config, AM_I_FOUNDER, encode(query))
+            data = await ask_once(tracker, self._config, AM_I_FOUNDER, structs.encode(query))
         except StatusError as exc:
             if exc.errno == errno.EINVAL:
                 return None
             raise
-        answer = decode(FounderAnswer, data)
+        answer = structs.decode(FounderAnswer, data)
         if not answer.founder:
             logger.warning(
                 "the directory tree of %s is not founded by this storage: %s; its files can be "

@@ -25,6 +25,7 @@ from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.core.groups import Server
 from fdfsfuse.core.trackers import Decision, best, decide, rank
 from fdfsfuse.errors import ConnectFailed, FdfsError, ProtocolError, StatusError
+from fdfsfuse.proto import structs
 from fdfsfuse.proto.cluster import VERSION, ClusterCommand, Join
 from fdfsfuse.proto.cluster_status import (
     ACCEPT_FOUNDER,
@@ -36,8 +37,6 @@ from fdfsfuse.proto.cluster_status import (
     FounderQuery,
     FounderVote,
     TrackerPeer,
-    decode,
-    encode,
 )
 from fdfsfuse.proto.tracker_peers import (
     SYSTEM_FILES,
@@ -404,21 +403,23 @@ class Peers:
         raise StatusError(errno.ENOENT, f"storage {server.storage_id} cannot be first: {problem}")
 
     async def _am_i_founder(self, session: Session, body: bytes) -> bytes:
-        query = decode(FounderQuery, body)
+        query = structs.decode(FounderQuery, body)
         _, server = self._node.cluster.server(query.group, query.storage_id)
         if session.peer_ip not in server.ips:
             raise ProtocolError(f"{session.peer_ip} is not storage {query.storage_id}")
         if server.replaced_data:
-            return encode(FounderAnswer(False, "it had data before, which it has lost"))
+            return structs.encode(FounderAnswer(False, "it had data before, which it has lost"))
         wanted = Founder(query.storage_id, query.join_time)
         chosen, problem = await self._choose_founder(query.group, wanted, query.stock)
         if chosen == wanted:
-            return encode(FounderAnswer(True))
+            return structs.encode(FounderAnswer(True))
         if chosen is None:
             raise StatusError(errno.EAGAIN, problem)
         if chosen.storage_id == query.storage_id:
-            return encode(FounderAnswer(False, "it founded the tree before and has lost it since"))
-        return encode(FounderAnswer(False, f"storage {chosen.storage_id} founded the tree"))
+            return structs.encode(
+                FounderAnswer(False, "it founded the tree before and has lost it since")
+            )
+        return structs.encode(FounderAnswer(False, f"storage {chosen.storage_id} founded the tree"))
 
     async def _choose_founder(
         self, group: str, wanted: Founder, stock: Sequence[str] = ()
@@ -451,7 +452,7 @@ class Peers:
         votes = [cluster.vote(request)]
         await self._save()
         answers, problems = await self._ask_all(
-            ACCEPT_FOUNDER, encode(request), lambda data: decode(FounderVote, data)
+            ACCEPT_FOUNDER, structs.encode(request), lambda data: structs.decode(FounderVote, data)
         )
         votes += answers.values()
         # A stock tracker refuses the command: it has no vote.

@@ -13,6 +13,7 @@ from fdfsfuse.core import states
 from fdfsfuse.core.groups import Group, Server
 from fdfsfuse.core.reasons import reason
 from fdfsfuse.errors import ProtocolError, StatusError
+from fdfsfuse.proto import structs
 from fdfsfuse.proto.cluster import ClusterCommand
 from fdfsfuse.proto.cluster_status import (
     ACCEPT_FOUNDER,
@@ -25,8 +26,6 @@ from fdfsfuse.proto.cluster_status import (
     GroupState,
     ServerState,
     TrackerPeer,
-    decode,
-    encode,
 )
 from fdfsfuse.proto.tracker import expect_empty
 from fdfsfuse.proto.tracker_peers import (
@@ -142,10 +141,10 @@ class TrackerHandlers:
     # --- our additions ------------------------------------------------------------------------
 
     def _accept_founder(self, _session: Session, body: bytes) -> bytes:
-        return encode(self._node.cluster.vote(decode(FounderBallot, body)))
+        return structs.encode(self._node.cluster.vote(structs.decode(FounderBallot, body)))
 
     def _forget_server(self, _session: Session, body: bytes) -> bytes:
-        request = decode(ForgetServer, body)
+        request = structs.decode(ForgetServer, body)
         self._node.cluster.forget_server(request.group, request.storage_id)
         return b""
 
@@ -154,7 +153,7 @@ class TrackerHandlers:
         node = self._node
         leader = node.leadership.leader
         groups = sorted(node.cluster.groups.values(), key=lambda group: group.name)
-        return encode(
+        return structs.encode(
             ClusterStatus(
                 version=VERSION,
                 address=str(node.trackers.own or ""),

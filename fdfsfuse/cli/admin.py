@@ -11,13 +11,8 @@ from fdfsfuse.cli.completing import complete_group, complete_server
 from fdfsfuse.cli.failure import EXIT_REFUSED, EXIT_UNREACHABLE
 from fdfsfuse.cli.options import ChosenCluster, json_option, on_cluster
 from fdfsfuse.cli.output import print_json
-from fdfsfuse.proto.cluster_status import (
-    FORGET_SERVER,
-    FOUND_TREE,
-    ForgetServer,
-    FoundTree,
-    encode,
-)
+from fdfsfuse.proto import structs
+from fdfsfuse.proto.cluster_status import FORGET_SERVER, FOUND_TREE, ForgetServer, FoundTree
 from fdfsfuse.proto.tracker import GroupRequest, ServerRequest, TrackerCommand
 
 if TYPE_CHECKING:
@@ -137,7 +132,7 @@ def remove_group(
         for storage in find_volume(found, group).storages:
             body = ServerRequest(group, storage.storage_id).encode()
             await _tell(found, TrackerCommand.DELETE_STORAGE, body, _ALREADY, timeout_s)
-            forget = encode(ForgetServer(group, storage.storage_id))
+            forget = structs.encode(ForgetServer(group, storage.storage_id))
             await _tell(found, FORGET_SERVER, forget, _UNKNOWN, timeout_s)
         body = GroupRequest(group).encode()
         return await _tell(found, TrackerCommand.DELETE_GROUP, body, _UNKNOWN, timeout_s)
@@ -202,7 +197,7 @@ def forget(
 
         outcome = Outcome()
         for server in wanted(found):
-            body = encode(ForgetServer(group, server))
+            body = structs.encode(ForgetServer(group, server))
             outcome = await _tell(found, FORGET_SERVER, body, _UNKNOWN, timeout_s)
             if outcome.problems:
                 break
@@ -251,7 +246,7 @@ def init(group: str, server: str, dry_run: bool, as_json: bool, cluster: ChosenC
         volume = find_volume(found, group)
         storage = find_storage(volume, server)
         address = Address(storage.ip, storage.storage_port)
-        body = encode(FoundTree(group, stock_storages(volume)))
+        body = structs.encode(FoundTree(group, stock_storages(volume)))
         return await tell_trackers([address], FOUND_TREE, body, timeout_s=timeout_s)
 
     return _carry_out(

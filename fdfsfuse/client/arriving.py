@@ -9,7 +9,7 @@ from fdfsfuse.client.lease import Lease, boottime
 from fdfsfuse.client.opening import SessionEnded
 from fdfsfuse.client.pending import Call, PendingCalls
 from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
-from fdfsfuse.proto import names
+from fdfsfuse.proto import names, structs
 
 
 class Arriving:
@@ -101,7 +101,7 @@ class Arriving:
             call.fail(StatusError(errno.EIO, why))
             return
         try:
-            found = names.decode_struct(names.Outcome, body)
+            found = structs.decode(names.Outcome, body)
         except ProtocolError as exc:
             call.fail(exc)
             return

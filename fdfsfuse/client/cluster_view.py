@@ -22,13 +22,13 @@ from fdfsfuse.errors import (
     StatusError,
     UsageError,
 )
+from fdfsfuse.proto import structs
 from fdfsfuse.proto.cluster_status import (
     CLUSTER_STATUS,
     REPLICATION_STATUS,
     ClusterStatus,
     ReplicationStatus,
     ServerState,
-    decode,
 )
 from fdfsfuse.proto.tracker import TrackerCommand
 
@@ -121,7 +121,7 @@ async def look_at_trackers(addresses: Sequence[Address]) -> list[TrackerView]:
 async def _look_at_tracker(view: TrackerView) -> None:
     try:
         data = await ask(view.address, CLUSTER_STATUS)
-        view.status = decode(ClusterStatus, data)
+        view.status = structs.decode(ClusterStatus, data)
         view.leader = view.status.leader
     except StatusError as exc:
         if exc.errno != _EINVAL:
@@ -143,7 +143,7 @@ async def look_at_replication(address: Address) -> ReplicationView:
     """Ask a storage how far it has brought its changes to its peers."""
     try:
         data = await ask(address, REPLICATION_STATUS)
-        return ReplicationView(decode(ReplicationStatus, data))
+        return ReplicationView(structs.decode(ReplicationStatus, data))
     except StatusError as exc:
         if exc.errno == _EINVAL:
             return ReplicationView(stock=True)

@@ -14,7 +14,7 @@ from fdfsfuse.errors import (
     ProtocolError,
     StatusError,
 )
-from fdfsfuse.proto import names
+from fdfsfuse.proto import names, structs
 from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_header
 
 OPENED_MAX = 64 << 10
@@ -51,7 +51,7 @@ async def exchange_open(
         raise NoNamesError("the storage has no names")
     if status:
         raise StatusError(status, "opening a names session")
-    opened = names.decode_struct(names.SessionOpened, await _receive_exactly(sock, length))
+    opened = structs.decode(names.SessionOpened, await _receive_exactly(sock, length))
     if opened.version < names.VERSION:
         raise ConnectionProblem("the names primary runs an older release than this mount")
     if not opened.session or not 0 < opened.lease_s < 86400:

@@ -11,7 +11,7 @@ import trio
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect
 from fdfsfuse.errors import ConnectionProblem, FdfsError, NoNamesError, NoTreeError, StatusError
-from fdfsfuse.proto import names
+from fdfsfuse.proto import names, structs
 
 QUERY_TIMEOUT_S = 2.0
 GRACE_S = 0.2
@@ -55,7 +55,7 @@ async def query_view(address: Address) -> names.View:
             raise
         finally:
             connection.close()
-        return names.decode_struct(names.View, body)
+        return structs.decode(names.View, body)
     raise ConnectionProblem(f"{address} did not answer within {QUERY_TIMEOUT_S:g} s")
 
 

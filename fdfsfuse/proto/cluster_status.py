@@ -19,11 +19,7 @@ cmd name               asked of      request                       response
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import msgspec
-
-from fdfsfuse.errors import ProtocolError
 
 VERSION = 1
 CLUSTER_STATUS = 140
@@ -203,17 +199,3 @@ class ReplicationStatus(_Message, frozen=True):
     version: int
     storage_id: str
     peers: list[PeerReplication]
-
-
-_T = TypeVar("_T", bound=_Message)
-_BAD_BYTES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-encode = msgspec.msgpack.Encoder().encode
-
-
-def decode(kind: type[_T], data: bytes) -> _T:
-    """Decode a body. Raises ProtocolError."""
-    try:
-        return msgspec.msgpack.decode(data, type=kind)
-    except _BAD_BYTES as exc:
-        raise ProtocolError(f"bad {kind.__name__}: {exc}") from exc

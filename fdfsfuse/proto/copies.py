@@ -13,11 +13,10 @@ cmd name            request                  response
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import msgspec
 
 from fdfsfuse.errors import ProtocolError
+from fdfsfuse.proto import structs
 
 WAIT_FOR_COPIES = 160
 REQUEST_MAX = 512
@@ -43,29 +42,9 @@ class Copies(msgspec.Struct, array_like=True, frozen=True):
     count: int
 
 
-def encode(message: WaitForCopies | Copies) -> bytes:
-    """The body."""
-    return msgspec.msgpack.encode(message)
-
-
 def decode_request(body: bytes) -> WaitForCopies:
     """Raises ProtocolError."""
-    request = _decode(WaitForCopies, body)
+    request = structs.decode(WaitForCopies, body)
     if not 1 <= request.count <= 32 or not 0 <= request.timeout_s <= WAIT_MAX_S:
         raise ProtocolError(f"{request.count} servers within {request.timeout_s} s")
     return request
-
-
-def decode_answer(body: bytes) -> Copies:
-    """Raises ProtocolError."""
-    return _decode(Copies, body)
-
-
-_Message = TypeVar("_Message", WaitForCopies, Copies)
-
-
-def _decode(kind: type[_Message], body: bytes) -> _Message:
-    try:
-        return msgspec.msgpack.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise ProtocolError(f"malformed {kind.__name__}: {exc}") from exc

@@ -44,7 +44,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from typing import TypeVar, get_args
+from typing import get_args
 
 import msgspec
 
@@ -112,6 +112,7 @@ from fdfsfuse.proto.names_calls import (
     size_of_xattrs,
     unlinked,
 )
+from fdfsfuse.proto.structs import BAD_BYTES
 
 __all__ = [
     "ANY_INODE",
@@ -300,11 +301,6 @@ ANSWERS: dict[type, type] = {
 }
 """The answer struct of each request."""
 
-_T = TypeVar("_T")
-
-# Fields that we do not know are skipped by msgspec recursively, so deep nesting ends there.
-_BAD_BYTES = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
 encode = msgspec.msgpack.Encoder().encode
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _push_decoder: msgspec.msgpack.Decoder[Push] = msgspec.msgpack.Decoder(Push)
@@ -317,7 +313,7 @@ def decode_request(data: bytes | memoryview) -> Request:
     """Decode the struct of a REQUEST frame. Raises ProtocolError on any other bytes."""
     try:
         return _request_decoder.decode(data)
-    except _BAD_BYTES as exc:
+    except BAD_BYTES as exc:
         raise ProtocolError(f"bad names request: {exc}") from exc
 
 
@@ -325,7 +321,7 @@ def decode_answer(request: type, data: bytes | memoryview) -> Message:
     """Decode the answer struct that belongs to a request of type *request*."""
     try:
         return _answer_decoders[request].decode(data)
-    except _BAD_BYTES as exc:
+    except BAD_BYTES as exc:
         raise ProtocolError(f"bad answer to {request.__name__}: {exc}") from exc
 
 
@@ -333,13 +329,5 @@ def decode_push(data: bytes | memoryview) -> Push:
     """Decode the struct of a PUSH frame."""
     try:
         return _push_decoder.decode(data)
-    except _BAD_BYTES as exc:
+    except BAD_BYTES as exc:
         raise ProtocolError(f"bad push: {exc}") from exc
-
-
-def decode_struct(kind: type[_T], data: bytes | memoryview) -> _T:
-    """Decode the body of a plain exchange (View, OpenSession, WriteObject, ...)."""
-    try:
-        return msgspec.msgpack.decode(data, type=kind)
-    except _BAD_BYTES as exc:
-        raise ProtocolError(f"bad {kind.__name__}: {exc}") from exc

@@ -27,6 +27,7 @@ from isal import isal_zlib
 
 from fdfsfuse.errors import ProtocolError, UsageError
 from fdfsfuse.proto import names
+from fdfsfuse.proto.structs import BAD_BYTES
 
 HEADER_SIZE = 24
 PAYLOAD_MAX = names.FRAME_MAX + (256 << 10)
@@ -254,7 +255,7 @@ def decode_change(payload: bytes | memoryview) -> Change:
     """Decode a payload. Raises ProtocolError."""
     try:
         return _change_decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except BAD_BYTES as exc:
         raise ProtocolError(f"bad names record: {exc}") from exc
 
 

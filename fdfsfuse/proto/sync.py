@@ -33,7 +33,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeVar
 
 import msgspec
 
@@ -255,19 +254,3 @@ class HelloAnswer(msgspec.Struct, array_like=True, frozen=True):
 
     version: int
     boot_id: str
-
-
-_Struct = TypeVar("_Struct", Hello, HelloAnswer)
-
-
-def encode_struct(message: Hello | HelloAnswer) -> bytes:
-    """The body of a 150, or of its response."""
-    return msgspec.msgpack.encode(message)
-
-
-def decode_struct(kind: type[_Struct], body: bytes) -> _Struct:
-    """Raises ProtocolError."""
-    try:
-        return msgspec.msgpack.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise ProtocolError(f"malformed {kind.__name__}: {exc}") from exc

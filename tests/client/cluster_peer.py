@@ -6,7 +6,7 @@ import errno
 import zlib
 
 from fdfsfuse.client.address import Address
-from fdfsfuse.proto import copies, fileid, storage
+from fdfsfuse.proto import copies, fileid, storage, structs
 from fdfsfuse.proto.tracker import (
     Endpoint,
     FileTargets,
@@ -62,7 +62,7 @@ class MemoryStorage:
         command, body = request.command, request.body
         if command == copies.WAIT_FOR_COPIES and self.copies:
             assert copies.decode_request(body).name in self.files
-            return 0, copies.encode(copies.Copies(self.copies.pop(0)))
+            return 0, structs.encode(copies.Copies(self.copies.pop(0)))
         if command in (storage.StorageCommand.UPLOAD, storage.StorageCommand.UPLOAD_APPENDER):
             head = storage.UploadHead.decode(body[:15], len(body))
             appender = command == storage.StorageCommand.UPLOAD_APPENDER

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import trio
 
 from fdfsfuse.client.views import Candidate
-from fdfsfuse.proto import names
+from fdfsfuse.proto import names, structs
 from fdfsfuse.proto.header import pack_header
 from tests.client.peers import Peer, PeerConnection
 
@@ -74,7 +74,7 @@ class NamesPeer:
             else:
                 await connection.answer(names.encode(self.view))
         elif request.command == names.OPEN_SESSION:
-            await self._open(connection, names.decode_struct(names.OpenSession, request.body))
+            await self._open(connection, structs.decode(names.OpenSession, request.body))
 
     async def _open(self, connection: PeerConnection, request: names.OpenSession) -> None:
         self.opened.append(request)

@@ -12,6 +12,7 @@ from fdfsfuse.client.cluster_view import (
     look_at_trackers,
     tell_trackers,
 )
+from fdfsfuse.proto import structs
 from fdfsfuse.proto.cluster_status import (
     CLUSTER_STATUS,
     REPLICATION_STATUS,
@@ -22,7 +23,6 @@ from fdfsfuse.proto.cluster_status import (
     ReplicationStatus,
     ServerState,
     TrackerPeer,
-    encode,
 )
 from tests.client.peers import Handler, PeerConnection, running_peer, unused_address
 from tests.common.waiting import wait_for
@@ -62,7 +62,7 @@ async def test_further_trackers_are_found_and_stock_ones_tell_their_leader() -> 
             trackers=[TrackerPeer(str(other.address)), TrackerPeer(str(nobody), False, "gone")],
             groups=[GroupState("group1", [state])],
         )
-        ours = serving(lambda command: encode(status) if command == CLUSTER_STATUS else 22)
+        ours = serving(lambda command: structs.encode(status) if command == CLUSTER_STATUS else 22)
         async with running_peer(ours) as peer:
             views = {view.address: view for view in await look_at_trackers([peer.address])}
             assert set(views) == {peer.address, other.address, nobody}
@@ -83,7 +83,7 @@ async def test_garbage_from_a_tracker_is_its_problem() -> None:
 
 async def test_replication_of_ours_of_stock_and_of_nobody() -> None:
     told = ReplicationStatus(VERSION, "a", [PeerReplication("b", "sending", True, "", 3, 40, 1.5)])
-    ours = serving(lambda command: encode(told) if command == REPLICATION_STATUS else 22)
+    ours = serving(lambda command: structs.encode(told) if command == REPLICATION_STATUS else 22)
     async with running_peer(ours) as peer, running_peer(serving(stock)) as other:
         assert (await look_at_replication(peer.address)).status == told
         assert (await look_at_replication(other.address)).stock

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
-from fdfsfuse.proto import names
+from fdfsfuse.proto import names, structs
 from tests.common.plain import Address, exchange, recv_exactly
 
 _HEADER = struct.Struct(">qBB")
@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 def query_view(address: Address) -> names.View:
     """The view of the storage at *address*."""
     with socket.create_connection(address, 20) as sock:
-        return names.decode_struct(names.View, exchange(sock, names.QUERY_VIEW))
+        return structs.decode(names.View, exchange(sock, names.QUERY_VIEW))
 
 
 class BlockingSession:
@@ -55,7 +55,7 @@ class BlockingSession:
         except BaseException:
             self.sock.close()
             raise
-        self.opened = names.decode_struct(names.SessionOpened, body)
+        self.opened = structs.decode(names.SessionOpened, body)
         self.next_id = 1
         self.waiting: dict[int, names.Request] = {}
         self.pushes: list[names.Push] = []

@@ -20,7 +20,7 @@ from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.replication.in_sync import NAME, InSync, InSyncDamaged
 from fdfsfuse.client.names import NamesSession
 from fdfsfuse.errors import StatusError
-from fdfsfuse.proto import cluster_status, copies, names
+from fdfsfuse.proto import cluster_status, copies, names, structs
 from fdfsfuse.proto.cluster import Brief
 from fdfsfuse.proto.fileid import Location
 from fdfsfuse.proto.storage import Truncate
@@ -424,7 +424,7 @@ async def replication_status(node: Node) -> dict[str, cluster_status.PeerReplica
     async with node.connect() as client:
         status, body = await client.call(142)
     assert status == 0
-    report = cluster_status.decode(cluster_status.ReplicationStatus, body)
+    report = structs.decode(cluster_status.ReplicationStatus, body)
     assert report.storage_id == node.id
     return {peer.peer_id: peer for peer in report.peers}
 
@@ -466,12 +466,12 @@ async def test_waiting_for_copies(tmp_path: Path) -> None:
             async def wait(name: str, count: int, timeout_s: float) -> tuple[int, bytes]:
                 request = copies.WaitForCopies("group1", name, count, timeout_s)
                 async with a.connect() as client:
-                    return await client.call(160, copies.encode(request))
+                    return await client.call(160, structs.encode(request))
 
             async with a.connect() as client:
                 name = await client.upload(b"content")
-            assert await wait(name, 1, 30) == (0, copies.encode(copies.Copies(1)))
-            assert await wait(name, 2, 0) == (0, copies.encode(copies.Copies(1)))
+            assert await wait(name, 1, 30) == (0, structs.encode(copies.Copies(1)))
+            assert await wait(name, 2, 0) == (0, structs.encode(copies.Copies(1)))
             async with trio.open_nursery() as nursery:
                 answers: list[tuple[int, bytes]] = []
 
@@ -482,7 +482,7 @@ async def test_waiting_for_copies(tmp_path: Path) -> None:
                     nursery.start_soon(keep, count)
                 await wait_for(lambda: a.replication._progress.statistics().tasks_waiting == 3)
                 a.meet(b)
-            assert answers == [(0, copies.encode(copies.Copies(2)))] * 3
+            assert answers == [(0, structs.encode(copies.Copies(2)))] * 3
             assert b.content(name) == b"content"
             async with b.connect() as client:
                 other = await client.upload(b"other")

@@ -11,9 +11,10 @@ from fdfs_storage.identity import Identity
 from fdfs_storage.place import Place
 from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.errors import ConnectionProblem, StatusError
+from fdfsfuse.proto import structs
 from fdfsfuse.proto.changelog import ChangelogLine, IpChange
 from fdfsfuse.proto.cluster import Brief, Changes, Join, Joined, SyncReport, SyncSource
-from fdfsfuse.proto.cluster_status import FounderAnswer, FounderQuery, decode, encode
+from fdfsfuse.proto.cluster_status import FounderAnswer, FounderQuery
 from fdfsfuse.proto.parameters import Parameters
 from fdfsfuse.proto.tracker import ServerStatus
 from tests.common.waiting import wait_for
@@ -159,13 +160,13 @@ async def test_a_changed_ip_is_told_before_joining(tmp_path: Path) -> None:
 async def test_a_storage_that_is_not_the_founder_founds_no_tree(tmp_path: Path) -> None:
     async with scripted() as (tracker, _):
         telling = Telling(tracker)
-        telling.answers[141] = encode(FounderAnswer(False, "it has lost what it had"))
+        telling.answers[141] = structs.encode(FounderAnswer(False, "it has lost what it had"))
         async with running(storage_config(tmp_path, [tracker.port])) as node:
             await joined(node)
             assert node.founded == 0
             assert node.identity.sync_old_done
         (query,) = (body for command, body in tracker.requests if command == 141)
-        assert decode(FounderQuery, query) == FounderQuery("group1", STORAGE_IP, 1000)
+        assert structs.decode(FounderQuery, query) == FounderQuery("group1", STORAGE_IP, 1000)
 
 
 async def test_trackers_that_are_configured_by_name_are_listed_by_address(tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ async def test_a_tree_is_not_founded_against_the_trackers(tmp_path: Path) -> Non
             await wait_for(lambda: len(node.membership.members) == 1)
             founded = node.founded
             for answer, status in (
-                (encode(FounderAnswer(False, "another one founded it")), errno.EBUSY),
+                (structs.encode(FounderAnswer(False, "another one founded it")), errno.EBUSY),
                 (errno.EAGAIN, errno.EAGAIN),
             ):
                 telling.answers[141] = answer
@@ -237,7 +238,7 @@ async def test_a_tree_is_not_founded_against_the_trackers(tmp_path: Path) -> Non
                     await node.found_tree("127.0.0.9")
                 assert caught.value.errno == status
             query = [body for command, body in second.requests if command == 141][-1]
-            assert decode(FounderQuery, query).stock == ["127.0.0.9"]
+            assert structs.decode(FounderQuery, query).stock == ["127.0.0.9"]
             assert node.founded == founded
 
 
@@ -288,7 +289,7 @@ async def test_the_members_are_asked_for_a_tree_before_one_is_founded(
         other = Brief(ServerStatus.ACTIVE, peer.port, "127.0.0.22", TRACKER_IP)
         peer.answer = lambda command, body: answer
         if not stock_trackers:
-            telling.answers[141] = encode(FounderAnswer(True))
+            telling.answers[141] = structs.encode(FounderAnswer(True))
         async with running(config) as node:
             await joined(node)
             with pytest.raises(StatusError) as caught:

@@ -13,7 +13,7 @@ import trio
 
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.transfer import crc32
-from fdfsfuse.proto import sync
+from fdfsfuse.proto import structs, sync
 from fdfsfuse.proto.derived import CreateLink
 from fdfsfuse.proto.mark import Mark
 from fdfsfuse.proto.storage import FileRequest, ModifyHead, SlaveHead, StoredFile, Truncate
@@ -434,7 +434,7 @@ async def test_a_file_that_is_sent_where_something_has_its_name(
             elif there != "nothing":
                 path.write_bytes({"same": b"whole", "damaged": b"whale", "short": b"who"}[there])
             hello = sync.Hello(sync.VERSION, GROUP, "1")
-            assert (await sender.call(150, sync.encode_struct(hello)))[0] == 0
+            assert (await sender.call(150, structs.encode(hello)))[0] == 0
             head = sync.FileHead(name, 5, 1, GROUP)
             status, _ = await sender.call(16, head.encode() + content)
             if there == "same":

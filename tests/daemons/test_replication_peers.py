@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from fdfs_storage.replication.pusher import Pusher
-from fdfsfuse.proto import sync
+from fdfsfuse.proto import structs, sync
 from fdfsfuse.proto.cluster import Brief
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response, unpack_header
 from fdfsfuse.proto.sync import HelloAnswer, SyncCommand
@@ -46,7 +46,7 @@ class ScriptedPeer:
                 await client.read(header.length)
                 if header.command == SyncCommand.HELLO:
                     self.requests.append(commands)
-                    answer = sync.encode_struct(HelloAnswer(sync.VERSION, self.boot_id))
+                    answer = structs.encode(HelloAnswer(sync.VERSION, self.boot_id))
                     await client.send(pack_response(answer))
                     continue
                 if self.answers is not None and 0 <= self.answers <= len(commands):

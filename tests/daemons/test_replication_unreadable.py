@@ -13,8 +13,9 @@ import pytest
 import trio
 
 from fdfs_storage.replication import requests, stream
-from fdfsfuse.proto.cluster_status import REPLICATION_STATUS, ReplicationStatus, decode
-from fdfsfuse.proto.copies import WAIT_FOR_COPIES, WaitForCopies, encode
+from fdfsfuse.proto import structs
+from fdfsfuse.proto.cluster_status import REPLICATION_STATUS, ReplicationStatus
+from fdfsfuse.proto.copies import WAIT_FOR_COPIES, WaitForCopies
 from tests.common.waiting import wait_for
 from tests.daemons.storage_server import GROUP
 from tests.daemons.sync_pair import Node, run_node, sync_config
@@ -60,7 +61,7 @@ async def told(node: Node) -> int:
     async with node.connect() as client:
         status, body = await client.call(REPLICATION_STATUS, b"")
     assert status == 0
-    (peer,) = decode(ReplicationStatus, body).peers
+    (peer,) = structs.decode(ReplicationStatus, body).peers
     return peer.unreadable
 
 
@@ -84,7 +85,7 @@ async def test_the_rest_goes_on(
                 assert b.content(good) == b"good"
                 assert all(b.content(name) is None for name in (*names, appender))
                 assert await told(a) == 4
-                wait = encode(WaitForCopies(GROUP, names[0], 2, 0.01))
+                wait = structs.encode(WaitForCopies(GROUP, names[0], 2, 0.01))
                 assert (await client.call(WAIT_FOR_COPIES, wait))[1][-1] == 1
                 assert await client.delete(names[2]) == 0
                 await a.wait_until_has_all(b)

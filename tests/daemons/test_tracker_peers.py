@@ -19,6 +19,7 @@ from fdfsfuse.core.cluster import Cluster
 from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.config import TrackerConfig
 from fdfsfuse.errors import ConnectFailed, ConnectionBroken, ProtocolError, StatusError
+from fdfsfuse.proto import structs
 from fdfsfuse.proto.cluster import Brief, Changes, Join, Joined, StatusReport, SyncSource
 from fdfsfuse.proto.cluster_status import (
     AM_I_FOUNDER,
@@ -26,8 +27,6 @@ from fdfsfuse.proto.cluster_status import (
     ClusterStatus,
     FounderAnswer,
     FounderQuery,
-    decode,
-    encode,
 )
 from fdfsfuse.proto.tracker import ServerRequest, ServerStatus, decode_storage_stats
 from tests.common.waiting import wait_for
@@ -355,7 +354,7 @@ async def test_the_status_of_the_cluster(tmp_path: Path) -> None:
         client = await leader.connect()
 
         async def status() -> ClusterStatus:
-            return decode(ClusterStatus, await client.ok(CLUSTER_STATUS))
+            return structs.decode(ClusterStatus, await client.ok(CLUSTER_STATUS))
 
         with trio.fail_after(60):
             while any(peer.reachable is None for peer in (await status()).trackers):
@@ -383,8 +382,8 @@ async def test_members_that_a_follower_lacks_are_added_by_85(tmp_path: Path) -> 
 
 
 async def founder(peer: Peer, storage_id: str, join_time: int) -> FounderAnswer:
-    query = encode(FounderQuery("group1", storage_id, join_time))
-    return decode(FounderAnswer, await peer.ok(AM_I_FOUNDER, query))
+    query = structs.encode(FounderQuery("group1", storage_id, join_time))
+    return structs.decode(FounderAnswer, await peer.ok(AM_I_FOUNDER, query))
 
 
 async def test_one_storage_founds_and_keeps_that(tmp_path: Path) -> None:
@@ -398,10 +397,12 @@ async def test_one_storage_founds_and_keeps_that(tmp_path: Path) -> None:
         answer = await founder(second, B, 1)
         assert not answer.founder
         assert A in answer.reason
-        status, _ = await second.exchange(AM_I_FOUNDER, encode(FounderQuery("group1", A, 1)))
+        status, _ = await second.exchange(
+            AM_I_FOUNDER, structs.encode(FounderQuery("group1", A, 1))
+        )
         assert status in (errno.ENOENT, errno.EINVAL), "it asks about another one"
         # Its tracker says so to people.
-        told = decode(ClusterStatus, await second.ok(CLUSTER_STATUS))
+        told = structs.decode(ClusterStatus, await second.ok(CLUSTER_STATUS))
         assert f"fdfs admin remove group1 {A}" in told.groups[0].servers[-1].reason
         # A comes back without its data: it does not found again.
         await first.stream.aclose()
@@ -451,7 +452,7 @@ async def test_without_a_majority_nobody_founds(tmp_path: Path) -> None:
         lines = (f"{TRACKER_IP}:{tracker.port}", "127.0.0.9:1", "127.0.0.9:2")
         peer, _ = await tracker.join(A, trackers=lines)
         assert await peer.exchange(87) == (errno.ENOENT, b"")
-        told = decode(ClusterStatus, await peer.ok(CLUSTER_STATUS))
+        told = structs.decode(ClusterStatus, await peer.ok(CLUSTER_STATUS))
         assert "1 trackers answer, 2 are needed" in told.groups[0].servers[0].reason
 
 

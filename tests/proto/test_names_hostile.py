@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fdfsfuse.errors import ProtocolError
-from fdfsfuse.proto import names
+from fdfsfuse.proto import names, structs
 
 DECODERS: list[Callable[[bytes], object]] = [
     names.decode_request,
     names.decode_push,
     *(
-        lambda data, kind=kind: names.decode_struct(kind, data)
+        lambda data, kind=kind: structs.decode(kind, data)
         for kind in (names.View, names.OpenSession, names.WriteObject, names.TruncateObject)
     ),
     *(lambda data, kind=kind: names.decode_answer(kind, data) for kind in names.ANSWERS),

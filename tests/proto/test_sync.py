@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fdfsfuse.errors import ProtocolError
-from fdfsfuse.proto import sync
+from fdfsfuse.proto import structs, sync
 from fdfsfuse.proto.header import HEADER_SIZE, pack_text
 from fdfsfuse.proto.sync import DeleteFile, FileHead, RangeHead, TwoNames
 from tests.common.vectors import CLUSTER, Vector, named
@@ -93,9 +93,9 @@ def test_a_whole_request_in_one_go() -> None:
 
 def test_hello() -> None:
     hello = sync.Hello(1, "group1", "100001")
-    assert sync.decode_struct(sync.Hello, sync.encode_struct(hello)) == hello
+    assert structs.decode(sync.Hello, structs.encode(hello)) == hello
     answer = sync.HelloAnswer(1, "boot")
-    assert sync.decode_struct(sync.HelloAnswer, sync.encode_struct(answer)) == answer
+    assert structs.decode(sync.HelloAnswer, structs.encode(answer)) == answer
     for body in (b"", b"\x90", b"\xff", b"\x93\x01\xa1\xff\xa0"):
         with pytest.raises(ProtocolError):
-            sync.decode_struct(sync.Hello, body)
+            structs.decode(sync.Hello, body)

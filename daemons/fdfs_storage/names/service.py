@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from fdfs_storage.store import Store
     from fdfsfuse.core.config import StorageConfig
     from fdfsfuse.server.connection import FramedConnection
+from fdfsfuse.proto import structs
 
 logger = logging.getLogger(__name__)
 
@@ -510,7 +511,7 @@ class Names:
             raise ProtocolError(f"command {command} with {length} bytes cannot be served")
 
     async def _serve_session(self, tree: Tree, connection: FramedConnection, body: bytes) -> None:
-        request = names.decode_struct(names.OpenSession, body)
+        request = structs.decode(names.OpenSession, body)
         session = await tree.open_session(request)
         served = SessionConnection(connection, session, tree)
         session.connection = served

@@ -29,6 +29,7 @@ from fdfsfuse.proto.header import pack_response
 
 if TYPE_CHECKING:
     from fdfsfuse.server.connection import FramedConnection
+from fdfsfuse.proto import structs
 
 HEAD_MAX: Final = 4096
 PIECE: Final = 256 << 10
@@ -60,7 +61,7 @@ class ObjectWriter:
         head_length = int.from_bytes(await connection.recv_exactly(4), "big")
         if not 1 <= head_length <= min(HEAD_MAX, length - 4):
             raise ProtocolError(f"a WRITE_OBJECT head of {head_length} bytes")
-        head = names.decode_struct(names.WriteObject, await connection.recv_exactly(head_length))
+        head = structs.decode(names.WriteObject, await connection.recv_exactly(head_length))
         rest = length - 4 - head_length
         pieces = head.pieces()
         if len(head.more) > names.WRITE_PIECES_MAX or min(size for _, size in pieces) < 0:
@@ -211,7 +212,7 @@ class ObjectWriter:
         """A TRUNCATE_OBJECT whose body has *length* bytes."""
         if not 1 <= length <= HEAD_MAX:
             raise ProtocolError(f"a TRUNCATE_OBJECT of {length} bytes")
-        head = names.decode_struct(names.TruncateObject, await connection.recv_exactly(length))
+        head = structs.decode(names.TruncateObject, await connection.recv_exactly(length))
         status = 0
         try:
             if not 0 <= head.size <= FILE_SIZE_MAX:

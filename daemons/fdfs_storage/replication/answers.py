@@ -11,13 +11,12 @@ import trio
 from fdfs_storage.binlog_reader import count_bytes
 from fdfsfuse.core.backlog import Backlog, content_bytes
 from fdfsfuse.errors import ProtocolError, StatusError
-from fdfsfuse.proto import copies
+from fdfsfuse.proto import copies, structs
 from fdfsfuse.proto.cluster_status import (
     REPLICATION_STATUS,
     VERSION,
     PeerReplication,
     ReplicationStatus,
-    encode,
 )
 from fdfsfuse.proto.fileid import decode_name
 from fdfsfuse.proto.header import Header, pack_response
@@ -71,7 +70,7 @@ class Answers:
         with trio.move_on_after(request.timeout_s):
             await self._replication.wait_for_copies(position, request.count, request.name)
         count = self._replication.count(position, request.name)
-        return pack_response(copies.encode(copies.Copies(count)))
+        return pack_response(structs.encode(copies.Copies(count)))
 
     async def status(self, connection: FramedConnection, header: Header) -> bytes:
         """142: how far each peer has come."""
@@ -80,7 +79,7 @@ class Answers:
         peers = [
             await self._peer(pusher) for _, pusher in sorted(self._replication.pushers.items())
         ]
-        return pack_response(encode(ReplicationStatus(VERSION, self._own_id, peers)))
+        return pack_response(structs.encode(ReplicationStatus(VERSION, self._own_id, peers)))
 
     async def _peer(self, pusher: Pusher) -> PeerReplication:
         backlog = Backlog()

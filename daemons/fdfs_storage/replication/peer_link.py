@@ -22,6 +22,7 @@ from fdfsfuse.server.connection import in_page_cache
 if TYPE_CHECKING:
     from fdfsfuse.client.link import Link
     from fdfsfuse.core.config import StorageConfig
+from fdfsfuse.proto import structs
 
 _BODY_MAX = 1 << 16
 _RECEIVE = 64 << 10
@@ -63,8 +64,8 @@ class PeerLink:
             answer: HelloAnswer | None = None
             try:
                 hello = Hello(sync.VERSION, config.group_name, own_id)
-                body = await link.request(SyncCommand.HELLO, sync.encode_struct(hello))
-                answer = sync.decode_struct(HelloAnswer, body)
+                body = await link.request(SyncCommand.HELLO, structs.encode(hello))
+                answer = structs.decode(HelloAnswer, body)
             except StatusError as exc:
                 if exc.errno != errno.EINVAL:
                     raise

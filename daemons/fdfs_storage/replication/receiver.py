@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from fdfs_storage.trunk import SlotPlace
     from fdfsfuse.proto.fileid import Location
     from fdfsfuse.server.connection import FramedConnection
+from fdfsfuse.proto import structs
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class Receiver:
     async def hello(self, connection: FramedConnection, header: Header) -> bytes:
         """150: a 9 of our own kind of storage."""
         body = await receive_small(connection, header.length, sync.HELLO_MAX)
-        hello = sync.decode_struct(sync.Hello, body)
+        hello = structs.decode(sync.Hello, body)
         self._senders.check_group(hello.group)
         if not 0 < len(hello.storage_id) <= 15:
             raise ProtocolError(f"{hello.storage_id!r} is no storage id")
@@ -129,7 +130,7 @@ class Receiver:
         connection.is_own_kind = True
         connection.recv_size = _RECV_SIZE
         return pack_response(
-            sync.encode_struct(sync.HelloAnswer(sync.VERSION, self._boot_id)),
+            structs.encode(sync.HelloAnswer(sync.VERSION, self._boot_id)),
         )
 
     # --- whole files --------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from fdfsfuse.errors import (
     TooFewCopiesError,
     UsageError,
 )
-from fdfsfuse.proto import copies
+from fdfsfuse.proto import copies, structs
 from fdfsfuse.proto.derived import SIGNATURE_MAX, CreateLink, Regenerate
 from fdfsfuse.proto.fileid import EXTENSION, PREFIX, FileKind, decode_name, split_file_id
 from fdfsfuse.proto.header import FILE_NAME_MAX, GROUP_NAME_SIZE
@@ -96,12 +96,12 @@ class ChangePlans:
         Asked for a short while at a time, since an answer counts as progress.
         """
         group, name = split_file_id(file_id)
-        body = copies.encode(copies.WaitForCopies(group, name, wanted, COPIES_WAIT_S))
+        body = structs.encode(copies.WaitForCopies(group, name, wanted, COPIES_WAIT_S))
         count = 1
         try:
             for _ in range(COPIES_TRIES):
                 step = Ask(address, copies.WAIT_FOR_COPIES, body, repeatable=True)
-                count = copies.decode_answer((yield step)).count
+                count = structs.decode(copies.Copies, (yield step)).count
                 if count >= wanted:
                     return
         except StatusError as exc:
