@@ -31,12 +31,13 @@ from fdfsfuse.core.conf_file import ReservedSpace
 from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.errors import ConnectionProblem, ProtocolError, StatusError
 from fdfsfuse.proto import structs
+from fdfsfuse.proto.address import is_ip
 from fdfsfuse.proto.cluster_status import FOUND_TREE, FOUND_TREE_MAX, FoundTree
 from fdfsfuse.proto.header import Header, pack_response
 from fdfsfuse.proto.statistics import Statistics
 from fdfsfuse.server.connection import FramedConnection
 from fdfsfuse.server.daemon import Daemon
-from fdfsfuse.server.tcp import TcpServer, is_ip, open_listeners, resolve_allow_hosts
+from fdfsfuse.server.tcp import TcpServer, open_listeners, resolve_allow_hosts
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,8 @@ import logging
 from fdfs_tracker import trunk
 from fdfs_tracker.node import Handler, Node, Session
 from fdfsfuse.core.config import TrackerConfig
-from fdfsfuse.core.joining import is_ip
 from fdfsfuse.errors import ProtocolError, StatusError
-from fdfsfuse.proto.address import MAX_ADDRESS_TEXT
+from fdfsfuse.proto.address import MAX_ADDRESS_TEXT, is_ip
 from fdfsfuse.proto.changelog import IpChange
 from fdfsfuse.proto.cluster import (
     Brief,

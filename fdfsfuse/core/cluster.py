@@ -25,6 +25,7 @@ from fdfsfuse.core.reasons import FILLED
 from fdfsfuse.core.states import Event
 from fdfsfuse.core.storage_ids import RW_BOTH
 from fdfsfuse.errors import StatusError
+from fdfsfuse.proto.address import is_ip
 from fdfsfuse.proto.changelog import ChangelogLine
 from fdfsfuse.proto.cluster import (
     NO_SERVER,
@@ -349,7 +350,7 @@ class Cluster:
         if brief.status in (ServerStatus.ONLINE, ServerStatus.ACTIVE, ServerStatus.NONE):
             return
         if server is None:
-            if brief.status in states.GONE or not joining.is_ip(brief.ip):
+            if brief.status in states.GONE or not is_ip(brief.ip):
                 return
             if not _STORAGE_ID.match(brief.storage_id):
                 return

@@ -6,25 +6,16 @@ Functions of what a storage says and what is known; they raise StatusError with 
 from __future__ import annotations
 
 import errno
-import ipaddress
 
 from fdfsfuse.core.config import IdType, TrackerConfig
 from fdfsfuse.core.groups import Group
 from fdfsfuse.core.storage_ids import StorageIdEntry
 from fdfsfuse.errors import StatusError
+from fdfsfuse.proto.address import is_ip
 from fdfsfuse.proto.cluster import Join
 from fdfsfuse.proto.tracker import ServerStatus
 
 _NEVER_JOINS_WITH = frozenset({3, 4, 99})
-
-
-def is_ip(text: str) -> bool:
-    """True for the text of an IPv4 or IPv6 address."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def addresses(entry: StorageIdEntry | None, peer_ip: str) -> tuple[str, ...]:

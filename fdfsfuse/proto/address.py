@@ -1,14 +1,25 @@
-"""Addresses of trackers and storages as text, with their port.
+"""Addresses of trackers and storages as text, most of them with a port.
 
 Source: protocol/cluster.md section 1.
 """
 
 from __future__ import annotations
 
+import ipaddress
+
 from fdfsfuse.errors import ProtocolError
 
 MAX_ADDRESS_TEXT = 52
 """Most bytes of an address as text."""
+
+
+def is_ip(text: str) -> bool:
+    """True for the text of an IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def check_port(port: int) -> int:

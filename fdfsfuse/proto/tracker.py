@@ -29,14 +29,13 @@ which storages send too, are in `fdfsfuse.proto.cluster`, 96 to 98 in
 
 from __future__ import annotations
 
-import ipaddress
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
 from fdfsfuse.errors import ProtocolError, UsageError
-from fdfsfuse.proto.address import check_port
+from fdfsfuse.proto.address import check_port, is_ip
 from fdfsfuse.proto.header import (
     FILE_NAME_MAX,
     GROUP_NAME_SIZE,
@@ -118,10 +117,8 @@ def expect_empty(body: bytes) -> None:
 
 
 def _check_ip(text: str) -> str:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        raise ProtocolError(f"{text!r} is not an ip address") from None
+    if not is_ip(text):
+        raise ProtocolError(f"{text!r} is not an ip address")
     return text
 
 

@@ -287,15 +287,6 @@ async def resolve_allow_hosts(allow: AllowHosts) -> AllowHosts:
     return allow.resolved(addresses)
 
 
-def is_ip(text: str) -> bool:
-    """True when *text* is an IPv4 or IPv6 address."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def plain_ip(ip: str) -> str:
     """*ip* without a zone, and as IPv4 when it is IPv4-mapped."""
     if ":" not in ip:
