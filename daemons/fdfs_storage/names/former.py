@@ -12,7 +12,6 @@ import errno
 from typing import TYPE_CHECKING
 
 from fdfs_storage.names.checks import fail
-from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names
 
 if TYPE_CHECKING:
@@ -44,7 +43,10 @@ class FormerSessions:
         session = self._sessions.get(request.session)
         if session is not None:
             _check_token(session.token, request.token)
-            await self._end(session)
+            # Its mount has given it up, whatever its lease says.
+            if session.connection is not None:
+                session.connection.shutdown()
+            await session.commit_end(self._engine)
         token = self._reads.ended_token(request.session)
         if token is None:
             raise fail(errno.ENOENT, "outcomes are not kept any more")
@@ -57,17 +59,6 @@ class FormerSessions:
         if not self._engine.on_repeat(request.session, request.id, reply):
             reply(0, stored)
         return True
-
-    async def _end(self, session: Session) -> None:
-        """Its mount has given it up, whatever its lease says."""
-        if session.connection is not None:
-            session.connection.shutdown()
-        session.ending = True
-        try:
-            await self._engine.change(session.end)
-        except StatusError:
-            session.ending = False
-            raise
 
 
 def _check_token(token: bytes, given: bytes) -> None:

@@ -26,7 +26,7 @@ import trio
 from fdfs_storage.names.engine import Engine
 from fdfs_storage.names.log import Log
 from fdfs_storage.names.objects import Objects
-from fdfs_storage.names.sessions import Session, Sessions
+from fdfs_storage.names.sessions import Sessions
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names_record
 
@@ -155,20 +155,11 @@ class Housekeeping:
             connection = session.connection
             if connection is not None and connection.waiting:
                 continue  # it is us who keep it waiting
-            await self.end_session(session)
+            logger.info("session %d of %s ended: not heard of", session.number, session.client)
+            await session.commit_end(self._engine)
         old = self._sessions.forgettable(RESULTS_KEPT_S)[:_SESSION_BATCH]
         if old:
             await self._engine.change(names_record.ForgetSessions(old))
-
-    async def end_session(self, session: Session) -> None:
-        """End a session whose mount was not heard of for a lease."""
-        logger.info("session %d of %s ended: not heard of", session.number, session.client)
-        session.ending = True
-        try:
-            await self._engine.change(session.end)
-        except StatusError:
-            session.ending = False
-            raise
 
     # --- garbage ----------------------------------------------------------------------------
 

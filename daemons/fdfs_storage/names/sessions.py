@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names_record
 
 if TYPE_CHECKING:
     from fdfs_storage.names.connection import SessionConnection
+    from fdfs_storage.names.engine import Engine
 
 HOLDS_MAX = 1 << 20
 """Most inodes that one session may hold."""
@@ -61,6 +63,15 @@ class Session:
         """Make the record of its end; from here on no change of it is carried out."""
         self.ending = True
         return names_record.EndSession(self.number)
+
+    async def commit_end(self, engine: Engine) -> None:
+        """End it. Raises StatusError: it goes on, as its end could not be recorded."""
+        self.ending = True
+        try:
+            await engine.change(self.end)
+        except StatusError:
+            self.ending = False
+            raise
 
 
 class Sessions:
