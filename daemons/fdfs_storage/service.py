@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 SmallHandler = Callable[[bytes, int], "bytes | bytearray | None"]
 """(body, request status) -> the whole response; None: ask the matching slow handler."""
 SlowHandler = Callable[[bytes, int], Awaitable[bytes]]
-DownloadHandler = Callable[[FramedConnection, bytes], Awaitable[None]]
 StreamHandler = Callable[[FramedConnection, int], Awaitable[bytes]]
 """(connection, body length) -> the whole response. Reads as much of the body as it wants."""
 SyncHandler = Callable[[FramedConnection, Header], Awaitable[bytes]]

@@ -37,12 +37,12 @@ def cluster_data(cluster: ClusterState) -> dict[str, Any]:
     return {
         "trackers_state": state,
         "trackers_why": text,
-        "trackers": [_tracker_data(cluster, view) for view in cluster.trackers],
+        "trackers": [_tracker_data(view) for view in cluster.trackers],
         "volumes": [volume_data(cluster, volume) for volume in cluster.volumes],
     }
 
 
-def _tracker_data(cluster: ClusterState, view: TrackerView) -> dict[str, Any]:
+def _tracker_data(view: TrackerView) -> dict[str, Any]:
     return {
         "address": str(view.address),
         "reachable": not view.problem,

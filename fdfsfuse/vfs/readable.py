@@ -138,7 +138,7 @@ class ReadableFile(ABC):
                 return bytes(memoryview(content)[offset : offset + length])
             writer = self.writer
             if writer is not None:
-                return await self._read_through(writer, handle, offset, length)
+                return await self._read_through(writer, offset, length)
             try:
                 data = await self._fetch(handle, offset, length)
             except StatusError as exc:
@@ -168,9 +168,7 @@ class ReadableFile(ABC):
         finally:
             volume.leave(ticket)
 
-    async def _read_through(
-        self, writer: ObjectWriter, handle: Handle, offset: int, length: int
-    ) -> bytes:
+    async def _read_through(self, writer: ObjectWriter, offset: int, length: int) -> bytes:
         """Read a file that is being written to: bytes under way must have arrived first."""
         end = min(offset + length, self.size)
         if writer.overlaps(offset, end):

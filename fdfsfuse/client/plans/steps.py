@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.sources import Source, is_replayable
@@ -133,11 +133,3 @@ class Deliver(NamedTuple):
 
 Step: TypeAlias = "Ask | Send | Open | Receive | Deliver"
 Plan: TypeAlias = Generator[Step, Any, T]
-
-
-@dataclass(slots=True)
-class Operation(Generic[T]):
-    """A plan, and what to call it when it fails."""
-
-    what: str
-    plan: Plan[T]
