@@ -265,112 +265,121 @@ def test_holes(volume: Path, local: Path, mounted: Mount) -> None:
 # --- open files ---------------------------------------------------------------------------------
 
 
-def test_what_open_files_do(local: Path, volume: Path) -> None:
-    twin = Twin(local, volume)
-    twin.scene(lambda: None)
-
-    def append_with_two() -> bytes:
-        fds = [os.open("a", os.O_WRONLY | os.O_CREAT | os.O_APPEND) for _ in range(2)]
-        for number in range(20):
-            os.write(fds[number % 2], b"%02d." % number)
-        os.lseek(fds[0], 0, os.SEEK_SET)
-        os.write(fds[0], b"end")
-        for fd in fds:
-            os.close(fd)
-        return Path("a").read_bytes()
-
-    def unlinked() -> tuple[object, ...]:
-        fd = os.open("u", os.O_RDWR | os.O_CREAT)
-        os.write(fd, b"one")
-        os.unlink("u")
-        os.write(fd, b"two" * 500_000)
-        os.fchmod(fd, 0o600)
-        os.utime(fd, ns=(1, 2))
-        os.ftruncate(fd, 1_000_000)
-        status = os.fstat(fd)
-        found = os.pread(fd, 5, 0), status.st_nlink, status.st_size, stat.filemode(status.st_mode)
+def append_with_two() -> bytes:
+    fds = [os.open("a", os.O_WRONLY | os.O_CREAT | os.O_APPEND) for _ in range(2)]
+    for number in range(20):
+        os.write(fds[number % 2], b"%02d." % number)
+    os.lseek(fds[0], 0, os.SEEK_SET)
+    os.write(fds[0], b"end")
+    for fd in fds:
         os.close(fd)
-        return (*found, os.path.exists("u"))
+    return Path("a").read_bytes()
 
-    def replaced() -> tuple[object, ...]:
-        Path("old").write_bytes(b"old")
-        Path("new").write_bytes(b"new")
-        fd = os.open("old", os.O_RDWR)
-        os.rename("new", "old")
-        os.write(fd, b"OLD")
-        found = os.pread(fd, 9, 0), os.fstat(fd).st_nlink, Path("old").read_bytes()
+
+def unlinked() -> tuple[object, ...]:
+    fd = os.open("u", os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"one")
+    os.unlink("u")
+    os.write(fd, b"two" * 500_000)
+    os.fchmod(fd, 0o600)
+    os.utime(fd, ns=(1, 2))
+    os.ftruncate(fd, 1_000_000)
+    status = os.fstat(fd)
+    found = os.pread(fd, 5, 0), status.st_nlink, status.st_size, stat.filemode(status.st_mode)
+    os.close(fd)
+    return (*found, os.path.exists("u"))
+
+
+def replaced() -> tuple[object, ...]:
+    Path("old").write_bytes(b"old")
+    Path("new").write_bytes(b"new")
+    fd = os.open("old", os.O_RDWR)
+    os.rename("new", "old")
+    os.write(fd, b"OLD")
+    found = os.pread(fd, 9, 0), os.fstat(fd).st_nlink, Path("old").read_bytes()
+    os.close(fd)
+    return found
+
+
+def truncated_by_open() -> tuple[bytes, int]:
+    fd = os.open("t", os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"content")
+    os.close(os.open("t", os.O_WRONLY | os.O_TRUNC))
+    found = os.pread(fd, 9, 0), os.fstat(fd).st_size
+    os.write(fd, b"x")
+    os.close(fd)
+    return (Path("t").read_bytes(), found[1])
+
+
+def read_only() -> None:
+    Path("r").write_bytes(b"x")
+    fd = os.open("r", os.O_RDONLY)
+    try:
+        os.write(fd, b"y")
+    finally:
         os.close(fd)
-        return found
 
-    def truncated_by_open() -> tuple[bytes, int]:
-        fd = os.open("t", os.O_RDWR | os.O_CREAT)
-        os.write(fd, b"content")
-        os.close(os.open("t", os.O_WRONLY | os.O_TRUNC))
-        found = os.pread(fd, 9, 0), os.fstat(fd).st_size
-        os.write(fd, b"x")
+
+def without_permission_later() -> bytes:
+    fd = os.open("p", os.O_RDWR | os.O_CREAT, 0o200)
+    os.write(fd, b"written")
+    os.fchmod(fd, 0)
+    os.write(fd, b" on")
+    found = os.pread(fd, 20, 0)
+    os.close(fd)
+    return found
+
+
+def fallocated() -> int:
+    fd = os.open("l", os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"kept")
+    os.posix_fallocate(fd, 2, 20_000)
+    os.close(fd)
+    assert Path("l").read_bytes() == b"kept".ljust(20_002, b"\0")
+    return os.stat("l").st_size
+
+
+def fifo() -> bytes:
+    os.mkfifo("fifo")
+    fd = os.open("fifo", os.O_RDWR)
+    os.write(fd, b"through")
+    found = os.read(fd, 20)
+    os.close(fd)
+    return found
+
+
+def removed_directory() -> list[str]:
+    os.mkdir("gone")
+    fd = os.open("gone", os.O_RDONLY | os.O_DIRECTORY)
+    os.rmdir("gone")
+    try:
+        return os.listdir(fd)
+    finally:
         os.close(fd)
-        return (Path("t").read_bytes(), found[1])
 
-    def read_only() -> None:
-        Path("r").write_bytes(b"x")
-        fd = os.open("r", os.O_RDONLY)
-        try:
-            os.write(fd, b"y")
-        finally:
-            os.close(fd)
 
-    def without_permission_later() -> bytes:
-        fd = os.open("p", os.O_RDWR | os.O_CREAT, 0o200)
-        os.write(fd, b"written")
-        os.fchmod(fd, 0)
-        os.write(fd, b" on")
-        found = os.pread(fd, 20, 0)
+def made_in_removed() -> None:
+    os.mkdir("gone2")
+    fd = os.open("gone2", os.O_RDONLY | os.O_DIRECTORY)
+    os.rmdir("gone2")
+    try:
+        os.close(os.open("x", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    finally:
         os.close(fd)
-        return found
 
-    def fallocated() -> int:
-        fd = os.open("l", os.O_RDWR | os.O_CREAT)
-        os.write(fd, b"kept")
-        os.posix_fallocate(fd, 2, 20_000)
+
+def synced_directory() -> None:
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+        os.fdatasync(fd)
+    finally:
         os.close(fd)
-        assert Path("l").read_bytes() == b"kept".ljust(20_002, b"\0")
-        return os.stat("l").st_size
 
-    def fifo() -> bytes:
-        os.mkfifo("fifo")
-        fd = os.open("fifo", os.O_RDWR)
-        os.write(fd, b"through")
-        found = os.read(fd, 20)
-        os.close(fd)
-        return found
 
-    def removed_directory() -> list[str]:
-        os.mkdir("gone")
-        fd = os.open("gone", os.O_RDONLY | os.O_DIRECTORY)
-        os.rmdir("gone")
-        try:
-            return os.listdir(fd)
-        finally:
-            os.close(fd)
-
-    def made_in_removed() -> None:
-        os.mkdir("gone2")
-        fd = os.open("gone2", os.O_RDONLY | os.O_DIRECTORY)
-        os.rmdir("gone2")
-        try:
-            os.close(os.open("x", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
-        finally:
-            os.close(fd)
-
-    def synced_directory() -> None:
-        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
-
-    actions: tuple[Callable[[], object], ...] = (
+@pytest.mark.parametrize(
+    "action",
+    [
         append_with_two,
         unlinked,
         replaced,
@@ -382,10 +391,13 @@ def test_what_open_files_do(local: Path, volume: Path) -> None:
         removed_directory,
         made_in_removed,
         synced_directory,
-    )
-    for action in actions:
-        twin.same(action.__name__, action)
-    twin.same("after all", look_around)
+    ],
+)
+def test_what_open_files_do(local: Path, volume: Path, action: Callable[[], object]) -> None:
+    twin = Twin(local, volume)
+    twin.scene(lambda: None)
+    twin.same(action.__name__, action)
+    twin.same("after it", look_around)
     twin.check()
 
 
