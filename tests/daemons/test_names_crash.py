@@ -594,9 +594,8 @@ async def test_trimming_a_running_log(tmp_path: Path) -> None:
         tree.log._segment_size = 500
         for number in range(30):
             await together(tree, [create(b"%d" % number)])
-        assert len(tree.log.segments) > 2
-        await tree.housekeeping.trim()
-        assert len(tree.log.segments) == 1
+        await wait_for(lambda: len(tree.log.segments) == 1)
+        assert tree.log.segments[0] > 1, "there were others"
         await tree.housekeeping.checkpoint(soft=0, hard=0)
         assert (tmp_path / "data/names/state.db-wal").stat().st_size == 0
         expected = dump(tree)
