@@ -1,6 +1,6 @@
 """The names protocol: how a mount works on a volume's directory tree.
 
-Our addition to FastDFS (DESIGN: sections 5 and 8; user documentation: docs/names-protocol.rst).
+Our addition to FastDFS (documentation: docs/names-protocol.rst).
 All commands have codes from 128 up, which a stock server refuses with status 22.
 
 Plain exchanges, one request and one response on any connection to a storage::

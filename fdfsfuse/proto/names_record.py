@@ -1,6 +1,6 @@
 """Records of the names log: what one change of a volume's tree looks like on disk.
 
-Our addition to FastDFS (DESIGN: section 8; docs/names-protocol.rst). A record in a log file:
+Our addition to FastDFS (docs/names-protocol.rst). A record in a log file:
 
 === ==== ======= =================================================================
 off size field   meaning

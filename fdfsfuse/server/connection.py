@@ -1,9 +1,9 @@
 """One client's connection, as a daemon sees it: packets in, packets out.
 
-Cost is what shapes this module (DESIGN section 10): a request takes one ``recv`` for header and
-body together, one ``send``, and a wait in between. There is no cancel scope, task or log line per
-request; timeouts are kept by the server's watchdog (see `fdfsfuse.server.tcp`), which looks at the
-``waiting since`` stamps here once a second and shuts a stuck socket down.
+Cost is what shapes this module: a request takes one ``recv`` for header and body together, one
+``send``, and a wait in between. There is no cancel scope, task or log line per request; timeouts
+are kept by the server's watchdog (see `fdfsfuse.server.tcp`), which looks at the ``waiting since``
+stamps here once a second and shuts a stuck socket down.
 
 Theory of operation: bytes arrive in ``_data`` and are used up to ``_pos``; what arrived behind a
 request is the start of the next one, so pipelined requests are answered in order. Reading and

@@ -1,6 +1,6 @@
 """The accept loop that both daemons share.
 
-What it takes care of, so that bad input costs its own connection at most (DESIGN section 3):
+What it takes care of, so that bad input costs its own connection at most:
 
 - hosts outside allow_hosts are closed right after accept;
 - at max_connections, the connection that has kept us waiting longest for its first request makes

@@ -1,6 +1,6 @@
 """Carrying recalls out: in this mount's memory, then in the kernel's.
 
-A recall is carried out in three steps (DESIGN: section 9):
+A recall is carried out in three steps:
 
 1. what this mount remembers is dropped;
 2. the kernel is told to forget attributes, which never waits;

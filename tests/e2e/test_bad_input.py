@@ -1,4 +1,4 @@
-"""Bad input costs its own connection at most (DESIGN section 3, promise 6).
+"""Bad input costs its own connection at most.
 
 Both daemons are attacked with garbage, truncated, oversized and slow requests while a FastDFS
 client and a names session are served. Whatever comes, the daemons answer or close, stay within

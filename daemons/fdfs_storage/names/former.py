@@ -1,8 +1,8 @@
 """What became of the changes of a session that has ended.
 
 A mount that was cut off for longer than its lease asks in its new session for each change that it
-has no answer to (DESIGN: section 5). The end of a session is a record, and the engine refuses its
-changes from there on. So what has no outcome behind that record was not done and never will be,
+has no answer to (docs/names-protocol.rst). The end of a session is a record, and the engine refuses
+its changes from there on. So what has no outcome behind that record was not done and never will be,
 and the mount may do it again.
 """
 
