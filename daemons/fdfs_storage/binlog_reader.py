@@ -96,7 +96,8 @@ class BinlogReader:
             try:
                 self._file = open_binlog(self._binlog.directory, number)
             except FileNotFoundError:
-                logger.warning("%s is missing", binlog_path(self._binlog.directory, number))
+                path = binlog_path(self._binlog.directory, number)
+                logger.warning("%s is missing: its records are skipped", path)
                 return b""
             self._file.seek(offset)
         elif self._file.tell() != offset:
@@ -121,7 +122,11 @@ def usable_position(binlog: Binlog, position: BinlogPosition) -> BinlogPosition:
     """
     end = binlog.position
     if position > end:
-        logger.warning("a mark at %s is behind the end of the binlog, %s", position, end)
+        logger.warning(
+            "a mark at %s is behind the end of the binlog, which was cut off: going on at %s",
+            position,
+            end,
+        )
         return end
     number, offset = position
     if number < 0 or offset <= 0:
@@ -135,7 +140,7 @@ def usable_position(binlog: Binlog, position: BinlogPosition) -> BinlogPosition:
         return position
     usable = start + before.rfind(b"\n") + 1
     if usable != offset:
-        logger.warning("a mark at %s is inside of a line", position)
+        logger.warning("a mark at %s is inside of a line: going on at its start", position)
     return BinlogPosition(number, usable)
 
 

@@ -150,8 +150,8 @@ class Deletions:
         if target is not None:
             try:
                 self.delete(target)
-            except StatusError:
-                logger.warning("the target %s of the deleted link stays", target.name)
+            except StatusError as exc:
+                logger.warning("%s, which a deleted link pointed to, stays: %s", target.name, exc)
 
 
 def _unlink_all(paths: list[str]) -> None:

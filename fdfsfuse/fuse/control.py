@@ -64,7 +64,7 @@ class ControlSocket:
             self._listen(where / self._name)
         except OSError as exc:
             # A mount without it works as well as with it.
-            log.warning("no control socket: %s", exc)
+            log.warning("no control socket, so `fdfs mount-stats` does not find the mount: %s", exc)
         return self
 
     def _listen(self, path: Path) -> None:

@@ -142,7 +142,11 @@ class Housekeeping:
             try:
                 info = self._objects.stat(file_id)
             except StatusError:
-                logger.error("the object %s of a named file is missing", file_id)
+                logger.error(
+                    "the object %s is missing, so its file cannot be read (fdfs path tells its "
+                    "name): restore it from another storage, or remove the file",
+                    file_id,
+                )
                 continue
             if info.st_size != size:
                 changed.append((file_id, info))

@@ -123,7 +123,11 @@ class Log:
             )
         if expected - 1 < applied.index:
             # The state knows more than is left of the log; go on behind it in a new segment.
-            logger.warning("%s ends before record %d, which is applied", path, applied.index)
+            logger.warning(
+                "%s ends before record %d, which the database has: nothing is lost",
+                path,
+                applied.index,
+            )
             return
         self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         self.size = reader.tail.offset

@@ -203,7 +203,9 @@ class InSync:
                 await self._take_in()
                 await self._put_out()
             except OSError as exc:
-                logger.error("the list of peers in sync cannot be written: %s", exc)
+                logger.error(
+                    "the list of peers in sync cannot be written, so mounts may wait: %s", exc
+                )
                 await trio.sleep(1.0)
             if self._waiting:
                 await trio.sleep(_CHECK_S)

@@ -475,7 +475,11 @@ class Stream:
             if found == (subject.size, subject.crc32):
                 raise PeerRefused(f"{name} was damaged on its way")
             if found is not None:
-                logger.error("%s is damaged here: its content does not fit its name", name)
+                logger.error(
+                    "%s is damaged here: its content does not fit its name; other storages do not "
+                    "get it: restore it, or delete it",
+                    name,
+                )
         entry.finished = True
         self._advance()
 
