@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fdfsfuse.errors import ProtocolError, UsageError
-from fdfsfuse.proto import metadata, names
+from fdfsfuse.proto import metadata
 from fdfsfuse.proto.header import (
     HEADER_SIZE,
     Header,
@@ -76,43 +76,3 @@ def test_metadata_of_the_documents() -> None:
     assert metadata.decode(b"n" * 70 + b"\x02" + b"v" * 300) == [(b"n" * 64, b"v" * 256)]
     for name, value in ((b"", b"v"), (b"n" * 65, b""), (b"n", b"v" * 257), (b"n\x01", b"")):
         assert not metadata.fits(name, value)
-
-
-REQUESTS = [
-    names.Lookup(1, b"a"),
-    names.ReadDir(1, 0, 100),
-    names.ListXattrs(0, "M00/00/00/x"),
-    names.Create(1, b"x", 0o100644, 0, 0, -5),
-    names.SetAttr(7, 5, mode=0o600),
-    names.StoreContent(3, b"\0" * 100, 9),
-    names.CloseSession(),
-]
-
-
-@pytest.mark.parametrize("request_", REQUESTS, ids=lambda r: type(r).__name__)
-def test_names_requests_round_trip(request_: names.Request) -> None:
-    data = names.encode(request_)
-    assert names.decode_request(data) == request_
-    for cut in range(len(data)):
-        with pytest.raises(ProtocolError):
-            names.decode_request(data[:cut])
-
-
-@given(st.binary(max_size=200))
-def test_any_bytes_are_a_names_message_or_a_protocol_error(data: bytes) -> None:
-    for kind in names.ANSWERS:
-        try:
-            names.decode_answer(kind, data)
-        except ProtocolError:
-            pass
-    for decode in (names.decode_request, names.decode_push):
-        try:
-            decode(data)
-        except ProtocolError:
-            pass
-
-
-def test_every_request_has_an_answer_and_changes_have_their_own_tags() -> None:
-    tags = {kind: kind.__struct_config__.tag for kind in names.ANSWERS}  # type: ignore[attr-defined]
-    assert len(set(tags.values())) == len(tags)
-    assert {kind for kind, tag in tags.items() if tag >= 32} == set(names.CHANGES)

@@ -22,7 +22,6 @@ from fdfsfuse.proto.cluster import (
     StatusReport,
     SyncReport,
     SyncSource,
-    decode_briefs,
     decode_optional_source,
 )
 from fdfsfuse.proto.parameters import Parameters
@@ -299,26 +298,6 @@ def test_a_join_needs_a_tracker() -> None:
 def test_malformed_changes(body: bytes) -> None:
     with pytest.raises(ProtocolError):
         Changes.decode(body)
-
-
-DECODERS: list[Callable[[bytes], object]] = [
-    *{decode for _, decode, _ in TABLE},
-    decode_briefs,
-    decode_optional_source,
-    decode_port,
-    Parameters.decode,
-]
-DECODERS.sort(key=lambda decode: getattr(decode, "__qualname__", ""))
-
-
-@given(st.sampled_from(DECODERS), st.binary(max_size=250))
-def test_any_bytes_are_a_message_or_a_protocol_error(
-    decode: Callable[[bytes], object], data: bytes
-) -> None:
-    try:
-        decode(data)
-    except ProtocolError:
-        pass
 
 
 @given(st.data(), st.sampled_from(TABLE))

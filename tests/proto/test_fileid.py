@@ -225,14 +225,6 @@ def test_usual_names_in_requests() -> None:
         assert usual.locate(FileRequest(group, name).encode(), 0) is None
 
 
-@given(st.text())
-def test_any_text_decodes_or_is_a_protocol_error(text: str) -> None:
-    try:
-        decode_name(text)
-    except ProtocolError:
-        pass
-
-
 @pytest.mark.parametrize(
     "bad",
     [

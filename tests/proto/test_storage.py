@@ -140,14 +140,6 @@ DECODERS: list[Decoder] = [
 ]
 
 
-@given(st.binary(max_size=200), st.sampled_from(DECODERS))
-def test_any_bytes_give_a_message_or_a_protocol_error(data: bytes, decode: Decoder) -> None:
-    try:
-        decode(data)
-    except ProtocolError:
-        pass
-
-
 @given(
     st.integers(-(2**63), 2**63 - 1),
     st.integers(-(2**63), 2**63 - 1),

@@ -1,4 +1,4 @@
-"""Whatever bytes come as a names message: a struct or a ProtocolError, and little memory."""
+"""Names messages there and back; any other bytes are a ProtocolError, and cost little memory."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ DECODERS: list[Callable[[bytes], object]] = [
 
 REQUESTS: list[names.Request] = [
     names.Lookup(1, b"name"),
+    names.ReadDir(1, 0, 100),
+    names.ListXattrs(0, "M00/00/00/x"),
     names.Holds([1, 2, 3], [4]),
     names.Create(1, b"name", 0o100644, 0, 0, 1, 0, b""),
     names.Rename(1, b"a", 2, b"b", 0, 1),
@@ -33,6 +35,7 @@ REQUESTS: list[names.Request] = [
     names.StoreContent(5, b"data" * 100, -1),
     names.NameObject(5, "M00/00/00/x", 1 << 40, 1),
     names.CreateFile(1, b"name", 9, 0o644, 0, 0, 1, 2, 3, 4, b"data"),
+    names.CloseSession(),
 ]
 
 ABSURD = [
@@ -52,7 +55,7 @@ def test_random_bytes(decode: Callable[[bytes], object], data: bytes) -> None:
         decode(data)
 
 
-@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda r: type(r).__name__)
 def test_cut_off_anywhere(request_: names.Request) -> None:
     data = names.encode(request_)
     assert names.decode_request(data) == request_
@@ -79,3 +82,9 @@ def test_deep_nesting_in_an_unknown_field(open_: bytes) -> None:
     assert names.decode_request(lookup + open_ * 3 + b"\x01") == names.Lookup(1, b"x")
     with pytest.raises(ProtocolError):
         names.decode_request(lookup + open_ * 200_000 + b"\x01")
+
+
+def test_every_request_has_an_answer_and_changes_have_their_own_tags() -> None:
+    tags = {kind: kind.__struct_config__.tag for kind in names.ANSWERS}  # type: ignore[attr-defined]
+    assert len(set(tags.values())) == len(tags)
+    assert {kind for kind, tag in tags.items() if tag >= 32} == set(names.CHANGES)
