@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.common.cluster import Cluster, Mount, why_no_fuse
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount, why_no_fuse
 from tests.common.processes import forget_ended, kill_all, started_processes
 from tests.common.small_disk import SmallDisk, small_disk, why_no_small_disk
 from tests.common.trees import directory_with_xattrs

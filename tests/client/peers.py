@@ -10,7 +10,7 @@ import trio
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response, unpack_header
-from tests.common.cluster import loopback_network
+from tests.common.addresses import loopback_network
 
 
 class Request(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fdfsfuse.proto.header import pack_header, pack_response
-from tests.common.cluster import free_port, loopback_network
+from tests.common.addresses import free_port, loopback_network
 from tests.common.joins import new_storage
 from tests.common.processes import Process, program
 

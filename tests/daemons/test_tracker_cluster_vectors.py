@@ -21,7 +21,7 @@ from fdfsfuse.core.groups import Group, Server
 from fdfsfuse.core.storage_ids import StorageIds
 from fdfsfuse.proto.cluster import Join, SyncSource
 from fdfsfuse.proto.tracker import ServerStatus as S
-from tests.common.cluster import reserved_port
+from tests.common.addresses import reserved_port
 from tests.common.vectors import CLUSTER, Vector
 from tests.daemons.tracker_server import Clock, Peer, TestTracker, running_tracker
 

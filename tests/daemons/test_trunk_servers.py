@@ -20,7 +20,7 @@ from fdfsfuse.errors import StatusError
 from fdfsfuse.proto.cluster import Changes
 from fdfsfuse.proto.header import HEADER_SIZE, pack_response, unpack_header
 from fdfsfuse.proto.tracker import ServerRequest, decode_group_stats
-from tests.common.cluster import reserved_port
+from tests.common.addresses import reserved_port
 from tests.common.waiting import wait_for
 from tests.daemons.tracker_server import Clock, Peer, TestTracker, running_tracker
 

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from fdfsfuse.cli.main import COMMANDS, fdfs, run
-from tests.common.cluster import Cluster, Mount
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount
 from tests.common.processes import program
 from tests.common.waiting import wait_until
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from fdfsfuse.proto.fileid import FileKind, decode_name
-from tests.common.cluster import Cluster, Mount, is_mounted, unmount
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount, is_mounted, unmount
 from tests.common.plain import PlainClient
 from tests.common.processes import program
 from tests.common.treeload import status_of

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import fdfsfuse
-from tests.common.cluster import Daemon, Storage, is_mounted, unmount
+from tests.common.cluster import Daemon, Storage
+from tests.common.mount import is_mounted, unmount
 from tests.common.plain import exchange
 from tests.common.processes import Process, program
 from tests.common.waiting import wait_until

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.common.cluster import is_mounted, loopback_network, unmount
+from tests.common.addresses import loopback_network
+from tests.common.mount import is_mounted, unmount
 from tests.common.processes import Process, program
 from tests.common.waiting import wait_until
 

@@ -24,7 +24,7 @@ from fdfsfuse.cli.mini_layout import (
 from fdfsfuse.client.address import Address
 from fdfsfuse.core.load_config import load_storage_config, load_tracker_config
 from fdfsfuse.errors import ConfigError
-from tests.common.cluster import loopback_network
+from tests.common.addresses import loopback_network
 
 PLAN = Plan(
     Address("127.0.0.2", 22122),

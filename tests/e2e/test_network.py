@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.common.cluster import free_port, loopback_network
+from tests.common.addresses import free_port, loopback_network
 from tests.common.network import Network
 
 

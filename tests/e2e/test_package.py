@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.common.cluster import is_mounted, loopback_network
+from tests.common.addresses import loopback_network
+from tests.common.mount import is_mounted
 from tests.common.processes import Process
 
 ROOT = Path(__file__).parents[2]

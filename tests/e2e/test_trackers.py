@@ -15,7 +15,8 @@ from fdfsfuse.cli.main import fdfs, run
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.client import Client
 from fdfsfuse.client.cluster_view import TrackerView, look_at_trackers
-from tests.common.cluster import Cluster, Daemon, Storage, why_no_fuse
+from tests.common.cluster import Cluster, Daemon, Storage
+from tests.common.mount import why_no_fuse
 from tests.common.plain import PlainClient
 from tests.common.waiting import wait_until
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from fdfsfuse.cli.mount_stats import find_reports
-from tests.common.cluster import Cluster, Mount
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount
 from tests.common.waiting import wait_until
 
 LEASE_S = 60

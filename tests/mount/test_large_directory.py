@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fdfsfuse.proto import names
-from tests.common.cluster import Cluster, Mount
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount
 from tests.common.session import BlockingSession
 from tests.common.tcp_stats import bytes_sent_to
 from tests.common.trees import run

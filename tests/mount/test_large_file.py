@@ -7,7 +7,8 @@ import os
 import pytest
 
 from benchmarks.memory import measure
-from tests.common.cluster import Cluster, Mount
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount
 
 SIZE_MIB = 256
 MOVED_MAX_MIB = 100

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from tests.common.cluster import Mount
 from tests.common.model import Runner
+from tests.common.mount import Mount
 from tests.common.trees import assert_same_tree
 
 OPERATIONS = 1500

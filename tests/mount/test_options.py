@@ -18,7 +18,8 @@ from fdfsfuse.cli.mount_options import parse_options, parse_source
 from fdfsfuse.client.address import Address
 from fdfsfuse.errors import ConfigError, UsageError
 from fdfsfuse.vfs.options import Ids, VfsOptions
-from tests.common.cluster import Cluster, Mount, is_mounted
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount, is_mounted
 from tests.common.processes import program
 
 DOCS = Path(__file__).parents[2] / "docs" / "mount.rst"

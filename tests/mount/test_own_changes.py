@@ -14,7 +14,8 @@ import pytest
 
 from fdfsfuse.cli.mount_stats import find_reports
 from fdfsfuse.client.session import PROMPT_S
-from tests.common.cluster import Cluster, Mount
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount
 from tests.common.waiting import wait_until
 from tests.mount.test_coherence import sync_directory
 

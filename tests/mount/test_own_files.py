@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.common.cluster import Cluster, Mount
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount
 from tests.common.waiting import wait_until
 from tests.mount.test_coherence import calls
 

@@ -11,7 +11,8 @@ import pytest
 
 from fdfsfuse.core import acl
 from fdfsfuse.core.acl import GROUP, MASK, OTHERS, OWNER, OWNING_GROUP, USER, Entry
-from tests.common.cluster import Cluster, Mount
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount
 from tests.common.trees import run
 from tests.common.twin import ROOT, Twin, User, as_user, look, look_around, outcome
 

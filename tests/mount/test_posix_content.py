@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.common.cluster import Mount
+from tests.common.mount import Mount
 from tests.common.twin import Twin, look_around
 
 MIB = 1 << 20

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.common.cluster import Cluster, Mount
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount
 from tests.common.twin import EXCHANGE, NOREPLACE, Twin, Wanted, look_around, renameat2, restore
 
 NAME_MAX = "n" * 255

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.common.cluster import Cluster, Mount
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount
 from tests.common.twin import (
     NOREPLACE,
     ROOT,

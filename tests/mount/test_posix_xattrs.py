@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.common.cluster import Mount
+from tests.common.mount import Mount
 from tests.common.twin import Twin
 
 CREATE, REPLACE = os.XATTR_CREATE, os.XATTR_REPLACE

@@ -19,7 +19,8 @@ import pytest
 from fdfsfuse.cli.mount_stats import find_reports
 from fdfsfuse.errors import FdfsError
 from fdfsfuse.fuse.mountpoint import self_test
-from tests.common.cluster import Cluster, Mount, is_mounted, unmount
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount, is_mounted, unmount
 from tests.common.processes import Process, program
 from tests.common.waiting import wait_until
 

@@ -22,7 +22,8 @@ from fdfsfuse.fuse import control, mountpoint
 from fdfsfuse.fuse.mountpoint import MountFailed, check_mountpoint
 from fdfsfuse.fuse.mounttable import resolve
 from fdfsfuse.fuse.stats import Stats
-from tests.common.cluster import Cluster, Mount
+from tests.common.cluster import Cluster
+from tests.common.mount import Mount
 from tests.common.processes import program
 from tests.common.waiting import wait_until
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.common.cluster import Mount
+from tests.common.mount import Mount
 from tests.common.trees import assert_same_tree, make_tree, need, run, snapshot
 
 
