@@ -109,7 +109,9 @@ class Membership:
         """The last list of the group; merged again when a member was forgotten."""
         self._observers: list[Callable[[], None]] = []
         self.founder = Founder(config, place.storage_id, identity.join_time, found)
-        self.data_source = DataSource(self)
+        self.data_source = DataSource(
+            config, identity, place, port, self.founder, self._is_whole_at
+        )
         self._joined = trio.Event()
         self._tasks = [TrackerTask(self, server) for server in config.tracker_servers]
         self._nursery: trio.Nursery | None = None
@@ -377,6 +379,9 @@ class Membership:
             return False
 
     # --- joining (sections 2.6 to 2.8) --------------------------------------------------------
+
+    def _is_whole_at(self, server: ServerAddress) -> bool:
+        return server == self.leader and self.status in states.AVAILABLE
 
     async def resolve_trackers(self) -> None:
         """Look up the trackers that are configured by name: JOIN lists them by address."""
