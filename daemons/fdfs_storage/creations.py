@@ -242,10 +242,8 @@ class Creations:
             return location
         raise StatusError(errno.EBUSY, "no unique name found")
 
-    def _publish(
-        self, new: NewFile, location: Location, timestamp: int | None, op: str = ops.CREATE
-    ) -> None:
-        """Binlog line and name, in this order (see the top). Raises OSError."""
-        self._changes.log(op, location, timestamp)
+    def _publish(self, new: NewFile, location: Location, timestamp: int | None) -> None:
+        """Binlog line and name, in this order. Raises OSError."""
+        self._changes.log(ops.CREATE, location, timestamp)
         self._paths.name(new, self._paths.of(location))
-        self._changes.notify(op, location, content=new.content)
+        self._changes.notify(ops.CREATE, location, content=new.content)

@@ -177,17 +177,9 @@ class Connection(BaseConnection):
             self.close()
             raise
 
-    async def command_stream(
-        self,
-        command: int,
-        head: bytes,
-        source: Source,
-        size: int,
-        *,
-        progress: Progress | None = None,
-    ) -> None:
+    async def command_stream(self, command: int, head: bytes, source: Source, size: int) -> None:
         """`send_stream` whose answer has no body."""
-        await self.send_stream(command, head, source, size, max_answer=SKIP, progress=progress)
+        await self.send_stream(command, head, source, size, max_answer=SKIP)
 
     async def request_into(self, command: int, body: bytes, buffer: memoryview) -> int:
         """Send a request and receive its answer's body into *buffer*; return the body's length.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
@@ -21,7 +21,6 @@ def open_session(
     *,
     client: str,
     holds: Callable[[], Collection[int]] = tuple,
-    on_session_lost: Callable[[], Awaitable[None]] | None = None,
     on_push: Callable[[names.Push], None] | None = None,
     on_lease_lost: Callable[[], None] | None = None,
     lease_s: float = 0.0,
@@ -36,7 +35,6 @@ def open_session(
         find: gives the group's storages (id and address); may raise a ConnectionProblem.
         client: tells people who this is: ``host:/mnt:pid``.
         holds: the inodes that are open now; sent first whenever the session has been taken up.
-        on_session_lost: awaited when the session has ended, before any further answer is given.
         on_push: called for each push of the server; must not block. Without it recalls are
             confirmed at once: for users who keep nothing that they were told.
         on_lease_lost: called when the lease had run out, before the next answer is given; must not
@@ -44,9 +42,7 @@ def open_session(
         lease_s: a shorter lease than the server would grant; 0 for what it grants.
         lease: told how long the session's lease is certain to last.
     """
-    session = NamesSession(
-        find, client, holds, on_session_lost, on_push, on_lease_lost, lease_s, lease or Lease()
-    )
+    session = NamesSession(find, client, holds, on_push, on_lease_lost, lease_s, lease or Lease())
     return _SessionManager(session)
 
 

@@ -11,10 +11,10 @@ What the user sees of it:
   ``on_push``, to be confirmed by `NamesSession.recalled`) or the lease has run out. When it has,
   ``on_lease_lost`` is called before any further answer is given: nothing that was told before may
   be used again, even though the lease may be renewed.
-* When the session itself has ended (its lease ran out), ``on_session_lost`` is awaited, then a
-  new session is opened. Requests that read are asked again there. For a request that changes, and
-  may have been carried out, it is asked there what became of it (`names.FormerOutcome`): its answer
-  is given late, or it is made in the new session, or, when nobody knows, it fails with EIO.
+* When the session itself has ended (its lease ran out), a new one is opened. Requests that read are
+  asked again there. For a request that changes, and may have been carried out, it is asked there
+  what became of it (`names.FormerOutcome`): its answer is given late, or it is made in the new
+  session, or, when nobody knows, it fails with EIO.
 * When all storages of the group are stock FastDFS servers, calls raise NoNamesError.
 
 Shared state: everything lives in one trio event loop and changes only between awaits. ``_calls``
@@ -30,7 +30,7 @@ import math
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import trio
@@ -93,7 +93,6 @@ class NamesSession(NamesCalls):
         find: Finder,
         client: str,
         holds: Callable[[], Collection[int]],
-        on_session_lost: Callable[[], Awaitable[None]] | None,
         on_push: Callable[[names.Push], None] | None,
         on_lease_lost: Callable[[], None] | None,
         lease_s: float,
@@ -107,7 +106,6 @@ class NamesSession(NamesCalls):
         self._find = find
         self._client = client
         self._holds = holds
-        self._on_session_lost = on_session_lost
         self._wanted_lease_s = lease_s
         self._candidates: Sequence[Candidate] = ()
         self._session = 0
@@ -283,7 +281,7 @@ class NamesSession(NamesCalls):
             pause = 0.0
             try:
                 if self._lost:
-                    await self._lose_session()
+                    self._lose_session()
                 sock = await self._open()
                 self._arriving.any = False
                 await self._serve(sock)
@@ -406,7 +404,7 @@ class NamesSession(NamesCalls):
                 return  # broken again already
             self._write(number, call)
 
-    async def _lose_session(self) -> None:
+    def _lose_session(self) -> None:
         """The session is gone: everything without an answer is taken along to a new one."""
         session, token = self._session, self._token
         logger.warning("names session %d of %s has ended", session, self._client)
@@ -421,9 +419,7 @@ class NamesSession(NamesCalls):
             call.sent_at = 0.0
             self._add(call)
         self._arriving.end_lease()
-        if self._on_session_lost is not None:
-            await self._on_session_lost()
-        # Last: no session is opened before the listeners have done with the old one.
+        # Last: no session is opened before the listener has done with the old one.
         self._lost = False
 
     def _give_up(self, why: str) -> None:

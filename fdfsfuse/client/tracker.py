@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fdfsfuse.client.address import Address
-from fdfsfuse.client.plans.trackers import TRY_TIMEOUT_S, TrackerPlans, UploadTarget
+from fdfsfuse.client.plans.trackers import TrackerPlans, UploadTarget
 from fdfsfuse.client.pool import Pool
 from fdfsfuse.client.runner import run_plan
 from fdfsfuse.client.views import Candidate
@@ -19,18 +19,16 @@ class TrackerClient:
     """Asks *trackers* in turn until one answers; connections are kept in *pool*.
 
     All methods raise StatusError (2: there is no such group, or no server can be handed out; 28:
-    no space) or ConnectionProblem when no tracker answered, each within ``try_timeout_s``.
+    no space) or ConnectionProblem when no tracker answered, each within `TRY_TIMEOUT_S`.
     """
 
     def __init__(
         self,
         trackers: Sequence[Address] | TrackerPlans,
         pool: Pool,
-        *,
-        try_timeout_s: float = TRY_TIMEOUT_S,
     ) -> None:
         if not isinstance(trackers, TrackerPlans):
-            trackers = TrackerPlans(trackers, try_timeout_s=try_timeout_s)
+            trackers = TrackerPlans(trackers)
         self._plans = trackers
         self._pool = pool
 

@@ -60,7 +60,7 @@ class TrackerPlans:
     """Plans that ask *trackers* in turn until one answers.
 
     All of them end with StatusError (2: there is no such group, or no server can be handed out;
-    28: no space) or ConnectionProblem when no tracker answered, each within *try_timeout_s*. May
+    28: no space) or ConnectionProblem when no tracker answered, each within `TRY_TIMEOUT_S`. May
     be used by several threads.
     """
 
@@ -68,13 +68,11 @@ class TrackerPlans:
         self,
         trackers: Sequence[Address],
         *,
-        try_timeout_s: float = TRY_TIMEOUT_S,
         address_map: AddressMap | None = None,
     ) -> None:
         if not trackers:
             raise UsageError("no tracker address was given")
         self.trackers = tuple(dict.fromkeys(trackers))
-        self._try_timeout_s = try_timeout_s
         self._mapped = address_mapper(address_map)
         self._current = 0
         # A tracker gives the same few answers again and again.
@@ -172,7 +170,7 @@ class TrackerPlans:
                 body,
                 max_answer,
                 repeatable=True,
-                limit_s=self._try_timeout_s,
+                limit_s=TRY_TIMEOUT_S,
                 others=len(self.trackers) - step - 1,
             )
             try:
