@@ -349,7 +349,7 @@ class StorageStat:
 
     Layout: status 1, rw_mode 1, id 16, ip 16/46, source id 16, version 8, ten i64 from join_time
     to storage_port, statistics 348, is_trunk_server 1. ``rw_mode``: 0 none, 2 write, 4 read,
-    6 both. ``source_id`` is whom it was first synced from, or ''. ``up_time_s`` is the time of its
+    6 both. ``source_id`` is whom it was first synced from, or ''. ``up_time`` is the time of its
     start, 0 when it is offline. Times in Unix seconds.
     """
 

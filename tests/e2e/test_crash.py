@@ -83,7 +83,8 @@ def wait_for_growth(counter: object, attribute: str, by: int) -> None:
 class PlainLoad:
     """Uploads and deletes of a FastDFS client, with what was acknowledged.
 
-    ``files`` holds acknowledged uploads, ``open_deletes`` those whose delete has no answer.
+    ``files`` holds acknowledged uploads, ``deleted`` those whose deletion was acknowledged,
+    ``unsure`` those whose deletion has no answer.
     """
 
     def __init__(self, cluster: Cluster, seed: int) -> None:

@@ -71,7 +71,7 @@ class Alone:
 class CopyGate:
     """Lets answers through when the copies are there.
 
-    Args:
+    Attributes:
         answered: called after an answer that was held has been given.
     """
 

@@ -73,7 +73,7 @@ class Pusher:
     Args:
         peer: the peer as the trackers list it; `update` tells of changes.
         source_position: how far the given member has our changes, None if that is not known.
-        progress: called when ``acked`` or ``in_touch`` has changed.
+        progress: called when ``acked``, ``link`` or ``caught_up`` may have changed.
         at_rest: called when the peer has everything.
         restarted: called when the peer may have lost some of what it had acknowledged.
 
