@@ -141,6 +141,7 @@ def status_of(exc: OSError) -> int:
 
 
 def unlink_quietly(path: str) -> None:
+    """Remove a file that may be gone already; if it cannot be removed, the log says so."""
     try:
         os.unlink(path)
     except FileNotFoundError:

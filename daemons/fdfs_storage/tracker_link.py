@@ -28,11 +28,13 @@ class Retry:
         self._delay_s = _FIRST_RETRY_S
 
     def next_delay(self, limit_s: float | None = None) -> float:
+        """Seconds to wait now; *limit_s*, if given, counts instead of the usual limit."""
         delay_s = self._delay_s
         self._delay_s = min(delay_s * 2, limit_s or self._limit_s)
         return delay_s * random.uniform(0.8, 1.2)
 
     def reset(self) -> None:
+        """It has worked: begin with a short delay again."""
         self._delay_s = _FIRST_RETRY_S
 
 

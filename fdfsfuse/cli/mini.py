@@ -411,6 +411,7 @@ def print_summary(cluster: Cluster) -> None:
 
 
 def suggestions(cluster: Cluster) -> list[str]:
+    """Commands for somebody who has just started a cluster."""
     tracker, volume = cluster.plan.tracker, cluster.plan.volumes[0]
     lines = [f"export FDFS_TRACKERS={tracker}", "fdfs status"]
     if cluster.mountpoint is not None:

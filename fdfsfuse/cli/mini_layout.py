@@ -63,6 +63,7 @@ class Plan:
         return tuple(server for server in self.storages if server.volume == volume)
 
     def to_json(self) -> str:
+        """What ``mini.json`` holds; see `read_plan`."""
         return json.dumps(
             {
                 "version": 2,
@@ -190,6 +191,7 @@ def check_volume(name: str) -> str:
 
 
 def tracker_conf(plan: Plan, directory: Path) -> str:
+    """The text of the tracker's configuration file."""
     return f"""\
 # Written by `fdfs mini` at each start; what you change here is overwritten.
 # A copy of it is a good start for a tracker.conf of your own.
@@ -207,6 +209,7 @@ check_active_interval = 30
 
 
 def storage_conf(plan: Plan, server: Server, directory: Path) -> str:
+    """The text of a storage's configuration file."""
     return f"""\
 # Written by `fdfs mini` at each start; what you change here is overwritten.
 # A copy of it is a good start for a storage.conf of your own.

@@ -46,6 +46,7 @@ class Child:
 
     @property
     def running(self) -> bool:
+        """Whether it has been started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     @property

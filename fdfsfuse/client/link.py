@@ -41,6 +41,13 @@ class Link:
         self._timeout_s = timeout_s
 
     async def request(self, command: int, body: bytes = b"") -> bytes:
+        """One exchange; the body of the answer.
+
+        Raises:
+            StatusError: the answer is an error.
+            DeadlineExceeded, ConnectionBroken, ProtocolError: there was none; the link is of no
+                use any more.
+        """
         with trio.move_on_after(self._timeout_s):
             return await self._connection.request(command, body)
         raise DeadlineExceeded(f"no answer within {self._timeout_s:g} s")
@@ -56,6 +63,7 @@ class Link:
             raise ConnectionBroken("the tracker closed the connection")
 
     def close(self) -> None:
+        """Close the connection; may be called again."""
         self._connection.close()
 
 

@@ -68,7 +68,7 @@ class _Chunk:
 
 
 class Buffers:
-    """Buffers of one size that nobody uses at the moment."""
+    """Buffers of *size* bytes that nobody uses at the moment; at most *keep* of them."""
 
     def __init__(self, size: int, keep: int) -> None:
         self._size = size
@@ -76,9 +76,11 @@ class Buffers:
         self._free: list[bytearray] = []
 
     def get(self) -> bytearray:
+        """A buffer, with anything in it."""
         return self._free.pop() if self._free else bytearray(self._size)
 
     def put(self, buffer: bytearray) -> None:
+        """Take back a buffer that nobody uses any more."""
         if len(self._free) < self._keep:
             self._free.append(buffer)
 

@@ -146,6 +146,7 @@ class Parts:
             return self._truncate_now(connection, head)
 
     def truncate_small(self, connection: FramedConnection, flags: int, body: bytes) -> bytes | None:
+        """37 at once; None while something else changes the file."""
         head = RangeHead.decode(body)
         if not self._store.locks.is_free(self._replicas.locate(head.name)):
             return None
