@@ -29,7 +29,7 @@ from fdfsfuse.core import acl
 from fdfsfuse.core.recent import Recent
 from fdfsfuse.fuse.errors import errno_of
 from fdfsfuse.fuse.stats import Stats
-from fdfsfuse.proto.names import NAME_MAX
+from fdfsfuse.proto.names import NAME_MAX, TIME_MAX_NS, TIME_MIN_NS
 from fdfsfuse.vfs.context import Entry
 from fdfsfuse.vfs.numbers import ROOT
 from fdfsfuse.vfs.openfiles import Opened
@@ -254,8 +254,8 @@ class Operations(pyfuse3.Operations):
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
-            atime_ns=attr.st_atime_ns if fields.update_atime else None,
-            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            atime_ns=_kept_time(attr.st_atime_ns) if fields.update_atime else None,
+            mtime_ns=_kept_time(attr.st_mtime_ns) if fields.update_mtime else None,
         )
         size = attr.st_size if fields.update_size else None
         return attributes(await self._vfs.set_attributes(inode, size, changes, fh))
@@ -357,6 +357,11 @@ class Operations(pyfuse3.Operations):
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self._vfs.tell_of_directory(fh)
+
+
+def _kept_time(time_ns: int) -> int:
+    """The nearest time that can be kept: file systems do not refuse others."""
+    return max(TIME_MIN_NS, min(time_ns, TIME_MAX_NS))
 
 
 def _owner(ctx: RequestContext) -> Owner:

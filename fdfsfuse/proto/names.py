@@ -199,6 +199,9 @@ PADDING_SIZE = 4096
 ROOT_INO = 1
 NAME_MAX = 255
 SYMLINK_MAX = 4095
+TIME_MIN_NS = -(1 << 63)
+TIME_MAX_NS = (1 << 63) - 1
+"""Times are ns since 1970 in 64 bits: the years 1677 to 2262."""
 XATTR_VALUE_MAX = 65536
 XATTRS_SMALL_MAX = 8 << 10
 """Names and values of the xattrs that come along with a new file, in bytes. A storage has room for

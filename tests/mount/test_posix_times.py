@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from fdfsfuse.proto.names import TIME_MAX_NS, TIME_MIN_NS
+from tests.common.mount import Mount
 from tests.common.twin import NOREPLACE, UTIME_NOW, UTIME_OMIT, Twin, renameat2, tick, utimensat
 
 PAST_NS = 1_000_000_000_123_456_789
@@ -205,3 +207,20 @@ def test_times_that_are_set(kind: str, local: Path, volume: Path) -> None:
 
             twin.same(f"utime {pair}", attempt)
     twin.check()
+
+
+@pytest.mark.parametrize(
+    ("time_s", "kept_ns"), [(-62_135_596_800, TIME_MIN_NS), (253_402_300_799, TIME_MAX_NS)]
+)
+def test_the_nearest_time_that_can_be_kept(
+    time_s: int, kept_ns: int, volume: Path, mounted: Mount
+) -> None:
+    """Of the years 1 and 9999, in a new file and in one that is stored."""
+    path = volume / "file"
+    path.touch()
+    for _ in range(2):
+        os.utime(path, (time_s, time_s))
+        mounted.clear_caches()
+        status = path.stat()
+        assert (status.st_atime_ns, status.st_mtime_ns) == (kept_ns, kept_ns)
+    path.unlink()
