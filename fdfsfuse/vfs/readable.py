@@ -17,7 +17,9 @@ from fdfsfuse.vfs.lock import Lock
 from fdfsfuse.vfs.objectwriter import ObjectWriter
 from fdfsfuse.vfs.volume import Volume
 
-_READ_TRIES = 4
+_READ_TRIES = 8
+_PAUSE_S = 0.001
+"""Before the first of the tries that wait, of which each pauses four times as long."""
 _LOOK_S = 3.0
 """A storage that hangs is found to be unreachable while it is asked for something."""
 
@@ -146,6 +148,8 @@ class ReadableFile(ABC):
                 if exc.errno not in (errno.ENOENT, errno.EINVAL):
                     raise
                 self._outdated = True
+                if exc.errno == errno.EINVAL:
+                    await _wait_for_size(attempt)
             else:
                 # The kernel must not keep what another mount has overwritten meanwhile.
                 if not self._outdated or last:
@@ -237,17 +241,19 @@ class ReadableFile(ABC):
 
     async def _load_stored(self) -> tuple[bytes | bytearray | None, int]:
         """As `_load`, of what the storage has now."""
-        opened: names.Opened = await self.volume.call(names.Open(self.ino, SMALL_CONTENT_MAX))
-        self.fresh_attr(opened.attr)
-        if opened.data is not None:
-            return opened.data, opened.attr.version
-        if opened.attr.size > SMALL_CONTENT_MAX:
-            return None, opened.attr.version
-        buffer = bytearray(opened.attr.size)
-        got = await self.volume.backend.read_into(opened.attr.file_id, 0, memoryview(buffer))
-        if got != len(buffer):
-            raise TreeError(errno.EIO)
-        return buffer, opened.attr.version
+        for attempt in range(_READ_TRIES):
+            opened: names.Opened = await self.volume.call(names.Open(self.ino, SMALL_CONTENT_MAX))
+            self.fresh_attr(opened.attr)
+            if opened.data is not None:
+                return opened.data, opened.attr.version
+            if opened.attr.size > SMALL_CONTENT_MAX:
+                return None, opened.attr.version
+            buffer = bytearray(opened.attr.size)
+            got = await self.volume.backend.read_into(opened.attr.file_id, 0, memoryview(buffer))
+            if got == len(buffer):
+                return buffer, opened.attr.version
+            await _wait_for_size(attempt)
+        raise TreeError(errno.EIO)
 
     # --- clean content as a cache ----------------------------------------------------------------
 
@@ -262,3 +268,13 @@ class ReadableFile(ABC):
         if self.content is not None:
             self._context.clean_used -= len(self.content)
             self.content = None
+
+
+async def _wait_for_size(attempt: int) -> None:
+    """Wait for the size of an object that is shorter than was told.
+
+    A storage that truncates cuts an object off first, and tells the new size once other storages
+    have cut it off as well.
+    """
+    if attempt < _READ_TRIES - 1:
+        await trio.sleep(_PAUSE_S * 4**attempt)

@@ -343,7 +343,9 @@ class FakeTree:
     def _small(self, attr: Attr, request: names.Open) -> bytes | None:
         if attr.size > request.max_data or not stat.S_ISREG(attr.mode):
             return None
-        return bytes(self.objects[attr.file_id]) if attr.file_id else b""
+        data = bytes(self.objects[attr.file_id]) if attr.file_id else b""
+        # As a storage: no content rather than one of another size.
+        return data if len(data) == attr.size else None
 
     def _following(self, request: names.Open) -> tuple[int, list[names.FollowingEntry]]:
         for parent, directory in self.directories.items():

@@ -13,6 +13,8 @@ from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.readahead import Plan, plan_read
 from fdfsfuse.vfs.recalls import NoKernel
+from fdfsfuse.vfs.tree import Changes
+from tests.common.waiting import wait_for
 from tests.vfs.common import mounted
 
 KIB = 1 << 10
@@ -133,6 +135,37 @@ async def test_reading_goes_on_with_the_object_that_replaced_the_old_one() -> No
         del m.volume.objects[attr.file_id]
         assert bytes(await m.vfs.files.read(handle, 399_990, 100)) == b"b" * 10
         assert bytes(await m.vfs.files.read(handle, 450_000, 100)) == b""
+
+
+async def test_an_object_that_is_being_cut_off_has_its_new_size_soon() -> None:
+    """A storage cuts the object off, and has others do so, before it tells the new size."""
+    async with (
+        mounted(read_chunk_bytes=64 * KIB, open_data_bytes=0) as m,
+        trio.open_nursery() as nursery,
+    ):
+        entry = await m.write_file("vol/a", b"a" * 500_000)
+        handle = await m.open("vol/a")
+        attr = m.volume.by_path("a")
+        del m.volume.objects[attr.file_id][100_000:]
+        read = []
+        truncated = []
+
+        async def read_behind() -> None:
+            read.append(bytes(await m.vfs.files.read(handle, 400_000, 10)))
+
+        async def truncate() -> None:
+            truncated.append(await m.vfs.set_attributes(entry.number, 90_000, Changes(), None))
+
+        nursery.start_soon(read_behind)
+        nursery.start_soon(truncate)
+        before = m.volume.requests["Open"]
+        await wait_for(lambda: m.volume.requests["read"] >= 8)
+        assert not read
+        assert m.volume.requests["Open"] - before >= 3
+        await m.volume.call(names.Truncate(attr.ino, 100_000, 5))
+        await wait_for(lambda: bool(read and truncated))
+        assert read == [b""]
+        assert m.volume.content("a") == b"a" * 90_000
 
 
 async def test_an_object_that_is_gone_for_good_is_an_error() -> None:
