@@ -29,7 +29,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -64,7 +65,7 @@ def shell_command(command: str) -> Callable[[Path], None]:
     return run
 
 
-# --- the run --------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 def make_table(bench: Bench, title: str) -> Table:
@@ -104,6 +105,9 @@ def as_json(bench: Bench, title: str) -> str:
     return json.dumps({"title": title, "rows": rows}, indent=2)
 
 
+# --- the command line -----------------------------------------------------------------------------
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.mount",
@@ -138,11 +142,24 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+# --- places ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory to measure. ``remount`` unmounts and mounts it again, where we can do that.
+
+    ``processes`` gives the process ids to account for, by name, as they are now.
+    """
+
+    directory: Path
+    processes: Callable[[], dict[str, int]]
+    remount: Callable[[], None] | None = None
+
+
 @contextmanager
-def mini(
-    options: argparse.Namespace,
-) -> Iterator[tuple[Path, Callable[[], dict[str, int]], Callable[[], None]]]:
-    """(directory to measure, the processes that serve it, how to mount it anew) of a cluster."""
+def mini(options: argparse.Namespace) -> Iterator[Place]:
+    """A mount of a cluster of our own."""
     from tests.common.cluster import Cluster
 
     with ExitStack() as stack:
@@ -162,12 +179,12 @@ def mini(
                 storages = {"storage": cluster.storage().pid}
             return {"mount": mount.pid, **storages, "tracker": cluster.tracker.pid}
 
-        yield mount.path / "group1", processes, mount.remount
+        yield Place(mount.path / "group1", processes, mount.remount)
 
 
 @contextmanager
-def bare() -> Iterator[tuple[Path, int]]:
-    """(mount point, process id) of `benchmarks.bare`."""
+def bare() -> Iterator[Place]:
+    """A mount of `benchmarks.bare`."""
     with tempfile.TemporaryDirectory() as name:
         process = subprocess.Popen([sys.executable, "-m", "benchmarks.bare", name])
         try:
@@ -175,10 +192,35 @@ def bare() -> Iterator[tuple[Path, int]]:
                 if process.poll() is not None:
                     raise SystemExit("the file system in memory could not be mounted")
                 time.sleep(0.05)
-            yield Path(name), process.pid
+            yield Place(Path(name), lambda: {"mount": process.pid})
         finally:
             subprocess.run(["fusermount3", "-u", name], check=False)
             process.wait(30)
+
+
+def open_place(options: argparse.Namespace) -> AbstractContextManager[Place]:
+    """What the command line says that is to be measured."""
+    if options.mini:
+        return mini(options)
+    if options.bare:
+        return bare()
+    pids = {name: int(pid) for name, _, pid in (text.partition("=") for text in options.pid)}
+    return nullcontext(Place(options.dir, lambda: pids))
+
+
+def choose_cold(options: argparse.Namespace, place: Place) -> tuple[str, Callable[[Path], None]]:
+    """How files are made cold: in words for the title, and what does it to a directory."""
+    if options.cold_command:
+        return options.cold_command, shell_command(options.cold_command)
+    remount = place.remount
+    if remount is not None and options.cold in (None, "remount"):
+        return "remount", lambda _directory: remount()
+    if options.cold == "drop" or (options.cold is None and os.geteuid() == 0):
+        return "drop", drop_caches
+    return "fadvise", fadvise
+
+
+# --- the run --------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -193,26 +235,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         )
         task = progress.add_task("starting")
-        pids = {name: int(pid) for name, _, pid in (p.partition("=") for p in options.pid)}
-        directory: Path = options.dir
-        way = options.cold or ("drop" if os.geteuid() == 0 else "fadvise")
-        cold: Callable[[Path], None] = {"drop": drop_caches, "fadvise": fadvise}.get(way, fadvise)
-        processes: Callable[[], dict[str, int]] = lambda: pids  # noqa: E731
-        if options.mini:
-            directory, processes, remount = stack.enter_context(mini(options))
-            if options.cold in (None, "remount"):
-                way, cold = "remount", lambda _: remount()
-        elif options.bare:
-            directory, pid = stack.enter_context(bare())
-            processes = lambda: {"mount": pid}  # noqa: E731
-        if options.cold_command:
-            way, cold = options.cold_command, shell_command(options.cold_command)
+        place = stack.enter_context(open_place(options))
+        way, cold = choose_cold(options, place)
         bench = Bench(
-            directory=directory,
+            directory=place.directory,
             files=options.files,
             size_mib=options.size,
             cold=cold,
-            processes=processes,
+            processes=place.processes,
             show=lambda text: progress.update(task, description=text),
         )
         run_rounds(bench, options.rounds, options.groups)

@@ -187,8 +187,8 @@ def glusterfs(base: Path) -> Iterator[Path]:
 @contextmanager
 def pyfuse3(base: Path) -> Iterator[Path]:
     """A file system in this machine's memory: what pyfuse3 leaves to whoever uses it."""
-    with bare() as (path, _):
-        yield path
+    with bare() as place:
+        yield place.directory
 
 
 SYSTEMS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
