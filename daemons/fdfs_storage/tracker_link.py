@@ -1,4 +1,4 @@
-"""How a storage connects to its trackers: from bind_addr, again and again."""
+"""How a storage connects to its trackers and to others of its group: from bind_addr."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Retry:
 
 
 async def connect(server: ServerAddress, config: StorageConfig) -> Link:
-    """Connect to a tracker. Raises ConnectFailed."""
+    """Connect to a tracker or another storage. Raises ConnectFailed."""
     return await connect_link(
         server,
         bind=config.bind_addr if config.client_bind else (),
