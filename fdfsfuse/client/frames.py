@@ -101,12 +101,23 @@ class FrameWriter:
         failed: called when the connection is of no more use, unless the writer was closed.
     """
 
-    __slots__ = ("_backlog", "_closed", "_draining", "_failed", "_nursery", "_sock")
+    __slots__ = (
+        "_backlog",
+        "_closed",
+        "_draining",
+        "_failed",
+        "_fd",
+        "_nursery",
+        "_sock",
+        "_unsent",
+    )
 
     def __init__(
         self, sock: socket.socket, nursery: trio.Nursery, failed: Callable[[], None]
     ) -> None:
         self._sock = sock
+        self._fd = sock.fileno()
+        self._unsent = bytearray(_NO_BYTES)
         self._nursery = nursery
         self._failed = failed
         self._backlog: deque[memoryview] = deque()
@@ -137,11 +148,6 @@ class FrameWriter:
                 self._draining = True
                 self._nursery.start_soon(self._drain)
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether there are frames that the kernel has not taken yet."""
-        return bool(self._backlog)
-
     def all_sent(self) -> bool:
         """Whether all frames have left: the kernel drops the others when this process is killed.
 
@@ -149,10 +155,12 @@ class FrameWriter:
         """
         if self._backlog or self._closed:
             return False
+        unsent = self._unsent
         try:
-            return ioctl(self._sock, _SIOCOUTQNSD, _NO_BYTES) == _NO_BYTES
+            ioctl(self._fd, _SIOCOUTQNSD, unsent)
         except OSError:
             return False
+        return unsent == _NO_BYTES
 
     def close(self) -> None:
         """Send nothing more. The socket may be closed then."""

@@ -26,14 +26,19 @@ _PADDING = pack_header(names.PADDING_SIZE, names.PADDING) + bytes(names.PADDING_
 
 
 class Sending:
-    """Sends the requests of one connection; see `FrameWriter` for the arguments."""
+    """Sends the requests of one connection; see `FrameWriter` for the arguments.
 
-    __slots__ = ("_patient", "_posted", "_writer")
+    ``all_sent``: `FrameWriter.all_sent`.
+    """
+
+    __slots__ = ("_patient", "_posted", "_writer", "all_sent")
 
     def __init__(
         self, sock: socket.socket, nursery: trio.Nursery, failed: Callable[[], None]
     ) -> None:
         self._writer = FrameWriter(sock, nursery, failed)
+        # It is called for each change that is answered ahead.
+        self.all_sent = self._writer.all_sent
         self._posted = 0
         self._patient = False
 
@@ -54,15 +59,6 @@ class Sending:
         if self._patient:
             self._patient = False
             self._writer.write(_PADDING, b"")
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether there are frames that the kernel has not taken yet."""
-        return self._writer.is_behind
-
-    def all_sent(self) -> bool:
-        """Whether all frames have left, also if this process is killed now."""
-        return self._writer.all_sent()
 
     def close(self) -> None:
         """Send nothing more. The socket may be closed then."""

@@ -137,12 +137,8 @@ class NamesSession(NamesCalls):
 
     @property
     def is_prompt(self) -> bool:
-        """Whether requests are sent without waiting, and were answered until a moment ago."""
-        return (
-            self._sending is not None
-            and not self._sending.is_behind
-            and boottime() - self._arriving.last_received < PROMPT_S
-        )
+        """Whether there is a connection, over which answers came until a moment ago."""
+        return self._sending is not None and boottime() - self._arriving.last_received < PROMPT_S
 
     async def wait_connected(self) -> None:
         """Wait until requests are answered.

@@ -23,7 +23,7 @@ class Recent(dict[K, V], Generic[K, V]):
 
     def __setitem__(self, key: K, value: V) -> None:
         self.pop(key, None)
-        super().__setitem__(key, value)
+        dict.__setitem__(self, key, value)
         if len(self) > self._limit:
             for oldest in list(islice(self, self._limit // _SHARE + 1)):
                 del self[oldest]

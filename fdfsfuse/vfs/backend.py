@@ -59,9 +59,7 @@ class Backend(Protocol):
 
     @property
     def is_prompt(self) -> bool:
-        """Whether what is sent now will be on its way, as far as can be told, and the storage has
-        answered until a moment ago.
-        """
+        """Whether there is a connection to the storage, which has answered until a moment ago."""
 
     @property
     def lease(self) -> Lease:

@@ -123,7 +123,8 @@ class OwnChanges:
             return None
         request = replace(request, ino=ino)
         attr = request.made_in(directory.mode, directory.gid, ino)
-        await self._send(request, attr)
+        if not self._send(request, attr):
+            await self._volume.wait_for_changes()
         return attr
 
     async def remove(self, request: names.Remove) -> Attr | None:
@@ -134,13 +135,14 @@ class OwnChanges:
         attr = self._only_name(request.parent, request.name)
         if attr is None or stat.S_ISDIR(attr.mode) != request.directory:
             return None
-        if request.directory and not (self._may(attr.ino) and memory.is_empty(attr.ino)):
+        if request.directory and not (self._is_granted(attr.ino) and memory.is_empty(attr.ino)):
             return None
         request = replace(request, ino=attr.ino)
         if self._volume.own_files.concerned(request):
             return None
         answer = names.unlinked(attr, request.now_ns)
-        await self._send(request, answer)
+        if not self._send(request, answer):
+            await self._volume.wait_for_changes()
         return answer
 
     async def rename(self, request: names.Rename) -> names.Renamed | None:
@@ -150,7 +152,7 @@ class OwnChanges:
             return None
         if may_be_refused(*new):
             return None
-        if not (self._may(request.parent) and self._may(request.new_parent)):
+        if not (self._may(request.parent) and self._is_granted(request.new_parent)):
             return None
         moved = self._only_name(*old)
         there = self._volume.memory.lookup(*new)
@@ -171,7 +173,8 @@ class OwnChanges:
             replace(moved, ctime_ns=request.now_ns),
             None if replaced is None else names.unlinked(replaced, request.now_ns),
         )
-        await self._send(request, answer)
+        if not self._send(request, answer):
+            await self._volume.wait_for_changes()
         return answer
 
     async def set_attributes(self, request: names.SetAttr) -> Attr | None:
@@ -189,7 +192,8 @@ class OwnChanges:
             return None
         request = replace(request, granted=True)
         answer = request.applied_to(attr)
-        await self._send(request, answer)
+        if not self._send(request, answer):
+            await self._volume.wait_for_changes()
         return answer
 
     async def change_xattr(self, request: names.SetXattr | names.RemoveXattr) -> bool:
@@ -200,7 +204,8 @@ class OwnChanges:
         attr = self._secret(request.ino)
         if attr is None or self._volume.own_files.concerned(request):
             return False
-        await self._send(replace(request, granted=True), attr)
+        if not self._send(replace(request, granted=True), attr):
+            await self._volume.wait_for_changes()
         return True
 
     def _secret(self, ino: int) -> Attr | None:
@@ -231,7 +236,11 @@ class OwnChanges:
                 self._oldest += 1
             if now - unanswered[self._oldest] > _SLOW_S:
                 return False
-        if directory in volume.memory.granted:
+        return self._is_granted(directory)
+
+    def _is_granted(self, directory: int) -> bool:
+        """Whether the mount has the grant of a directory; else that is asked for."""
+        if directory in self._volume.memory.granted:
             return True
         self._ask_for(directory)
         return False
@@ -259,15 +268,14 @@ class OwnChanges:
 
     # --- answers ---------------------------------------------------------------------------------
 
-    async def _send(self, request: Any, answer: Any) -> None:
-        self.count += 1
+    def _send(self, request: Any, answer: Any) -> bool:
+        """Send a change and foresee its answer. False: wait, it would be lost with this process."""
         memory = self._volume.memory
         memory.flights.foresee(request, answer)
         memory.changed_here(request, answer)
-        number = self.count
+        self.count = number = self.count + 1
         self._unanswered[number] = time.monotonic()
-        if not self._volume.backend.post(request, partial(self._ended, number, request)):
-            await self._volume.wait_for_changes()  # it would be lost with this process
+        return self._volume.backend.post(request, partial(self._ended, number, request))
 
     def _ended(self, number: int, request: names.Request, error: Exception | None) -> None:
         del self._unanswered[number]

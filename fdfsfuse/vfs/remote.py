@@ -96,7 +96,8 @@ class RemoteBackend:
 
     @property
     def is_prompt(self) -> bool:
-        return self._session is not None and self._session.is_prompt
+        session = self._session
+        return session is not None and session.is_prompt
 
     def replicas(self) -> list[str]:
         return [str(storage.address) for storage in self._storages]
