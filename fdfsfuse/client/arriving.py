@@ -89,10 +89,11 @@ class Arriving:
             if calls:
                 self._note_answer(calls[-1][1])
             for number, call in calls:
-                if call.on_end is None:
+                on_end = call.on_end
+                if on_end is None:
                     raise ProtocolError(f"a {call.kind.__name__} was made, but has no answer")
                 self._calls.take(number)
-                call.finish(None)
+                on_end(None)
 
     def _learn_outcome(self, call: Call, status: int, body: memoryview) -> None:
         """It was answered what became of a call in the session before."""

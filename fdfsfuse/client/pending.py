@@ -90,6 +90,7 @@ class PendingCalls:
         self._next_id = 1
         self._first_id = 1
         self._room = ParkingLot()
+        self._want_room = 0
         self.size = 0
 
     def __len__(self) -> int:
@@ -126,7 +127,7 @@ class PendingCalls:
         call = self._calls.pop(number, None)
         if call is not None:
             self.size -= len(call.body)
-            if self._room:
+            if self._want_room:
                 self._room.unpark_all()
         return call
 
@@ -156,5 +157,9 @@ class PendingCalls:
 
     async def wait_room(self, size: int, limit: int) -> None:
         """Wait until *size* bytes more keep the sum below *limit*, or there is no call at all."""
-        while self._calls and self.size + size > limit:
-            await self._room.park()
+        self._want_room += 1
+        try:
+            while self._calls and self.size + size > limit:
+                await self._room.park()
+        finally:
+            self._want_room -= 1

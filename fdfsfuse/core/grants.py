@@ -52,7 +52,8 @@ class Grants:
         """Whether a session besides this one may have a grant."""
         if len(self._granted) > self._count[session]:
             return True
-        return any(holder != session for holder in self._unknown)
+        unknown = self._unknown
+        return bool(unknown) and any(holder != session for holder in unknown)
 
     def __len__(self) -> int:
         return len(self._granted)

@@ -33,16 +33,22 @@ class Holds:
     def __len__(self) -> int:
         return len(self._holders)
 
-    def add(self, ino: int, session: int) -> None:
-        """The session has been told of the inode."""
-        holders = self._holders.get(ino)
-        if holders is None:
-            alone = self._alone.get(session)
-            if alone is None:
-                alone = self._alone[session] = (session,)
-            self._holders[ino] = alone
-        elif session not in holders:
-            self._holders[ino] = (*holders, session)
+    def add(self, inos: Iterable[int], session: int) -> bool:
+        """The session has been told of the inodes. Whether anybody else holds one of them."""
+        held, others = self._holders, False
+        alone = self._alone.get(session)
+        if alone is None:
+            alone = self._alone[session] = (session,)
+        for ino in inos:
+            holders = held.get(ino)
+            if holders is None:
+                held[ino] = alone
+            elif session not in holders:
+                held[ino] = (*holders, session)
+                others = True
+            elif len(holders) > 1:
+                others = True
+        return others
 
     def any_others(self, inos: Iterable[int], session: int) -> bool:
         """Whether anybody besides *session* holds one of the inodes."""

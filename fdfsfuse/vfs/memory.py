@@ -69,7 +69,8 @@ class Memory:
 
     def left(self) -> float:
         """Seconds for which what is remembered may be relied upon; 0: not at all."""
-        return max(0.0, self._lease.usable_until - self._now())
+        left = self._lease.usable_until - self._now()
+        return left if left > 0.0 else 0.0
 
     def attr(self, ino: int) -> Attr | None:
         """The attributes of an inode, as they are now."""

@@ -281,7 +281,7 @@ class OwnChanges:
         del self._unanswered[number]
         if error is not None:
             self._refuse(request, error)
-        if self._answered:
+        if self._waiting:
             self._answered.unpark_all()
 
     def _refuse(self, request: names.Request, error: Exception) -> None:

@@ -153,10 +153,9 @@ class SessionBackend(FakeBackend):
             if not await self._wait_for_grants(told, known_only=False):
                 break
         if not isinstance(request, names.Grant):
-            for ino in told:
-                shared.holds.add(ino, self.number)
-                for released in self.unreleased.values():
-                    released.discard(ino)
+            shared.holds.add(told, self.number)
+            for released in self.unreleased.values():
+                released.difference_update(told)
         recall = shared.storage.recall_since(*before)
         if recall.attrs:
             for other in shared.sessions:

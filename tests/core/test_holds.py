@@ -50,27 +50,27 @@ def test_holds_are_a_set_of_pairs(steps: list[tuple[str, int, int]]) -> None:
     holds, model = Holds(100), set[tuple[int, int]]()
     for step, ino, session in steps:
         if step == "add":
-            holds.add(ino, session)
-            model.add((ino, session))
+            anybody = any(s != session for i, s in model if i in (ino, 9))
+            assert holds.add([9, ino], session) == anybody
+            model |= {(ino, session), (9, session)}
         else:
             holds.release(ino, session)
             model.discard((ino, session))
     assert len(holds) == len({ino for ino, _ in model})
-    for ino in range(1, 7):
+    for ino in (*range(1, 7), 9):
         assert set(holds.holders(ino)) == {s for i, s in model if i == ino}
         for session in range(1, 4):
             others = holds.others(ino, session)
             assert len(others) == len(set(others))
             assert set(others) == {s for i, s in model if i == ino and s != session}
             assert holds.any_others([ino], session) == bool(others)
-            assert holds.any_others([9, ino], session) == bool(others)
+            assert holds.any_others([10, ino], session) == bool(others)
 
 
 def test_the_oldest_are_asked_for_in_turn() -> None:
     holds = Holds(3)
-    for ino in (1, 2, 3, 4):
-        holds.add(ino, 1)
-    holds.add(1, 2)
+    holds.add([1, 2, 3, 4], 1)
+    holds.add([1], 2)
     assert holds.oldest(2) == [1, 2]
     assert holds.oldest(2) == [3, 4]
     assert holds.oldest(9) == [1, 2, 3, 4]

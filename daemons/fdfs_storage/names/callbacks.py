@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -96,18 +96,17 @@ class Callbacks:
 
     # --- holding ----------------------------------------------------------------------------
 
-    def hold(self, session: Session, inos: Iterable[int]) -> None:
-        """The session is being told of these inodes."""
+    def hold(self, session: Session, inos: Collection[int]) -> bool:
+        """The session is being told of these inodes. Whether others may hold one of them."""
         if not session.caches:
-            return
-        number, add = session.number, self._holds.add
-        recalls = self._recalls if self._recalls else None
-        for ino in inos:
-            add(ino, number)
-            if recalls is not None:
-                recalls.held_again(number, ino)
+            return self._holds.any_others(inos, session.number)
+        others = self._holds.add(inos, session.number)
+        if self._recalls:
+            for ino in inos:
+                self._recalls.held_again(session.number, ino)
         if len(self._holds) > self._holds.limit:
             self._give_up_oldest()
+        return others
 
     def _give_up_oldest(self) -> None:
         """Recall the oldest, unless that many are being given up already.
@@ -191,14 +190,16 @@ class Callbacks:
             found = touched(item.change.op, item.outcome)
             if found is None:
                 continue
-            work = item.work
-            if self._is_known_to_others(work.session, found.attrs):
-                change = deferred[work] = Deferred((work.session, work.id), work.reply)
-                self._collect(item.change.op, found, change, messages)
+            op, work = item.change.op, item.work
             session = self._sessions.get(work.session)
             if session is not None:
-                self.hold(session, found.attrs)
-                self._follow(item.change.op, item.outcome, session.number)
+                known = self.hold(session, found.attrs)
+                self._follow(op, item.outcome, session.number)
+            else:
+                known = self._holds.any_others(found.attrs, work.session)
+            if known or self._recalls.anything_unknown(work.session):
+                change = deferred[work] = Deferred((work.session, work.id), work.reply)
+                self._collect(op, found, change, messages)
         self._revoke(self.grants.give_up(_GRANTS_GIVEN_UP))
         for number, message in messages.items():
             # The storage's own changes (by clients of objects) wait for nobody.
@@ -216,12 +217,6 @@ class Callbacks:
                 self.grants.made(op.ino, session)
         elif type(op) is names.Remove and op.directory:
             self.grants.removed(outcome.ino)
-
-    def _is_known_to_others(self, own: int, inos: Iterable[int]) -> bool:
-        """Whether another session may hold one of the inodes."""
-        if self._recalls.anything_unknown(own):
-            return True
-        return self._holds.any_others(inos, own)
 
     def _collect(
         self, op: Any, found: Touched, change: Deferred, messages: dict[int, _Message]
