@@ -112,13 +112,7 @@ class Creations:
     def make(self, location: Location, data: bytes, mtime: int) -> None:
         """Make an object that was announced. Raises StatusError 28, 5, 17."""
         try:
-            new = self._paths.open_dated(location.path_index, location.directory)
-            try:
-                new.write(data)
-                os.utime(new.fd, (mtime, mtime))
-                self._paths.name(new, self._paths.of(location))
-            finally:
-                new.close()
+            self._paths.create(data, self._paths.of(location), mtime)
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
         self._changes.notify(ops.CREATE, location, content=data)

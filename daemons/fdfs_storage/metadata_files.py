@@ -85,7 +85,7 @@ class MetadataFiles:
         now_s = int(time.time())
         timestamp = now_s if old_s is None else max(now_s, old_s)
         op = ops.CREATE if old_s is None else ops.UPDATE
-        new = self._paths.open_dated(file.path_index, file.directory)
+        new = self._paths.open_new(file.path_index, file.directory)
         try:
             new.write(text)
             os.utime(new.fd, (timestamp, timestamp))

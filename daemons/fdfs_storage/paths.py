@@ -1,11 +1,10 @@
-"""Where object files are on the disk, and how new ones get there: `directories` with a memory.
+"""Where object files are on the disk, and how new ones get there.
 
 Layout: protocol/disk.md section 1.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Sequence
@@ -32,8 +31,6 @@ class Paths:
         self.trunk_file_size = 0
         """Bytes of a new trunk file, which is sparse: a C server may take over the store path."""
         self._temporary_number = 0
-        self._ahead: dict[int, NewFile] = {}
-        self._wanted: dict[int, str] = {}
 
     def of(self, location: Location) -> str:
         """Absolute path of the file."""
@@ -99,42 +96,14 @@ class Paths:
             fd = os.open(path, _UNNAMED_FLAGS, 0o644)
         return NewFile(fd, index, directory)
 
-    def open_dated(self, index: int, directory: str) -> NewFile:
-        """`open_new`, for a caller who sets the file's times: it may have been opened before."""
-        self._wanted[index] = directory
-        ahead = self._ahead.get(index)
-        if ahead is not None and ahead.directory == directory:
-            return self._ahead.pop(index)
-        return self.open_new(index, directory)
-
-    def open_ahead(self) -> None:
-        """Open a file for the next `open_dated` where there was one, if there is a next one.
-
-        To be called once nobody waits. Finding a free inode takes a file system longer than all
-        the rest of making a small file, much longer when many files were deleted lately.
-        """
-        for index, directory in self._wanted.items():
-            ahead = self._ahead.get(index)
-            if ahead is not None and ahead.directory == directory:
-                continue
-            if ahead is not None:
-                self._ahead.pop(index).close()
-            if self.unnamed[index]:
-                # Whoever needs the file is told of an error, and by then there may be none.
-                with contextlib.suppress(OSError):
-                    self._ahead[index] = self.open_new(index, directory)
-        self._wanted.clear()
-
-    def close(self) -> None:
-        """Close what is open."""
-        while self._ahead:
-            self._ahead.popitem()[1].close()
-
-    def create(self, content: bytes | memoryview, path: str) -> None:
+    def create(self, content: bytes | memoryview, path: str, mtime: int | None = None) -> None:
         """Make a file with its whole content; nothing is left of it if that fails.
 
         It is under its name while it is written. That costs less than a file without a name, but
         kill -9 may leave a part of it. Raises OSError; FileExistsError: it is never replaced.
+
+        Args:
+            mtime: Unix seconds that become its times, None for now.
         """
         try:
             fd = os.open(path, _CREATE_FLAGS, 0o644)
@@ -143,6 +112,8 @@ class Paths:
             fd = os.open(path, _CREATE_FLAGS, 0o644)
         try:
             write_all(fd, content)
+            if mtime is not None:
+                os.utime(fd, (mtime, mtime))
         except OSError:
             os.unlink(path)
             raise

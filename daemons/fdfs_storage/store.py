@@ -11,12 +11,13 @@ change          order and why
 =============== =================================================================================
 new file        content into a file without a name (O_TMPFILE), binlog line, name. Before the name
                 is there nothing exists; a line without its file is skipped by every reader. So an
-                object that exists is always in the binlog. If what is to be made is on the disk
-                elsewhere (in the log of names), the line may come first: peers get the content
-                from memory while the file is made. What cannot be made is logged as deleted
+                object that exists is always in the binlog
 small new file  binlog line, file under its name, content, with nothing else between: the line of a
                 file that is not whole is the last one, and the file is removed at start. Not for
-                appenders: their names do not tell what is whole
+                appenders: their names do not tell what is whole. If the content is on the disk
+                elsewhere (in the log of names), the lines of several may come first: peers get
+                it from memory while the files are made. What a crash leaves in part is made whole
+                from there; what cannot be made is logged as deleted
 delete          binlog line, then unlink. A line whose file still exists is carried out at start.
                 What takes long to unlink gets a temporary name, which is removed at start as well
 truncate        binlog line, then truncate; carried out at start as well
@@ -184,7 +185,6 @@ class Store:
         self.binlog.close()
         self.intents.close()
         self._deletions.close()
-        self.paths.close()
 
     def configure(
         self,

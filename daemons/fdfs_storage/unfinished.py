@@ -78,9 +78,10 @@ def finish_changes(store: Store) -> None:
 def _take_back_part(store: Store, record: BinlogRecord) -> None:
     """Remove what *record*, the last one, has made if its content is not whole.
 
-    That is not logged: after a loss of power, peers may have the whole file.
+    That is not logged: after a loss of power, peers may have the whole file. What a peer was
+    sending it sends again.
     """
-    if record.op != ops.CREATE:
+    if record.op.upper() != ops.CREATE:
         return
     try:
         location, info = store.locate(record.name), decode_name(record.name)
@@ -88,7 +89,7 @@ def _take_back_part(store: Store, record: BinlogRecord) -> None:
             return
         if store.stat(location).st_size != info.size:
             store.remove(location)
-            logger.info("removed a part of %s, whose upload was cut off", record.name)
+            logger.info("removed a part of %s, which a crash had cut off", record.name)
     except (ProtocolError, StatusError, OSError):
         pass  # it is no upload, or there is nothing of it
 

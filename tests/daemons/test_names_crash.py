@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import trio
 
+from fdfs_storage import paths
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.names import effects, founding, schema
 from fdfs_storage.names.log import Log, LogDamaged, segment_name
@@ -185,6 +186,7 @@ async def test_kill_at_each_step_of_a_batch(
         before_and_after(monkeypatch, tree.log, "sync", snapshot)
         before_and_after(monkeypatch, tree.objects, "announce", snapshot)
         before_and_after(monkeypatch, effects, "perform", snapshot)
+        before_and_after(monkeypatch, paths, "write_all", snapshot)
         before_and_after(monkeypatch, tree.state, "commit", snapshot)
         makes = [
             create(b"new"),
@@ -205,7 +207,8 @@ async def test_kill_at_each_step_of_a_batch(
         "before write",
         "after write",
         *[f"{when} {step}" for step in steps for when in ("before", "after")],
-        *["before perform", "after perform"] * 6,  # those with objects
+        *["before perform", "before write_all", "after write_all", "after perform"] * 3,
+        *["before perform", "after perform"] * 3,  # those of objects that are there
         "before commit",
         "after commit",
     ]

@@ -41,11 +41,6 @@ def read(store: Store, location: Location) -> bytes:
     return Path(store.path(location)).read_bytes()
 
 
-def open_files() -> int:
-    """Descriptors of this process."""
-    return len(os.listdir("/proc/self/fd"))
-
-
 def log_of(config: StorageConfig) -> Path:
     return Path(config.base_path, "data/sync/binlog.000")
 
@@ -146,7 +141,9 @@ async def test_interrupted_deletion_and_truncation_are_finished(tmp_path: Path) 
     store.close()
 
 
-async def test_a_part_of_an_upload_is_removed_at_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("op", ["C", "c"])
+async def test_a_part_of_a_new_file_is_removed_at_start(tmp_path: Path, op: str) -> None:
+    """Be it an upload or what a peer was sending."""
     config = make_config(tmp_path)
     store = await open_store(config)
     whole, part, other = (
@@ -155,7 +152,8 @@ async def test_a_part_of_an_upload_is_removed_at_start(tmp_path: Path) -> None:
     )
     appender = put(store, b"initial", appender=True)
     store.close()
-    lines = log_of(config).read_text().splitlines(keepends=True)
+    text = log_of(config).read_text().replace(" C ", f" {op} ")
+    lines = text.splitlines(keepends=True)
     assert [line.split()[2] for line in lines] == [
         location.name for location in (whole, part, other, appender)
     ]
@@ -174,7 +172,7 @@ async def test_a_part_of_an_upload_is_removed_at_start(tmp_path: Path) -> None:
     assert await start_with(whole) == [True, True, True, True]
     assert await start_with(appender) == [True, True, True, True]
     assert await start_with(part) == [True, False, True, True]
-    assert log_of(config).read_text().endswith(f" C {part.name}\n"), "no peer hears of it"
+    assert log_of(config).read_text().endswith(f" {op} {part.name}\n"), "no peer hears of it"
     assert await start_with(part) == [True, False, True, True]
 
 
@@ -244,56 +242,6 @@ async def test_an_uncommitted_file_leaves_nothing(tmp_path: Path, unnamed: bool)
     new.close()
     files = [path for path in (tmp_path / "path0").rglob("*") if path.is_file()]
     assert files == [Path(store.path(location))]
-    store.close()
-
-
-async def test_files_that_are_opened_ahead(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    store = await open_store(config)
-    paths, data = store.paths, Path(store.data_directory(0))
-
-    def make(directory: str, name: str) -> int:
-        """Make a file; its inode number."""
-        new = paths.open_dated(0, directory)
-        new.write(name.encode())
-        path = data / directory / name
-        paths.name(new, str(path))
-        new.close()
-        assert path.read_bytes() == name.encode()
-        return path.stat().st_ino
-
-    before = open_files()
-    paths.open_ahead()
-    assert open_files() == before  # nobody has made any yet
-    make("00/00", "first")
-    for _ in range(2):
-        paths.open_ahead()
-        assert open_files() == before + 1
-    ahead = os.fstat(paths._ahead[0].fd).st_ino
-    os.rmdir(data / "00/02")
-    assert make("00/02", "elsewhere") != ahead
-    assert make("00/00", "second") == ahead
-    assert open_files() == before
-    make("00/02", "third")
-    paths.open_ahead()
-    make("00/00", "fourth")
-    paths.open_ahead()  # what nobody has taken is closed
-    assert open_files() == before + 1
-    store.close()
-    found = sorted(path.name for path in data.rglob("*") if path.is_file())
-    assert found == ["elsewhere", "first", "fourth", "second", "third"]
-
-
-async def test_without_unnamed_files_none_is_opened_ahead(tmp_path: Path) -> None:
-    store = await open_store(make_config(tmp_path))
-    store.paths.unnamed[0] = False
-    location = store.creations.make_name(1, 0, 1, "", path_index=0)
-    store.creations.announce([(location, b"x", 1)])
-    store.creations.make(location, b"x", 1)
-    before = open_files()
-    store.paths.open_ahead()
-    assert open_files() == before
-    assert read(store, location) == b"x"
     store.close()
 
 

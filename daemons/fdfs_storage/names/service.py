@@ -310,10 +310,8 @@ class Tree:
 
     def _flush(self) -> None:
         """Send what the engine's answers have left in the connections."""
-        if self.unflushed:
-            while self.unflushed:
-                self.unflushed.pop().flush()
-            self.objects.store.paths.open_ahead()
+        while self.unflushed:
+            self.unflushed.pop().flush()
 
     # --- sessions ---------------------------------------------------------------------------
 

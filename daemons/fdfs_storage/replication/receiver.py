@@ -287,11 +287,9 @@ class Receiver:
             and replicas.last_deletion(location) is None
         ):
             # What nearly all are. To look first for what has the name would take half as long.
-            kept = not replicas.put_small(
-                location, content, head.timestamp, op, again=again, unless=subject
+            return not replicas.make_small(
+                location, content, subject, head.timestamp, op, again=again
             )
-            connection.hub.at_turn_end(replicas.open_ahead)
-            return kept
         verdict = self._judge(connection, location, subject, head, op)
         if verdict is Verdict.COMPARE:
             if subject.nature is Nature.FIXED:
@@ -305,7 +303,6 @@ class Receiver:
         if subject.nature is Nature.FIXED:
             self._check_content(connection, subject, head, crc32(content))
         replicas.put_small(location, content, head.timestamp, op, again=again)
-        connection.hub.at_turn_end(replicas.open_ahead)
         return False
 
     async def _store_large(

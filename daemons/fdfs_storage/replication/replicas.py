@@ -1,8 +1,9 @@
 """Replicas on the disk: what a peer sends, put into files, with its binlog line in lower case.
 
 A whole file is received under no name (or a temporary one) and named when it is complete, so a
-crash leaves the old file or the new one. The binlog line comes before the name, as with uploads;
-a crash in between is no loss, as the peer was not answered and sends the record again.
+crash leaves the old file or the new one; a new small one is made under its name, and what a crash
+leaves of that is removed at start. The binlog line comes before the name, as with uploads; a crash
+in between is no loss, as the peer was not answered and sends the record again.
 """
 
 from __future__ import annotations
@@ -103,11 +104,7 @@ class Replicas:
 
     def open_new(self, location: Location) -> NewFile:
         """Begin a whole file for `put`. Raises OSError."""
-        return self._paths.open_dated(location.path_index, location.directory)
-
-    def open_ahead(self) -> None:
-        """See `Paths.open_ahead`."""
-        self._paths.open_ahead()
+        return self._paths.open_new(location.path_index, location.directory)
 
     def put(
         self,
@@ -117,28 +114,26 @@ class Replicas:
         op: str,
         *,
         again: bool,
-        unless: Subject | None = None,
-    ) -> bool:
-        """Name what was written into *new*, in place of what has the name now; True when done.
+        logged: bool = False,
+    ) -> None:
+        """Name what was written into *new*, in place of what has the name now.
 
         Args:
             again: the sender sends it once more if this machine loses its power soon.
-            unless: what the name promises; a file that fits it stays, and the record is logged.
+            logged: it is in the binlog already.
 
         Raises:
             OSError: it could not be done.
         """
         path = self._paths.of(location)
         os.utime(new.fd, (timestamp, timestamp))
-        self._changes.log_received(op, location.name, timestamp)
+        if not logged:
+            self._changes.log_received(op, location.name, timestamp)
         try:
             self._paths.name(new, path)
         except FileExistsError:
-            if unless is not None and self._fits(location, unless):
-                return False
             self._paths.replace(new, path, kept=again)
         self._changes.notify(op, location)
-        return True
 
     def put_small(
         self,
@@ -148,18 +143,46 @@ class Replicas:
         op: str,
         *,
         again: bool,
-        unless: Subject | None = None,
-    ) -> bool:
+        logged: bool = False,
+    ) -> None:
         """A whole file that is in memory; see `put`. Raises StatusError 28, 5."""
         try:
             new = self.open_new(location)
             try:
                 new.write(content)
-                return self.put(location, new, timestamp, op, again=again, unless=unless)
+                self.put(location, new, timestamp, op, again=again, logged=logged)
             finally:
                 new.close()
         except OSError as exc:
             raise StatusError(status_of(exc)) from exc
+
+    def make_small(
+        self,
+        location: Location,
+        content: memoryview,
+        subject: Subject,
+        timestamp: int,
+        op: str,
+        *,
+        again: bool,
+    ) -> bool:
+        """A file that is in memory and fits its name, *subject*; False when it is here already.
+
+        It is under its name at once; see "small new file" in `fdfs_storage.store`. *again*: see
+        `put`. Raises StatusError 28, 5.
+        """
+        try:
+            self._changes.log_received(op, location.name, timestamp)
+            self._paths.create(content, self._paths.of(location), timestamp)
+        except FileExistsError:
+            if self._fits(location, subject):
+                return False
+            self.put_small(location, content, timestamp, op, again=again, logged=True)
+        except OSError as exc:
+            raise StatusError(status_of(exc)) from exc
+        else:
+            self._changes.notify(op, location)
+        return True
 
     @staticmethod
     def fill_slot(slot: SlotPlace, content: memoryview) -> None:
