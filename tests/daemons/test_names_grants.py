@@ -163,6 +163,7 @@ async def test_what_cannot_be_made(server: NamesServer) -> None:
             return await status_of(one.session.call(request))
 
         assert await refused(ROOT, b"taken") == errno.EEXIST
+        assert await status_of(one.session.call(names.GetAttr(ino))) == errno.ESTALE
         assert await refused(gone, b"a") == errno.ENOENT
         assert await refused(ino, b"a") == errno.ESTALE
         assert await refused(ROOT, b"a", ROOT) == errno.EINVAL

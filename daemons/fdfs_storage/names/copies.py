@@ -73,25 +73,20 @@ class CopyGate:
 
     Attributes:
         answered: called after an answer that was held has been given.
+        gathered, look: see `Copies`.
     """
 
     def __init__(self, copies: Copies, binlog: Binlog) -> None:
         self.answered: Callable[[], None] = lambda: None
+        self.gathered = copies.gathered
+        self.look = copies.look
         self._copies = copies
         self._binlog = binlog
-
-    def gathered(self) -> AbstractContextManager[None]:
-        """See `Copies`."""
-        return self._copies.gathered()
 
     @property
     def counts(self) -> bool:
         """False while nothing has to wait."""
         return self._copies.counts
-
-    def look(self) -> None:
-        """See `Copies`."""
-        self._copies.look()
 
     def held(self, reply: Reply) -> Reply:
         """*reply*, which waits for what is in the binlog now; an error does not wait."""

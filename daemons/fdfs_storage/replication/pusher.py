@@ -375,7 +375,7 @@ class Pusher:
             self._failures = 0
             self._count(done)
         self._progress()
-        if self.caught_up and self._stream.is_idle:
+        if done and self.caught_up and self._stream.is_idle:
             self._at_rest(self)
 
     async def _rest(self) -> None:

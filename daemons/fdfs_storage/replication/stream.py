@@ -318,6 +318,8 @@ class Stream:
         return entries
 
     def _make_now(self, entries: list[Entry]) -> list[Request | OSError | None]:
+        if len(entries) == 1:
+            return [self._make(entries[0])]
         with self._requests.keeping_open():
             return self._make_all(entries)
 
