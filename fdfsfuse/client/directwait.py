@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import math
 import select
+import time
 from collections.abc import Callable, Sized
 from typing import Any
 
@@ -39,7 +40,10 @@ _IN_VAIN_MAX = 64
 
 
 class DirectWait(trio.abc.Instrument):
-    """See the module. Made by `install`, for one trio run."""
+    """See the module. Made by `install`, for one trio run.
+
+    ``until``: how long may be waited, by time.perf_counter().
+    """
 
     def __init__(
         self,
@@ -50,7 +54,7 @@ class DirectWait(trio.abc.Instrument):
     ) -> None:
         self.trio_fd = trio_fd
         self.queue = queue
-        self.now = now
+        self._now = now
         self.until = -math.inf
         self.shared: dict[int, Callable[[], object]] = {}
         self._next_deadline = next_deadline
@@ -59,7 +63,8 @@ class DirectWait(trio.abc.Instrument):
 
     def after_io_wait(self, timeout: float) -> None:
         if len(self.queue) == 1:
-            self.until = min(self._next_deadline(), self.now() + _LONGEST_S)
+            left_s = min(self._next_deadline() - self._now(), _LONGEST_S)
+            self.until = time.perf_counter() + left_s
         else:
             self.until = -math.inf
 
@@ -141,7 +146,7 @@ class Watch:
             return False
         direct = self._direct
         while True:
-            left_s = direct.until - direct.now()
+            left_s = direct.until - time.perf_counter()
             if not self.yields:
                 left_s += _OVERTIME_S
             if left_s <= 0 or direct.queue:

@@ -148,7 +148,7 @@ class Context:
             entry_s = left_s if memory.give(parent, name, attr.ino) else 0.0
         state = self.states.get(number)
         if state is not None:
-            if known:
+            if known and (state.attr is not attr or state.outdated):
                 state.fresh_attr(attr)
             attr = state.attributes(attr)
         return Entry(number, attr, attr_s, entry_s)

@@ -58,7 +58,7 @@ class MergingFile(ReadableFile):
         """Whether somebody else may have changed the content that ours in memory was made of."""
         if not self.dirty or self.content is None or self._edits.whole:
             return False
-        return self._outdated or self.attr.version != self._base
+        return self.outdated or self.attr.version != self._base
 
     @property
     def _based_on(self) -> int:
@@ -73,7 +73,7 @@ class MergingFile(ReadableFile):
     async def _catch_up(self) -> None:
         if not self._is_behind:
             return
-        if self._outdated:
+        if self.outdated:
             await self._refresh()
         if self.attr.version != self._base:
             await self._rebase()
@@ -82,7 +82,7 @@ class MergingFile(ReadableFile):
         """Whether storing again has a chance, as what others have stored is taken in now."""
         writer = self.writer
         if exc.errno == names.CONTENT_CHANGED:
-            self._outdated = True
+            self.outdated = True
             if writer is not None:
                 await self._redo()
             return True

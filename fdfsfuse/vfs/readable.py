@@ -27,16 +27,15 @@ _LOOK_S = 3.0
 class ReadableFile(ABC):
     """Reading, and clean content as a cache. Changes are the subclass's.
 
-    ``attr`` is what the storage has; `attributes` what users see. ``dirty``, ``content`` and
-    ``writer``: see `fdfsfuse.vfs.files`. ``transfers``: READs and WRITEs in flight; the kernel has
-    locked their pages.
+    ``attr`` is what the storage has, unless it is ``outdated``; `attributes` what users see.
+    ``dirty``, ``content`` and ``writer``: see `fdfsfuse.vfs.files`. ``transfers``: READs and WRITEs
+    in flight; the kernel has locked their pages.
     """
 
     __slots__ = (
         "_content_version",
         "_context",
         "_kernel_size",
-        "_outdated",
         "_size",
         "attr",
         "content",
@@ -45,6 +44,7 @@ class ReadableFile(ABC):
         "lock",
         "mtime_ns",
         "number",
+        "outdated",
         "transfers",
         "volume",
         "writer",
@@ -56,7 +56,7 @@ class ReadableFile(ABC):
         self.number = number
         self.ino = attr.ino
         self.attr = attr
-        self._outdated = bool(attr.ino) and not volume.memory.knows(attr)
+        self.outdated = bool(attr.ino) and not volume.memory.knows(attr)
         self.transfers = 0
         self.content: bytes | bytearray | None = None
         self._content_version = -1
@@ -89,7 +89,7 @@ class ReadableFile(ABC):
             self._kernel_size = self.attr.size
         self.attr = attr
         self.ino = attr.ino or self.ino
-        self._outdated = bool(attr.ino) and not self.volume.memory.knows(attr)
+        self.outdated = bool(attr.ino) and not self.volume.memory.knows(attr)
         if self._content_version != attr.version and not self.dirty:
             self._drop_content()
 
@@ -99,12 +99,12 @@ class ReadableFile(ABC):
 
     def recalled(self) -> None:
         """Somebody else has changed the inode: what is known of it may be outdated."""
-        self._outdated = True
+        self.outdated = True
 
     @property
     def is_fresh(self) -> bool:
         """Whether ``attr`` is what the storage would tell now."""
-        return not self._outdated and (not self.ino or self.volume.memory.left() > 0)
+        return not self.outdated and (not self.ino or self.volume.memory.left() > 0)
 
     def opened(self, attr: Attr, data: bytes | None) -> None:
         """open() has brought attributes, and perhaps the content."""
@@ -130,7 +130,7 @@ class ReadableFile(ABC):
             await self.catch_up()
             if not (self.dirty or self.is_fresh or self.reads_on):
                 await self._refresh()
-                if self._outdated and not last:
+                if self.outdated and not last:
                     continue
             if offset >= self.size:
                 return b""
@@ -147,12 +147,12 @@ class ReadableFile(ABC):
                 # Another mount has stored a new object meanwhile, or changed the size.
                 if exc.errno not in (errno.ENOENT, errno.EINVAL):
                     raise
-                self._outdated = True
+                self.outdated = True
                 if exc.errno == errno.EINVAL:
                     await _wait_for_size(attempt)
             else:
                 # The kernel must not keep what another mount has overwritten meanwhile.
-                if not self._outdated or last:
+                if not self.outdated or last:
                     return data
             handle.drop_reader()
         raise TreeError(errno.EIO)
@@ -207,7 +207,7 @@ class ReadableFile(ABC):
     def reads_on(self) -> bool:
         """Without the names primary, a file that is open is read as it was where others have it."""
         backend = self.volume.backend
-        return backend.unreachable and not self._outdated and backend.has_copies(self.attr.file_id)
+        return backend.unreachable and not self.outdated and backend.has_copies(self.attr.file_id)
 
     async def look(self) -> Attr | None:
         """The attributes that the storage tells; None: it `reads_on`."""
