@@ -9,10 +9,11 @@ import os
 from typing import TYPE_CHECKING
 
 from fdfs_storage.files import unlink_quietly
+from fdfsfuse.core.replicas import Nature, subject_of
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.binlog import BinlogRecord
-from fdfsfuse.proto.fileid import METADATA_SUFFIX, FileKind, Location, decode_name
+from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location
 
 if TYPE_CHECKING:
     from fdfs_storage.store import Store
@@ -84,10 +85,10 @@ def _take_back_part(store: Store, record: BinlogRecord) -> None:
     if record.op.upper() != ops.CREATE:
         return
     try:
-        location, info = store.locate(record.name), decode_name(record.name)
-        if info.kind is not FileKind.NORMAL or info.in_trunk:
+        location, subject = store.locate(record.name), subject_of(record.name)
+        if subject.nature is not Nature.FIXED or store.slot(location) is not None:
             return
-        if store.stat(location).st_size != info.size:
+        if store.stat(location).st_size != subject.size:
             store.remove(location)
             logger.info("removed a part of %s, which a crash had cut off", record.name)
     except (ProtocolError, StatusError, OSError):

@@ -176,6 +176,22 @@ async def test_a_part_of_a_new_file_is_removed_at_start(tmp_path: Path, op: str)
     assert await start_with(part) == [True, False, True, True]
 
 
+async def test_a_slave_with_a_name_as_long_as_a_normal_one_stays(tmp_path: Path) -> None:
+    """Its name tells the size of its master."""
+    config = make_config(tmp_path)
+    store = await open_store(config)
+    master = store.creations.create(0, b"master", zlib.crc32(b"master"), "jpg")
+    slave = store.locate(master.name[:-7] + "_s1.jpg")
+    new = store.creations.open_new_at(master)
+    new.write(b"slave")
+    store.creations.commit_at(new, slave)
+    new.close()
+    store.close()
+    store = await open_store(config)
+    assert read(store, slave) == b"slave"
+    store.close()
+
+
 async def test_an_upload_that_does_not_fit_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
