@@ -149,6 +149,8 @@ def test_bytes_that_may_be_lost_are_sent_whatever_the_size() -> None:
         (Send.TRUNCATE, 0, Next.DONE),
         (Send.TRUNCATE, 17, Next.COMPARE_CONTENT),
         (Send.TRUNCATE, 2, Next.SEND_CREATE),
+        (Send.TRUNCATE, 27, Next.COMPARE_CONTENT),
+        (Send.UPDATE, 27, Next.FAIL),
         (Send.LINK, 0, Next.DONE),
         (Send.LINK, 2, Next.FAIL),
         (Send.RENAME, 0, Next.COMPARE_SIZE),

@@ -232,6 +232,18 @@ async def test_content_is_on_both_when_a_mount_is_answered(tmp_path: Path) -> No
         assert b.content(attr.file_id) == b"01234"
 
 
+async def test_zeros_behind_the_end_are_not_sent(tmp_path: Path) -> None:
+    """They would take the room on the disk that a hole does not."""
+    async with volume(tmp_path) as (_, b, session):
+        empty, full = await make(session, b"empty"), await make(session, b"full")
+        await store(session, full, b"content")
+        for ino, kept_blocks in ((empty, 0), (full, 8)):
+            for size in (1 << 30, 1 << 31):
+                attr = await session.call(names.Truncate(ino, size, NOW))
+                status = b.path(attr.file_id).stat()
+                assert (status.st_size, status.st_blocks <= kept_blocks) == (size, True)
+
+
 async def test_peers_are_sent_content_before_it_is_made_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

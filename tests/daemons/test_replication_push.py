@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import random
+import resource
 import select
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -200,6 +201,23 @@ async def test_changes_of_one_file_in_a_row(tmp_path: Path) -> None:
         assert b.content(kept.name + "-m") == b"b\x02last"
         assert b.content(appender.name) == b"0123abc"
         assert b.content(gone.name) is None
+
+
+async def test_a_size_that_no_file_can_have_holds_up_nothing(tmp_path: Path) -> None:
+    async with caught_up_pair(tmp_path) as (a, b):
+        appender = a.store.creations.make_name(0, 0, 1, "", appender=True)
+        a.store.creations.write_at(appender, b"content")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, limits[1]))
+        try:
+            with pytest.raises(StatusError, match="File too large"):
+                a.store.appenders.truncate(appender, 9 << 20)
+            make(a, b"later")
+            await a.wait_until_has_all(b)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert b.content(appender.name) == b"content"
+        assert a.files() == b.files()
 
 
 async def test_files_stay_open_between_their_parts(

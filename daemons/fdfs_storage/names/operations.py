@@ -224,11 +224,16 @@ class Operations:
         await self._engine.change(make)
         status, answer = errno.EIO, b""
         try:
-            source = self._objects.path(attr.file_id) if attr.file_id else ""
-            target = self._objects.path(made)
-            await trio.to_thread.run_sync(_copy_file, source, target, min(size, attr.size), size)
-            if size:
-                self._objects.record_write(made, 0, size, 0)
+            count = min(size, attr.size)
+            if count:
+                source, target = self._objects.path(attr.file_id), self._objects.path(made)
+                await trio.to_thread.run_sync(_copy_file, source, target, count)
+                self._objects.record_write(made, 0, count, 0)
+            if size > count:
+                # Only when others have the object: what is larger when it is sent for the first
+                # time is sent whole, and zeros that are sent take room on the disk.
+                await self._engine.gate.wait()
+                self._objects.truncate(made, size)
             await self._sync(made)
             status, answer = await self._decide(
                 work,
@@ -249,22 +254,20 @@ class Operations:
         return status, answer
 
 
-def _copy_file(source: str, target: str, count: int, size: int) -> None:
-    """Put the first *count* bytes of *source* into *target* and make that *size* bytes long.
+def _copy_file(source: str, target: str, count: int) -> None:
+    """Put the first *count* bytes of *source* into the empty *target*.
 
     Runs in a thread. Raises OSError; EIO when *source* is shorter.
     """
     target_fd = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        if count:
-            source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                done = 0
-                while done < count:
-                    done += _copy_piece(source_fd, target_fd, done, count - done)
-            finally:
-                os.close(source_fd)
-        os.ftruncate(target_fd, size)
+        source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            done = 0
+            while done < count:
+                done += _copy_piece(source_fd, target_fd, done, count - done)
+        finally:
+            os.close(source_fd)
     finally:
         os.close(target_fd)
 
