@@ -479,6 +479,31 @@ def test_it_makes_no_difference_what_is_done_in_one_batch() -> None:
     assert refused.total() < 150 * 60 * 0.8
 
 
+def test_what_is_collected_leaves_nothing_behind() -> None:
+    state = new_state()
+    for ino, name in ((2, b"a"), (3, b"b"), (4, b"c")):
+        apply(state, names.Create(ROOT, name, FILE, 0, 0, NOW))
+        apply(state, names_record.PutXattr(ino, b"trusted.x", b"1", "", None, NOW))
+    for ino, object_name in ((3, "M00/1"), (4, "M00/2"), (4, "M00/3")):
+        apply(state, names_record.PutContent(ino, object_name, 1, NOW, False, b"1", b""))
+    for name in (b"a", b"b"):
+        apply(state, names.Remove(ROOT, name, False, NOW))
+
+    def rows(what: str) -> list[tuple[object, ...]]:
+        return state.db.execute(f"SELECT {what} ORDER BY 1").fetchall()
+
+    assert rows("id, ino, file_id FROM garbage") == [(1, 4, "M00/2"), (2, 2, None), (3, 3, None)]
+    for _ in range(2):
+        apply(state, names_record.Collect([1, 2, 3, 99]))
+        assert rows("ino FROM inode") == [(ROOT,), (4,)]
+        assert state.inodes == 2
+        assert rows("ino FROM xattr") == [(4,)]
+        collected = [(1, 4, "M00/2", 1), (3, 3, "M00/1", 1)]
+        assert rows("id, ino, file_id, collected FROM garbage") == collected
+    apply(state, names_record.Forget([1, 3], ["M00/2", "M00/1"]))
+    assert not rows("id FROM garbage")
+
+
 def test_outcomes_that_arrived_before_the_transaction_ends_are_not_written() -> None:
     state = new_state()
     apply(state, names_record.StartSession(b"t" * 16, "m"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
@@ -192,23 +193,28 @@ def forget_sessions(
 def collect(state: State, index: int, change: Change, op: names_record.Collect) -> Done:
     """Decide that garbage is deleted: from here on its objects cannot be named again."""
     db = state.db
-    for row_id in op.rows:
-        row = db.execute(
-            "SELECT ino, file_id FROM garbage WHERE id = ? AND collected = 0", (row_id,)
-        ).fetchone()
-        if row is None:
-            continue
-        ino, file_id = row
-        if file_id is None:
-            row = db.execute("SELECT file_id FROM inode WHERE ino = ?", (ino,)).fetchone()
-            state.inodes -= db.execute("DELETE FROM inode WHERE ino = ?", (ino,)).rowcount
-            db.execute("DELETE FROM xattr WHERE ino = ?", (ino,))
-            if row is None or row[0] is None:
-                db.execute("DELETE FROM garbage WHERE id = ?", (row_id,))
-                continue
-            file_id = row[0]
-        db.execute("UPDATE garbage SET file_id = ?, collected = 1 WHERE id = ?", (file_id, row_id))
+    rows = db.execute(
+        f"SELECT id, ino, file_id FROM garbage WHERE collected = 0 AND id {_among(op.rows)}",
+        op.rows,
+    ).fetchall()
+    orphans = {ino: row_id for row_id, ino, file_id in rows if file_id is None}
+    inos, among = list(orphans), _among(orphans)
+    objects = db.execute(
+        f"SELECT ino, file_id FROM inode WHERE file_id IS NOT NULL AND ino {among}", inos
+    ).fetchall()
+    state.inodes -= db.execute(f"DELETE FROM inode WHERE ino {among}", inos).rowcount
+    db.execute(f"DELETE FROM xattr WHERE ino {among}", inos)
+    collected = [(file_id, row_id) for row_id, _, file_id in rows if file_id is not None]
+    collected += [(file_id, orphans.pop(ino)) for ino, file_id in objects]
+    db.executemany("UPDATE garbage SET file_id = ?, collected = 1 WHERE id = ?", collected)
+    empty = list(orphans.values())
+    db.execute(f"DELETE FROM garbage WHERE id {_among(empty)}", empty)
     return Done()
+
+
+def _among(values: Collection[int]) -> str:
+    """A condition with a place for each of *values*: of a batch, so there are not too many."""
+    return f"IN ({','.join('?' * len(values))})"
 
 
 def forget(state: State, index: int, change: Change, op: names_record.Forget) -> Done:
