@@ -41,11 +41,10 @@ def metadata_name(name: bytes, value: bytes) -> bytes | None:
 
 
 def put_xattr(state: State, index: int, change: Change, op: names_record.PutXattr) -> Done:
-    """An xattr set or removed. ENOSPC: the inode has too many."""
+    """An xattr set or removed. ESTALE. ENOSPC: the inode has too many."""
     if op.ino == 0:
         return Done()
     db = state.db
-    tree.get_attr(db, op.ino)
     if op.value is not None:
         used = db.execute(
             "SELECT ifnull(sum(length(name) + length(value)), 0) FROM xattr"
@@ -54,10 +53,13 @@ def put_xattr(state: State, index: int, change: Change, op: names_record.PutXatt
         ).fetchone()[0]
         if used + len(op.name) + len(op.value) > XATTRS_MAX:
             raise fail(errno.ENOSPC)
-    db.execute("DELETE FROM xattr WHERE ino = ? AND name = ?", (op.ino, op.name))
-    if op.value is not None and not (op.name == acl.ACCESS and _put_access(db, op.ino, op.value)):
+    touched = db.execute("UPDATE inode SET ctime_ns = ? WHERE ino = ?", (op.now_ns, op.ino))
+    if not touched.rowcount:
+        raise fail(errno.ESTALE)
+    if op.value is None or (op.name == acl.ACCESS and _put_access(db, op.ino, op.value)):
+        db.execute("DELETE FROM xattr WHERE ino = ? AND name = ?", (op.ino, op.name))
+    else:
         tree.put_xattr(db, op.ino, op.name, op.value)
-    db.execute("UPDATE inode SET ctime_ns = ? WHERE ino = ?", (op.now_ns, op.ino))
     return Done()
 
 

@@ -176,11 +176,12 @@ class Preparer:
         if request.ino == 0 and short is None:
             raise fail(errno.E2BIG)
         pairs = metadata.decode(self._objects.metadata(file_id)) if file_id else []
-        exists = in_table(name) or any(USER + n == name for n, _ in pairs)
-        if exists and request.flags == CREATE:
-            raise fail(errno.EEXIST)
-        if not exists and request.flags == REPLACE:
-            raise fail(errno.ENODATA)
+        if request.flags:
+            exists = in_table(name) or any(USER + n == name for n, _ in pairs)
+            if exists and request.flags == CREATE:
+                raise fail(errno.EEXIST)
+            if not exists and request.flags == REPLACE:
+                raise fail(errno.ENODATA)
         if file_id and short is not None:
             text = metadata.encode(metadata.merge(pairs, [(short, value)]))
             if len(text) > METADATA_MAX:
@@ -206,7 +207,9 @@ class Preparer:
                 raise fail(errno.ESTALE)
             self._objects.stat(file_id)
             return file_id, lambda name: False
-        attr = tree.get_attr(self._db, ino)
+        row = self._db.execute("SELECT file_id FROM inode WHERE ino = ?", (ino,)).fetchone()
+        if row is None:
+            raise fail(errno.ESTALE)
 
         def in_table(name: bytes) -> bool:
             row = self._db.execute(
@@ -214,7 +217,7 @@ class Preparer:
             ).fetchone()
             return row is not None
 
-        return attr.file_id, in_table
+        return row[0] or "", in_table
 
     # --- by request -------------------------------------------------------------------------
 
