@@ -86,7 +86,8 @@ def put_content(state: State, index: int, change: Change, op: names_record.PutCo
     if op.file_id:
         if op.data is None:
             db.execute("DELETE FROM pending WHERE file_id = ?", (op.file_id,))
-        _drop_fitting(db, op.ino)
+        if not attr.file_id:
+            _drop_fitting(db, op.ino)
     else:
         for name, value in metadata.decode(op.metadata):
             db.execute(
@@ -115,7 +116,7 @@ def put_content(state: State, index: int, change: Change, op: names_record.PutCo
 
 
 def _drop_fitting(db: sqlite3.Connection, ino: int) -> None:
-    """Remove the xattrs that the metadata of the new object holds from now on."""
+    """Remove the xattrs that the metadata of the first object holds from now on."""
     rows = db.execute("SELECT name, value FROM xattr WHERE ino = ?", (ino,)).fetchall()
     for name, value in rows:
         if metadata_name(name, value) is not None:

@@ -62,12 +62,10 @@ class Preparer:
 
     def metadata_of(self, attr: Attr) -> bytes:
         """The metadata text that the next object of the inode starts with."""
-        text = self._objects.metadata(attr.file_id) if attr.file_id else b""
+        if attr.file_id:
+            return self._objects.metadata(attr.file_id)
         rows = self._db.execute("SELECT name, value FROM xattr WHERE ino = ?", (attr.ino,))
-        fitting = _fitting(rows.fetchall())
-        if fitting:
-            return metadata.encode(metadata.merge(metadata.decode(text), fitting))
-        return text
+        return metadata.encode(metadata.merge([], _fitting(rows.fetchall())))
 
     # --- content ----------------------------------------------------------------------------
 
