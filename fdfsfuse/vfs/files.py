@@ -78,7 +78,7 @@ class FileState(MergingFile):
 
     def make(self, parent: int, name: bytes) -> None:
         """The file is one that this mount has made on its own; the storage was not told of it."""
-        self.mtime_ns = self.attr.mtime_ns
+        self.mtime_ns = self.changed_ns = self.attr.mtime_ns
         self.birth = Birth(parent, name, self.mtime_ns)
         self._begin(self.attr.version)
         self._edits.resize(0, 0)
@@ -100,7 +100,7 @@ class FileState(MergingFile):
 
     async def _give_birth(self, birth: Birth, data: bytes) -> Attr | None:
         """Tell the storage of the file. None: an attempt before, which had no answer, did that."""
-        ctime_ns = max(self.attr.ctime_ns, self.mtime_ns)
+        ctime_ns = max(self.attr.ctime_ns, self.changed_ns)
         shown = replace(self.attr, mtime_ns=self.mtime_ns, ctime_ns=ctime_ns)
         attr: Attr | None = None
         try:
@@ -335,7 +335,7 @@ class FileState(MergingFile):
         if not self.dirty_since:
             self.dirty_since = time.monotonic()
         self._size = size
-        self.mtime_ns = time.time_ns()
+        self.mtime_ns = self.changed_ns = time.time_ns()
 
     async def set_attributes(self, request: names.SetAttr) -> Attr:
         """SetAttr, in order with the storing of content: a time that is set stays."""

@@ -28,7 +28,8 @@ class ReadableFile(ABC):
     """Reading, and clean content as a cache. Changes are the subclass's.
 
     ``attr`` is what the storage has, unless it is ``outdated``; `attributes` what users see.
-    ``dirty``, ``content`` and ``writer``: see `fdfsfuse.vfs.files`. ``transfers``: READs and WRITEs
+    ``dirty``, ``content`` and ``writer``: see `fdfsfuse.vfs.files`. ``changed_ns``: when content
+    was changed last, whatever ``mtime_ns`` has been set to since. ``transfers``: READs and WRITEs
     in flight; the kernel has locked their pages.
     """
 
@@ -38,6 +39,7 @@ class ReadableFile(ABC):
         "_kernel_size",
         "_size",
         "attr",
+        "changed_ns",
         "content",
         "dirty",
         "ino",
@@ -64,6 +66,7 @@ class ReadableFile(ABC):
         self._size = 0
         self._kernel_size: int | None = None
         self.mtime_ns = 0
+        self.changed_ns = 0
         self.writer: ObjectWriter | None = None
         self.lock = Lock()
 
@@ -80,7 +83,7 @@ class ReadableFile(ABC):
             self._kernel_knows(attr.size)
             return attr
         self._kernel_size = None
-        ctime_ns = max(attr.ctime_ns, self.mtime_ns)
+        ctime_ns = max(attr.ctime_ns, self.changed_ns)
         return replace(attr, size=self._size, mtime_ns=self.mtime_ns, ctime_ns=ctime_ns)
 
     def fresh_attr(self, attr: Attr) -> None:

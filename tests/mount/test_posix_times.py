@@ -224,3 +224,13 @@ def test_the_nearest_time_that_can_be_kept(
         status = path.stat()
         assert (status.st_atime_ns, status.st_mtime_ns) == (kept_ns, kept_ns)
     path.unlink()
+
+
+def test_a_future_mtime_leaves_ctime(volume: Path) -> None:
+    path = volume / "future"
+    with path.open("w") as file:
+        file.write("content")
+        file.flush()
+        os.utime(file.fileno(), (2**32, 2**32))
+        assert os.fstat(file.fileno()).st_ctime <= time.time()
+    assert path.stat().st_ctime <= time.time() < path.stat().st_mtime
