@@ -158,13 +158,16 @@ class FileState(MergingFile):
             if append:
                 offset = await self._end(offset, len(data))
             append = append and offset == self.size
-            if offset - self.size > _FAR:
-                await self._set_size(offset)
+            far = offset - self.size > _FAR
+            if far:
+                await self._flush()
             size = None
             if self.writer is None:
                 size = await self._write_to_memory(offset, data, append)
             if size is None:
                 size = await self._write_to_object(offset, data, append)
+            if far:
+                await self._check_reach()
             if append:
                 offset = size
                 self._edits.append(offset)
@@ -245,6 +248,20 @@ class FileState(MergingFile):
                     raise
         return size
 
+    async def _check_reach(self) -> None:
+        """Send what was just written to a clean file; it is dropped if no file may be so large.
+
+        Any other error is that of a late write: what was written is kept.
+        """
+        assert self.writer is not None
+        try:
+            await self.writer.drain()
+        except (FdfsError, OSError) as exc:
+            if isinstance(exc, StatusError) and exc.errno == errno.EFBIG:
+                self.writer.discard()
+                self.writer = None
+                raise
+
     async def _content_to_change(self) -> bytes | bytearray | None:
         """What there is, stored or not, for a change in memory; None: it is too large for that."""
         if not self.dirty:
@@ -297,7 +314,8 @@ class FileState(MergingFile):
             elif small and not self.dirty:
                 self._begin(self.attr.version)
             if content is None:
-                await self._set_size(size)
+                now = time.time_ns()
+                self._stored(await self.volume.call(names.Truncate(self.ino, size, now)))
                 return
             old = self.size
             await self._resize(content, size)
@@ -313,11 +331,6 @@ class FileState(MergingFile):
                 raise
             self.writer.discard()
             self.writer, self.content = None, b""
-
-    async def _set_size(self, size: int) -> None:
-        """Set the size on the storage."""
-        await self._flush()
-        self._stored(await self.volume.call(names.Truncate(self.ino, size, time.time_ns())))
 
     async def _resize(self, content: bytes | bytearray, size: int) -> None:
         held = len(self.content) if self.dirty and self.content is not None else 0

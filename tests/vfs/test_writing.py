@@ -357,12 +357,43 @@ async def test_a_write_that_makes_a_file_too_large_fails_at_once() -> None:
     async with mounted() as m:
         opened, _ = await m.create("vol/a")
         await m.vfs.files.write(opened.handle, 0, b"data")
-        m.volume.fail[names.Truncate] = StatusError(errno.EFBIG)
+        m.volume.fail["write"] = StatusError(errno.EFBIG)
         with pytest.raises(StatusError, match="too large"):
             await m.vfs.files.write(opened.handle, 1 << 61, b"x")
+        m.volume.fail.clear()
         await m.vfs.files.write(opened.handle, 4, b" of it")
         await m.close(opened.handle)
         assert m.volume.content("a") == b"data of it"
+        assert m.vfs.context.dirty.used == 0
+
+
+async def test_a_write_far_behind_the_end_cuts_off_nothing_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They may have made the file larger than this mount knows."""
+    monkeypatch.setattr("fdfsfuse.vfs.files._FAR", MIB)
+    async with mounted() as m:
+        await m.write_file("vol/a", b"a" * 2 * MIB)
+        handle = await m.open("vol/a", os.O_RDWR)
+        await m.vfs.files.write(handle, 0, b"own")
+        attr = m.volume.by_path("a")
+        assert attr.in_place
+        far = names.WriteObject(attr.file_id, m.volume.view, 6 * MIB, MIB, [])
+        await m.volume.write_object(far, [b"c" * MIB])
+        await m.volume.call(names.CommitWrite(attr.ino, attr.file_id, 7 * MIB, 1))
+        await m.vfs.files.write(handle, 4 * MIB, b"b")
+        await m.vfs.files.flush(handle)
+        there = bytes(2 * MIB) + b"b" + bytes(2 * MIB - 1) + b"c" * MIB
+        assert m.volume.content("a") == b"own" + b"a" * (2 * MIB - 3) + there
+        m.volume.fail["write"] = StatusError(errno.ENOSPC)
+        await m.vfs.files.write(handle, 9 * MIB, b"d")
+        with pytest.raises(StatusError, match="No space"):
+            await m.vfs.files.flush(handle)
+        m.volume.fail.clear()
+        await m.close(handle)
+        there += bytes(2 * MIB) + b"d"
+        assert m.volume.content("a") == b"own" + b"a" * (2 * MIB - 3) + there
+        assert m.vfs.context.dirty.used == 0
 
 
 async def test_a_small_file_that_cannot_be_stored_is_kept_for_the_next_flush() -> None:
