@@ -13,7 +13,7 @@ from fdfsfuse.core.replicas import Nature, subject_of
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.binlog import BinlogRecord
-from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location
+from fdfsfuse.proto.fileid import METADATA_SUFFIX, Location, time_of_name
 
 if TYPE_CHECKING:
     from fdfs_storage.store import Store
@@ -80,7 +80,8 @@ def _take_back_part(store: Store, record: BinlogRecord) -> None:
     """Remove what *record*, the last one, has made if its content is not whole.
 
     That is not logged: after a loss of power, peers may have the whole file. What a peer was
-    sending it sends again.
+    sending it sends again. What is longer than its name tells, or was not made when that says, is
+    no part: a stock peer has sent it so, or it is a slave that looks like a normal file.
     """
     if record.op.upper() != ops.CREATE:
         return
@@ -88,7 +89,9 @@ def _take_back_part(store: Store, record: BinlogRecord) -> None:
         location, subject = store.locate(record.name), subject_of(record.name)
         if subject.nature is not Nature.FIXED or store.slot(location) is not None:
             return
-        if store.stat(location).st_size != subject.size:
+        if record.timestamp != time_of_name(record.name):
+            return
+        if store.stat(location).st_size < subject.size:
             store.remove(location)
             logger.info("removed a part of %s, which a crash had cut off", record.name)
     except (ProtocolError, StatusError, OSError):

@@ -23,7 +23,7 @@ from fdfsfuse.core.conf_file import ReservedSpace
 from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import binlog as ops
-from fdfsfuse.proto.fileid import Location, decode_name
+from fdfsfuse.proto.fileid import Location, decode_name, time_of_name
 from tests.daemons.storage_server import make_config, open_store, run_storage
 
 
@@ -176,19 +176,28 @@ async def test_a_part_of_a_new_file_is_removed_at_start(tmp_path: Path, op: str)
     assert await start_with(part) == [True, False, True, True]
 
 
-async def test_a_slave_with_a_name_as_long_as_a_normal_one_stays(tmp_path: Path) -> None:
-    """Its name tells the size of its master."""
+@pytest.mark.parametrize(
+    ("ending", "content", "later_s"),
+    [("_s1.jpg", b"slave", 0), ("160.jpg", b"a larger slave", 0), ("160.jpg", b"slave", 1)],
+)
+async def test_a_slave_with_a_name_as_long_as_a_normal_one_stays(
+    tmp_path: Path, ending: str, content: bytes, later_s: int
+) -> None:
+    """Its name tells size and time of its master; of a part of a normal file they are its own."""
     config = make_config(tmp_path)
     store = await open_store(config)
     master = store.creations.create(0, b"master", zlib.crc32(b"master"), "jpg")
-    slave = store.locate(master.name[:-7] + "_s1.jpg")
+    slave = store.locate(master.name[:-7] + ending)
     new = store.creations.open_new_at(master)
-    new.write(b"slave")
+    new.write(content)
     store.creations.commit_at(new, slave)
     new.close()
     store.close()
+    made_s = time_of_name(master.name) + later_s
+    lines = log_of(config).read_text().splitlines(keepends=True)
+    log_of(config).write_text(f"{lines[0]}{made_s} C {slave.name}\n")
     store = await open_store(config)
-    assert read(store, slave) == b"slave"
+    assert read(store, slave) == content
     store.close()
 
 
