@@ -239,7 +239,12 @@ def test_sizes_that_cannot_be(volume: Path, local: Path) -> None:
     with open(volume / "scene1" / "f", "wb", buffering=0) as file:
         with pytest.raises(OSError, match=r"\[Errno"):
             os.pwrite(file.fileno(), b"x", (1 << 63) - 1)
-        assert os.fstat(file.fileno()).st_size == 0
+        for before in (b"", b"data"):
+            os.pwrite(file.fileno(), before, 0)
+            with pytest.raises(OSError, match="File too large"):
+                os.pwrite(file.fileno(), b"x", 999_999_999_999_999)
+            assert os.fstat(file.fileno()).st_size == len(before)
+    assert (volume / "scene1" / "f").read_bytes() == b"data"
 
 
 def test_holes(volume: Path, local: Path, mounted: Mount) -> None:
