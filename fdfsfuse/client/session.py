@@ -69,6 +69,8 @@ BACKOFF_MAX_S = 1.0
 STOCK_PROBE_S = 30.0
 """How often a group without names is asked whether it has them now."""
 CLOSE_TIMEOUT_S = 1.0
+_ANSWERS_S = 5.0
+"""A storage that works is heard of within this time: `KeepAlive` sees to it."""
 PROMPT_S = 0.05
 """After so long without an answer the storage may have died or hang."""
 OUTSTANDING_MAX = 64 << 20
@@ -139,6 +141,12 @@ class NamesSession(NamesCalls):
     def is_prompt(self) -> bool:
         """Whether there is a connection, over which answers came until a moment ago."""
         return self._sending is not None and boottime() - self._arriving.last_received < PROMPT_S
+
+    @property
+    def answers(self) -> bool:
+        """Whether there is a connection, over which something came in the last seconds."""
+        silent_s = boottime() - self._arriving.last_received
+        return self._socket is not None and silent_s < _ANSWERS_S
 
     async def wait_connected(self) -> None:
         """Wait until requests are answered.

@@ -62,6 +62,10 @@ class Backend(Protocol):
         """Whether there is a connection to the storage, which has answered until a moment ago."""
 
     @property
+    def answers(self) -> bool:
+        """Whether the storage that keeps the names has answered anything in the last seconds."""
+
+    @property
     def lease(self) -> Lease:
         """Until when what was told, and not recalled, may be relied upon."""
 

@@ -99,6 +99,10 @@ class RemoteBackend:
         session = self._session
         return session is not None and session.is_prompt
 
+    @property
+    def answers(self) -> bool:
+        return self._session is not None and self._session.answers
+
     def replicas(self) -> list[str]:
         return [str(storage.address) for storage in self._storages]
 

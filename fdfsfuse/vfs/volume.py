@@ -114,7 +114,8 @@ class Volume:
             memory.refused(request, exc, began)
             raise
         except ConnectionProblem:
-            if timeout_s is None:
+            # A storage that answers others is not down: this call takes long, as copying much does.
+            if timeout_s is None and not self.backend.answers:
                 self.mark_down()
             raise
         finally:

@@ -36,6 +36,7 @@ class FakeBackend(FakeTree):
         super().__init__()
         self.group = group
         self.connected = True
+        self.answering = True
         self.copied = False
         self.store_path_count = 1
         self.requests: Counter[str] = Counter()
@@ -69,6 +70,10 @@ class FakeBackend(FakeTree):
     @property
     def is_prompt(self) -> bool:
         return self.connected
+
+    @property
+    def answers(self) -> bool:
+        return self.answering and self.connected and not self.down
 
     def replicas(self) -> list[str]:
         return ["127.0.0.3:23000"]

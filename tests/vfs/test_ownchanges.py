@@ -317,6 +317,7 @@ async def test_without_an_answer_in_time_who_waits_fails() -> None:
     async with granted(timeout_s=0.05) as mount:
         mount.stall()
         await mount.vfs.tree.create(mount.at, b"a", DIRECTORY, OWNER)
+        mount.volume.answering = False
         with pytest.raises(DeadlineExceeded):
             await mount.fsync()
         mount.of.memory.clear()

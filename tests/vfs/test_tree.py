@@ -13,7 +13,14 @@ import trio
 import trio.testing
 from msgspec.structs import replace
 
-from fdfsfuse.errors import ConnectionProblem, FdfsError, StatusError, TreeError
+from fdfsfuse.errors import (
+    ConnectFailed,
+    ConnectionProblem,
+    DeadlineExceeded,
+    FdfsError,
+    StatusError,
+    TreeError,
+)
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.numbers import ROOT, IdDirectory, Numbers, id_directory, id_directory_number
@@ -644,3 +651,17 @@ def test_an_adopted_object_keeps_its_number_until_it_is_forgotten() -> None:
     assert numbers.inode_and_object(number) == (55, "")
     numbers.drop(number)
     assert numbers.of_inode(1, 55) == 1 << 48 | 55
+
+
+async def test_a_call_that_takes_long_leaves_the_others_alone() -> None:
+    async with mounted() as m:
+        entry = await m.write_file("vol/a", b"content")
+        m.volume.fail[names.Truncate] = DeadlineExceeded("slow")
+        with pytest.raises(DeadlineExceeded):
+            await m.vfs.set_attributes(entry.number, 2_000_000, Changes(), None)
+        assert await m.read_file("vol/a") == b"content"
+        m.volume.answering = False
+        with pytest.raises(DeadlineExceeded):
+            await m.vfs.set_attributes(entry.number, 2_000_000, Changes(), None)
+        with pytest.raises(ConnectFailed):
+            await m.read_file("vol/a")
