@@ -353,6 +353,9 @@ class FileState(MergingFile):
     async def set_attributes(self, request: names.SetAttr) -> Attr:
         """SetAttr, in order with the storing of content: a time that is set stays."""
         async with self.lock:
+            if self.birth is None and (request.mtime_ns or 0) > request.now_ns:
+                # Content that is stored later would bring its change time along.
+                await self._try_to_store()
             if self.birth is not None:
                 attr = request.applied_to(self.attr)
                 self.volume.memory.changed_here(request, attr)

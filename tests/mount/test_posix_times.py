@@ -226,11 +226,18 @@ def test_the_nearest_time_that_can_be_kept(
     path.unlink()
 
 
-def test_a_future_mtime_leaves_ctime(volume: Path) -> None:
+@pytest.mark.parametrize("size", [7, 3 << 20])
+@pytest.mark.parametrize("mode", ["w", "r+"])
+def test_a_future_mtime_leaves_ctime(volume: Path, mounted: Mount, mode: str, size: int) -> None:
     path = volume / "future"
-    with path.open("w") as file:
-        file.write("content")
+    path.write_text("before")
+    if mode == "w":
+        path.unlink()
+    with path.open(mode) as file:
+        file.write("c" * size)
         file.flush()
         os.utime(file.fileno(), (2**32, 2**32))
         assert os.fstat(file.fileno()).st_ctime <= time.time()
+    mounted.clear_caches()
     assert path.stat().st_ctime <= time.time() < path.stat().st_mtime
+    path.unlink()
