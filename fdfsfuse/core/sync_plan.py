@@ -169,7 +169,4 @@ def after_answer(sent: Send, status: int) -> Next:
             return Next.SEND_UPDATE
         if sent in (Send.RENAME, Send.TRUNCATE):
             return Next.SEND_CREATE
-    if status == errno.EFBIG and sent is Send.TRUNCATE:
-        # It is logged before it is done, and was refused here as well.
-        return Next.COMPARE_CONTENT
     return Next.FAIL

@@ -534,6 +534,10 @@ class Stream:
         what = (
             Next.DONE if not status and asked.send in _WHOLE else after_answer(asked.send, status)
         )
+        if status == errno.EFBIG and asked.send is Send.TRUNCATE:
+            # It was logged before it was tried here. Refused here too, it has changed nothing.
+            done_here = self._requests.own_size(entry.record) == entry.record.numbers[1]
+            what = Next.FAIL if done_here else Next.DONE
         if what is Next.DONE:
             self._finish(entry)
             self._store.counters.success_sync_out_bytes += asked.size
