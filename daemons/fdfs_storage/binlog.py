@@ -140,16 +140,23 @@ class Binlog:
             self.position = BinlogPosition(number, end)
 
     def tail_lines(self, size: int) -> list[bytes]:
-        """The whole lines in the last *size* bytes of the current file."""
-        end = self.position.offset
-        start = max(0, end - size)
-        data = os.pread(self._fd, end - start, start)
-        if start:
-            data = data[data.find(b"\n") + 1 :]
-        return data.splitlines(keepends=True)
+        """The whole lines in the last *size* bytes of the current file and the one before it.
+
+        A line of which a start has to take care may be the last one of a file.
+        """
+        number, end = self.position
+        lines = _last_lines(self._fd, end, size)
+        if end < size and number:
+            try:
+                with binlog_path(self.directory, number - 1).open("rb") as before:
+                    fd = before.fileno()
+                    lines = _last_lines(fd, os.fstat(fd).st_size, size - end) + lines
+            except FileNotFoundError:
+                pass  # removed, or compressed by a C server
+        return lines
 
     def tail(self, size: int = _BLOCK) -> list[BinlogRecord]:
-        """The records in the last *size* bytes of the current file; malformed lines are skipped."""
+        """The records of `tail_lines`; malformed lines are skipped."""
         records = []
         for line in self.tail_lines(size):
             try:
@@ -182,6 +189,15 @@ def _nothing(lines: bytes, start: BinlogPosition) -> None:
 def binlog_path(directory: Path, index: int) -> Path:
     """Path of the binlog file with number *index*: ``binlog.000``."""
     return directory / f"binlog.{index:03d}"
+
+
+def _last_lines(fd: int, end: int, size: int) -> list[bytes]:
+    """The whole lines in the last *size* bytes before *end*."""
+    start = max(0, end - size)
+    data = os.pread(fd, end - start, start)
+    if start:
+        data = data[data.find(b"\n") + 1 :]
+    return data.splitlines(keepends=True)
 
 
 def _numbers(directory: Path) -> list[int]:

@@ -141,6 +141,23 @@ async def test_interrupted_deletion_and_truncation_are_finished(tmp_path: Path) 
     store.close()
 
 
+async def test_what_a_crash_interrupted_as_a_binlog_file_ended_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path)
+    store = await open_store(config)
+    monkeypatch.setattr("fdfs_storage.binlog.FILE_SIZE_MAX", 100)
+    deleted = put(store, b"content")
+    content = Path(store.path(deleted))
+    store.delete(deleted)
+    assert store.binlog.position == BinlogPosition(1, 0)
+    store.close()
+    content.write_bytes(b"content")
+    store = await open_store(config)
+    assert not store.exists(deleted)
+    store.close()
+
+
 @pytest.mark.parametrize("op", ["C", "c"])
 async def test_a_part_of_a_new_file_is_removed_at_start(tmp_path: Path, op: str) -> None:
     """Be it an upload or what a peer was sending."""
@@ -553,6 +570,11 @@ class TestBinlog:
         index = (directory / "binlog_index.dat").read_text()
         assert index == "current_write=1\ncurrent_compress=0\n"
         assert len(list(binlog.read(BinlogPosition(0, 0)))) == 5
+        assert binlog.tail_lines(1000) == [line] * 5
+        assert binlog.tail_lines(2 * len(line) + 3) == [line] * 2
+        assert binlog.tail_lines(len(line)) == [line]
+        (directory / "binlog.000").unlink()
+        assert binlog.tail_lines(1000) == [line]
         binlog.close()
         again = Binlog.open(tmp_path)
         assert again.position == BinlogPosition(1, len(line))
