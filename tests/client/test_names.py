@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import random
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -120,6 +121,14 @@ async def test_changes_that_nobody_waits_for_may_be_left_until_somebody_does() -
     first = PATIENT_AFTER + 3
     assert peer.padded == [first, first + PATIENT_AFTER + 1]
     assert made == [None] * (2 * PATIENT_AFTER + 4)
+
+
+async def test_small_frames_are_not_paced() -> None:
+    async with session_with(NamesPeer()) as session:
+        await session.wait_connected()
+        assert session._socket is not None
+        used = session._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+    assert used.rstrip(b"\0") in (b"cubic", b"reno")
 
 
 async def test_changes_that_were_made_are_told_together() -> None:
