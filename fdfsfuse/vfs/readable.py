@@ -114,7 +114,9 @@ class ReadableFile(ABC):
         if self.dirty:
             return
         self.fresh_attr(attr)
-        if data is not None and self.content is None and len(data) == attr.size:
+        if self.content is not None or self.writer is not None:
+            return
+        if data is not None and len(data) == attr.size:
             self._keep_content(data)
 
     # --- reading ---------------------------------------------------------------------------------

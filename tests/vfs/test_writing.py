@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections.abc import Sequence
 
 import pytest
 import trio
@@ -365,6 +366,35 @@ async def test_a_write_that_makes_a_file_too_large_fails_at_once() -> None:
         await m.close(opened.handle)
         assert m.volume.content("a") == b"data of it"
         assert m.vfs.context.dirty.used == 0
+
+
+async def test_a_file_is_opened_while_a_write_far_behind_its_end_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Content that open() brings is not that of the file any more."""
+    monkeypatch.setattr("fdfsfuse.vfs.files._FAR", MIB)
+    async with mounted() as m, trio.open_nursery() as nursery:
+        entry = await m.write_file("vol/a", b"before")
+        handle = await m.open("vol/a", os.O_RDWR)
+        state = m.vfs.context.states[entry.number]
+        write_object, sending, go_on = m.volume.write_object, trio.Event(), trio.Event()
+
+        async def slow(head: names.WriteObject, data: Sequence[bytes]) -> None:
+            sending.set()
+            await go_on.wait()
+            await write_object(head, data)
+
+        monkeypatch.setattr(m.volume, "write_object", slow)
+        nursery.start_soon(m.vfs.files.write, handle, 3 * MIB, b"far")
+        await sending.wait()
+        state.opened(state.attr, b"before")
+        go_on.set()
+        async with state.lock:
+            pass
+        assert bytes(await m.vfs.files.read(handle, 3 * MIB - 1, 10)) == b"\0far"
+        await m.close(handle)
+        assert m.volume.content("a") == b"before" + bytes(3 * MIB - 6) + b"far"
+        assert m.vfs.context.dirty.used == m.vfs.context.clean_used == 0
 
 
 async def test_a_write_far_behind_the_end_cuts_off_nothing_of_others(
