@@ -39,8 +39,8 @@ QUEUED_MAX: Final = 4096
 """Requests of one connection that may wait for their answer."""
 QUEUED_BYTES_MAX: Final = 8 << 20
 OUT_BYTES_MAX: Final = 4 << 20
-PATIENCE_S: Final = 0.008
-"""How long requests that nobody waits for are left to gather: some forty then cost one wake-up,
+PATIENCE_S: Final = 0.004
+"""How long requests that nobody waits for are left to gather: some twenty then cost one wake-up,
 one batch and one packet of answers."""
 PATIENCE_MIN_S: Final = 0.001
 """At first, and twice as long each time: a TCP connection sends ten packets before anything is
