@@ -43,7 +43,7 @@ from fdfs_storage.names.work import Answer, Applied, Work
 from fdfs_storage.names.writes import ObjectWriter
 from fdfsfuse.core.names_log import Replica
 from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
-from fdfsfuse.proto import names, names_record
+from fdfsfuse.proto import names, names_record, structs
 from fdfsfuse.proto.fileid import parse_location
 from fdfsfuse.proto.header import Header, pack_response
 
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from fdfs_storage.store import Store
     from fdfsfuse.core.config import StorageConfig
     from fdfsfuse.server.connection import FramedConnection
-from fdfsfuse.proto import structs
 
 logger = logging.getLogger(__name__)
 

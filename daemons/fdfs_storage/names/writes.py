@@ -24,12 +24,11 @@ from fdfs_storage.names.checks import FILE_SIZE_MAX, fail
 from fdfs_storage.names.objects import Objects
 from fdfs_storage.names.reads import Reads
 from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
-from fdfsfuse.proto import names
+from fdfsfuse.proto import names, structs
 from fdfsfuse.proto.header import pack_response
 
 if TYPE_CHECKING:
     from fdfsfuse.server.connection import FramedConnection
-from fdfsfuse.proto import structs
 
 HEAD_MAX: Final = 4096
 PIECE: Final = 256 << 10

@@ -14,7 +14,7 @@ import trio
 from fdfs_storage.tracker_link import connect
 from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.errors import ConnectionBroken, DeadlineExceeded, ProtocolError, StatusError
-from fdfsfuse.proto import sync
+from fdfsfuse.proto import structs, sync
 from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_response, unpack_header_from
 from fdfsfuse.proto.sync import Hello, HelloAnswer, SyncCommand
 from fdfsfuse.server.connection import in_page_cache
@@ -22,7 +22,6 @@ from fdfsfuse.server.connection import in_page_cache
 if TYPE_CHECKING:
     from fdfsfuse.client.link import Link
     from fdfsfuse.core.config import StorageConfig
-from fdfsfuse.proto import structs
 
 _BODY_MAX = 1 << 16
 _RECEIVE = 64 << 10

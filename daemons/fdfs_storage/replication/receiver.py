@@ -30,7 +30,7 @@ from fdfsfuse.core.replicas import (
     subject_of,
 )
 from fdfsfuse.errors import ProtocolError, StatusError
-from fdfsfuse.proto import sync
+from fdfsfuse.proto import structs, sync
 from fdfsfuse.proto.header import FILE_NAME_MAX, Header, pack_response
 from fdfsfuse.proto.sync import (
     FILE_HEAD_SIZE,
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from fdfs_storage.trunk import SlotPlace
     from fdfsfuse.proto.fileid import Location
     from fdfsfuse.server.connection import FramedConnection
-from fdfsfuse.proto import structs
 
 logger = logging.getLogger(__name__)
 
