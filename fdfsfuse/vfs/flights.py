@@ -1,10 +1,10 @@
-"""Requests of this mount that are in flight, and whether what their answers tell may be kept.
+"""Requests of this mount that are in flight, and whether their answers may be remembered.
 
-A request in flight is counted by `Flights.begin` and `Flights.end`, and what its answer tells is
-kept only if nothing of it was recalled since it was sent: the answer may be older than the recall.
-Two requests of this mount about one inode may be answered in either order, so what they tell is not
-kept if they overlapped, except for a directory's times and link count after changes in it, which
-add up in any order.
+A request is in flight from `Flights.begin` to `Flights.end`. What its answer says of an inode may
+be remembered only if that inode was not recalled since the request was sent: the answer may be
+older than the recall. Two requests about one inode may be answered in either order, so if they
+overlap, neither answer is remembered; an exception are a directory's times and link count, because
+what several changes in it do to them is the same in any order.
 
 Only decisions: no I/O, no clock.
 """
@@ -21,24 +21,25 @@ _MARKS_MAX: Final = 10_000
 
 
 class Flights:
-    """See the module. *began* is always the number that `begin` gave to a request.
+    """See the module. *began* is always the number of a request, as `begin` returned it.
 
     Attributes:
-        serial: the number that `begin` gave last.
+        serial: the number of the latest request.
     """
 
     def __init__(self) -> None:
         self.serial = 0
         self._requests: dict[int, names.Request] = {}
         self._locked: dict[int, int] = {}
-        # By inode: `serial` when it was recalled, told of by an answer, changed as a directory.
+        # `serial` at the time when all inodes, or an inode: was recalled; was described by an
+        # answer; had entries changed.
         self._recalled_all = 0
         self._recalled: dict[int, int] = {}
         self._told: dict[int, int] = {}
         self._changed: dict[int, int] = {}
 
     def begin(self, request: names.Request) -> int:
-        """A request is about to be sent; gives its number."""
+        """A request is about to be sent. Returns its number."""
         self.serial = began = self.serial + 1
         self._requests[began] = request
         return began
@@ -55,7 +56,7 @@ class Flights:
 
     @contextmanager
     def locked(self, directory: int) -> Iterator[None]:
-        """The kernel has the directory locked for a call that makes several requests."""
+        """Inside, the kernel has *directory* locked, for a call that makes several requests."""
         self._locked[directory] = self._locked.get(directory, 0) + 1
         try:
             yield
@@ -65,7 +66,7 @@ class Flights:
                 del self._locked[directory]
 
     def concern(self, directory: int) -> bool:
-        """Whether a request about the directory is in flight: the kernel may have it locked."""
+        """Whether a request that concerns *directory* is in flight: the kernel may lock it."""
         return directory in self._locked or any(
             directory in directories_of(request) for request in self._requests.values()
         )
@@ -76,13 +77,9 @@ class Flights:
         """Whether nothing of the inode was recalled since the request was sent."""
         return began > self._recalled_all and began > self._recalled.get(ino, 0)
 
-    def is_alone(self, ino: int, began: int) -> bool:
-        """`is_fresh`, and no other request that told of the inode has overlapped."""
-        overlaps = self._told.get(ino, 0) >= began or self._changed.get(ino, 0) >= began
-        return not overlaps and self.is_fresh(ino, began)
-
     def told(self, ino: int, began: int) -> bool:
-        """The answer to a request tells the attributes of an inode: whether they may be kept."""
+        """An answer tells the attributes of *ino*. Returns whether they may be remembered."""
+        # `is_fresh`, written out: this is done for each entry of a listing.
         if began <= self._recalled_all or began <= self._recalled.get(ino, 0):
             return False
         overlaps = self._told.get(ino, 0) >= began or self._changed.get(ino, 0) >= began
@@ -91,9 +88,10 @@ class Flights:
         return not overlaps
 
     def changed(self, directory: int, began: int) -> bool:
-        """The request has changed something in a directory: whether the change may be added.
+        """The request has changed entries of *directory*.
 
-        It may be added to the attributes that are known, whatever else was changed meanwhile.
+        Returns whether its effect on times and link count may be added to the remembered ones. It
+        may whatever other changes were made meanwhile.
         """
         if not self.is_fresh(directory, began) or self._told.get(directory, 0) >= began:
             return False
@@ -104,21 +102,21 @@ class Flights:
     # --- what may not ----------------------------------------------------------------------------
 
     def recall(self, ino: int) -> None:
-        """What requests that are in flight tell of the inode may be outdated."""
+        """Answers to requests now in flight may be outdated as to the inode."""
         if self._requests:
             self._recalled[ino] = self.serial
 
     def recall_all(self) -> None:
-        """Whatever requests that are in flight tell may be outdated."""
+        """Answers to requests now in flight may be outdated altogether."""
         self._recalled_all = self.serial
         self._recalled.clear()
         self._told.clear()
         self._changed.clear()
 
     def foresee(self, request: Any, answer: Any) -> None:
-        """A request that was sent just now is answered here; see `fdfsfuse.vfs.ownchanges`.
+        """A change is answered by the mount itself; see `fdfsfuse.vfs.ownchanges`.
 
-        What was asked before may be answered as it was before, or as it is after this.
+        Requests sent before it may be answered with the state before it or after it.
         """
         if not self._requests:
             return
@@ -130,7 +128,7 @@ class Flights:
 
 
 def _inodes_of(answer: Any) -> list[int]:
-    """The inodes whose attributes an answer tells."""
+    """The inodes whose attributes are in *answer*."""
     if isinstance(answer, names.Renamed):
         return [attr.ino for attr in (answer.moved, answer.replaced) if attr is not None]
     return [answer.ino]

@@ -383,7 +383,7 @@ class Memory:
     ) -> None:
         ino = request.ino
         attr, known = self._attrs.get(ino), self._xattrs.get(ino)
-        unclear = not self.flights.is_alone(ino, began)
+        unclear = not self.flights.told(ino, began)
         self.forget(ino)
         if request.name == acl.DEFAULT:
             # Perhaps it is inherited now: the storage has to grant the directory anew.

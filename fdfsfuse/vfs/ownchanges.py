@@ -1,19 +1,22 @@
-"""Changes that this mount answers itself, before the storage has; none is of content.
+"""Changes of names and attributes that the mount answers before the storage has made them.
 
-In a directory of which it has the grant (`names.Grant`) nobody else can come between, so the mount
-can tell what becomes of a change there as well as the storage. Nor does anybody know of what it has
-made there since, so the same goes for attributes and xattrs of that. It sends the change, and the
-program goes on at once; the storage carries out what it gets in the order of sending, whatever
-happens to the connection or to this process. A change says which inodes it is about, so that it
-does nothing else when it arrives late. What was not answered yet is waited for
+While a mount holds the grant of a directory (`names.Grant`) no other mount can see or change it, so
+the mount knows the outcome of a change there as well as the storage does. The same holds for the
+attributes and xattrs of inodes that it has made there since: nobody else knows of them. It sends
+the change and lets the program go on at once. The storage carries changes out in the order in which
+they were sent, even if the connection breaks or this process dies. Each change names the inodes it
+is about, so one that arrives late cannot hit another inode. Changes of content are never answered
+this way.
 
-* by requests of this mount that read, as the storage would still show them what was before;
+Changes without an answer yet are waited for
+
+* by requests of this mount that read: the storage would still show the state before the changes;
 * when the grant is recalled, because another mount wants to look;
 * by fsync of a file or a directory.
 
-A change that the storage refuses after all, for example because its disk is full, is told to the
-next fsync of the directory or file, and changes are waited for again for a while. See the names
-protocol in the documentation.
+If the storage refuses a change after all, for example because its disk is full, the next fsync of
+the file or directory fails with that error, and for some seconds every change waits for the storage
+again. See the names protocol in the documentation.
 """
 
 from __future__ import annotations
@@ -43,11 +46,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNANSWERED_MAX: Final = 256
-"""Another mount that looks has to wait for all of them."""
+"""Changes under way at a time: another mount that wants to look waits for all of them."""
 _SLOW_S: Final = 1.0
+"""While the oldest change has had no answer for so long, further ones wait for theirs."""
 _SUSPENDED_S: Final = 5.0
-_RENAME_NOREPLACE: Final = 1
+"""How long changes wait for their answers after the storage has refused one."""
 _ERRORS_MAX: Final = 1000
+"""Inodes whose refused changes are remembered for fsync."""
+_RENAME_NOREPLACE: Final = 1
 _TIME_MIN_NS: Final = -(1 << 63)
 _TIME_MAX_NS: Final = (1 << 63) - 1
 _IN_TURN: Final = (
@@ -64,22 +70,26 @@ _IN_TURN: Final = (
     names.ReserveInodes,
     names.Grant,
 )
+"""Requests that the storage carries out after the changes that it was sent before."""
 
 
 def is_in_turn(request: names.Request) -> bool:
-    """Whether the storage carries *request* out behind the changes that it got before.
+    """Whether the storage carries *request* out after all changes that were sent before it.
 
-    All others show what has been made so far.
+    Any other request may be answered earlier, with the state before these changes.
     """
     return isinstance(request, _IN_TURN)
 
 
 class OwnChanges:
-    """The changes of a volume that were answered here and not by the storage.
+    """The changes of one volume that the mount answers itself.
+
+    The methods named after a change send it, and return what the storage will answer. They return
+    None, or False, and send nothing if the caller has to ask the storage.
 
     Attributes:
-        count: how many there have been.
-        refused: how many of them the storage has refused.
+        count: changes answered here since the mount began.
+        refused: how many of these the storage has refused.
     """
 
     def __init__(self, context: Context, volume: Volume) -> None:
@@ -104,13 +114,10 @@ class OwnChanges:
     # --- changes ---------------------------------------------------------------------------------
 
     async def create(self, request: names.Create) -> Attr | None:
-        """mkdir, symlink and mknod.
-
-        None, here and below: the storage has to be waited for.
-        """
+        """mkdir, symlink and mknod."""
         own_files, memory = self._volume.own_files, self._volume.memory
         if stat.S_ISREG(request.mode) and request.parent not in memory.granted:
-            return None  # open() has asked for it, if that was of use
+            return None  # the create before has asked for the grant, if it was worth having
         if not self._may(request.parent):
             return None
         if not own_files.has_numbers:
@@ -123,8 +130,7 @@ class OwnChanges:
             return None
         request = replace(request, ino=ino)
         attr = request.made_in(directory.mode, directory.gid, ino)
-        if not self._send(request, attr):
-            await self._volume.wait_for_changes()
+        await self._send(request, attr)
         return attr
 
     async def remove(self, request: names.Remove) -> Attr | None:
@@ -141,8 +147,7 @@ class OwnChanges:
         if self._volume.own_files.concerned(request):
             return None
         answer = names.unlinked(attr, request.now_ns)
-        if not self._send(request, answer):
-            await self._volume.wait_for_changes()
+        await self._send(request, answer)
         return answer
 
     async def rename(self, request: names.Rename) -> names.Renamed | None:
@@ -160,7 +165,7 @@ class OwnChanges:
             return None
         is_directory = stat.S_ISDIR(moved.mode)
         if is_directory and request.parent != request.new_parent:
-            return None  # whether it would go into itself the storage knows
+            return None  # only the storage can tell whether it would move below itself
         replaced: Attr | None = None
         if there != MISSING:
             replaced = self._only_name(*new)
@@ -173,8 +178,7 @@ class OwnChanges:
             replace(moved, ctime_ns=request.now_ns),
             None if replaced is None else names.unlinked(replaced, request.now_ns),
         )
-        if not self._send(request, answer):
-            await self._volume.wait_for_changes()
+        await self._send(request, answer)
         return answer
 
     async def set_attributes(self, request: names.SetAttr) -> Attr | None:
@@ -192,24 +196,22 @@ class OwnChanges:
             return None
         request = replace(request, granted=True)
         answer = request.applied_to(attr)
-        if not self._send(request, answer):
-            await self._volume.wait_for_changes()
+        await self._send(request, answer)
         return answer
 
     async def change_xattr(self, request: names.SetXattr | names.RemoveXattr) -> bool:
-        """setxattr and removexattr, not of an ACL. False: the storage has to be waited for."""
+        """setxattr and removexattr, except of ACLs. Returns whether the change was sent."""
         xattrs = self._volume.memory.xattrs(request.ino)
         if xattrs is None or not may_be_foreseen(request, xattrs):
             return False
         attr = self._secret(request.ino)
         if attr is None or self._volume.own_files.concerned(request):
             return False
-        if not self._send(replace(request, granted=True), attr):
-            await self._volume.wait_for_changes()
+        await self._send(replace(request, granted=True), attr)
         return True
 
     def _secret(self, ino: int) -> Attr | None:
-        """An inode, if nobody else can know of it and changes of it may be answered here."""
+        """The attributes of an inode that nobody else can know of, if it may be changed here."""
         memory = self._volume.memory
         attr = memory.attr(ino)
         if attr is None:
@@ -219,9 +221,7 @@ class OwnChanges:
         return attr if memory.is_secret(ino) and self._may(memory.parent(ino)) else None
 
     def _may(self, directory: int) -> bool:
-        """Whether changes in a directory may be answered here. If only for want of its grant, that
-        is asked for.
-        """
+        """Whether changes in *directory* may be answered here; asks for a missing grant."""
         volume, unanswered = self._volume, self._unanswered
         if self._context.options.dirsync or self._waiting:
             return False
@@ -239,14 +239,14 @@ class OwnChanges:
         return self._is_granted(directory)
 
     def _is_granted(self, directory: int) -> bool:
-        """Whether the mount has the grant of a directory; else that is asked for."""
+        """Whether the mount has the grant of *directory*; if not, it is asked for."""
         if directory in self._volume.memory.granted:
             return True
         self._ask_for(directory)
         return False
 
     def _only_name(self, parent: int, name: bytes) -> Attr | None:
-        """The inode that a name stands for, if it has no other name by which others may look."""
+        """The inode behind a name if it has no other name, by which other mounts may find it."""
         memory = self._volume.memory
         ino = memory.lookup(parent, name)
         attr = memory.attr(ino) if ino else None
@@ -255,7 +255,7 @@ class OwnChanges:
         return attr
 
     def _ask_for(self, directory: int) -> None:
-        """Ask for a grant behind the change that is made now."""
+        """Ask for a grant in the background, while the present change goes its usual way."""
         if directory not in self._asked and self._volume.own_files.may_ask_for(directory):
             self._asked.add(directory)
             self._context.spawn(self._ask, directory)
@@ -268,14 +268,19 @@ class OwnChanges:
 
     # --- answers ---------------------------------------------------------------------------------
 
-    def _send(self, request: Any, answer: Any) -> bool:
-        """Send a change and foresee its answer. False: wait, it would be lost with this process."""
+    async def _send(self, request: Any, answer: Any) -> None:
+        """Send a change whose *answer* is known, and remember what it has changed.
+
+        Returns at once if the change will arrive even if this process is killed now; otherwise
+        when the storage has made it.
+        """
         memory = self._volume.memory
         memory.flights.foresee(request, answer)
         memory.changed_here(request, answer)
         self.count = number = self.count + 1
         self._unanswered[number] = time.monotonic()
-        return self._volume.backend.post(request, partial(self._ended, number, request))
+        if not self._volume.backend.post(request, partial(self._ended, number, request)):
+            await self._volume.wait_for_changes()
 
     def _ended(self, number: int, request: names.Request, error: Exception | None) -> None:
         del self._unanswered[number]
@@ -295,7 +300,7 @@ class OwnChanges:
             error,
         )
         if isinstance(error, UsageError):
-            return  # the mount ends
+            return  # not refused: the session was closed, as the mount ends
         directories = directories_of(request)
         status = error.errno if isinstance(error, StatusError) else None
         for directory in directories:
@@ -306,7 +311,7 @@ class OwnChanges:
         volume.recalls.never_made(inos, entries_of(request))
 
     async def wait(self) -> None:
-        """Wait until the storage has answered everything; meanwhile nothing is answered here."""
+        """Wait until the storage has answered all changes. Meanwhile none is answered here."""
         if not self._unanswered:
             return  # there may not even be a session yet
         self._waiting += 1
@@ -318,12 +323,12 @@ class OwnChanges:
             self._waiting -= 1
 
     def take_error(self, ino: int) -> int:
-        """The errno of a change of it, or in the directory, that was refused, once; 0: none."""
+        """The errno with which a change of *ino* or in it was refused, only once; 0 for none."""
         return self._errors.pop(ino, 0)
 
 
 def _inodes(request: Any) -> tuple[int, ...]:
-    """The inodes that a change is about."""
+    """The inodes that *request*, a change that was sent, is about."""
     if isinstance(request, names.Rename):
         return (request.ino, request.replaces) if request.replaces else (request.ino,)
     return (request.ino,)

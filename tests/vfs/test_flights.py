@@ -35,7 +35,6 @@ def test_answers_about_one_inode_that_overlapped_are_not_kept() -> None:
     first, second = flights.begin(STAT), flights.begin(STAT)
     assert flights.told(5, second)  # nothing else is known of it yet
     assert not flights.told(5, first)
-    assert not flights.is_alone(5, first)
     flights.end(first)
     flights.end(second)
     assert flights.told(5, flights.begin(STAT))
