@@ -143,6 +143,22 @@ class NoNamesError(FdfsError):
 
 
 class ConfigError(FdfsError):
-    """A configuration value is wrong. The text names file, line and what is allowed."""
+    """A configuration value is wrong. The text names file, line and what it must be."""
 
     errno = errno.EINVAL
+
+
+def describe(exc: FdfsError | OSError) -> str:
+    """What happened, for people: without the number of the error, and with the file if any."""
+    if not isinstance(exc, OSError) or not exc.strerror:
+        return str(exc)
+    return f"{exc.filename}: {exc.strerror}" if exc.filename is not None else exc.strerror
+
+
+def single(exc: BaseException) -> BaseException:
+    """The one exception inside nested groups of one, or *exc* itself."""
+    inner = getattr(exc, "exceptions", None)
+    while isinstance(inner, tuple) and len(inner) == 1:
+        exc = inner[0]
+        inner = getattr(exc, "exceptions", None)
+    return exc

@@ -1,7 +1,8 @@
 """The storage daemon, put together: store, names, connections, membership of the cluster.
 
-Order at start, and why: the port is bound first, so that a mistake there shows at once and
-trackers can be told the port; then the trackers are asked for what the whole cluster agrees on;
+Order at start, and why: the port is bound and ``base_path`` locked first, so that a mistake there
+shows at once and trackers can be told the port; then the trackers are asked for what the whole
+cluster agrees on;
 what a new disk lacks is fetched; store and names are opened; connections are accepted; the cluster
 is joined last, because joining brings clients. Stopping goes the other way round.
 """
@@ -13,11 +14,14 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import trio
 
+from fdfs_storage.files import locked_directory
 from fdfs_storage.identity import Identity
 from fdfs_storage.membership import Membership
 from fdfs_storage.names import Names
@@ -29,7 +33,7 @@ from fdfs_storage.service import StorageService
 from fdfs_storage.store import Store
 from fdfsfuse.core.conf_file import ReservedSpace
 from fdfsfuse.core.config import StorageConfig
-from fdfsfuse.errors import ConnectionProblem, ProtocolError, StatusError
+from fdfsfuse.errors import ConfigError, ConnectionProblem, FdfsError, ProtocolError, StatusError
 from fdfsfuse.proto import structs
 from fdfsfuse.proto.address import is_ip
 from fdfsfuse.proto.cluster_status import FOUND_TREE, FOUND_TREE_MAX, FoundTree
@@ -69,31 +73,36 @@ class StorageApp:
 
         Raises:
             ConfigError: the data do not belong to this configuration.
+            FdfsError: another storage runs on the same base_path.
             OSError: a port or path cannot be used.
         """
         config = self.config
         listeners = open_listeners(config.bind_addr, config.port, config.address_family)
         self.port = listeners[0].getsockname()[1]
         try:
-            daemon.status(f"waiting for a tracker, port {self.port}")
-            place = self._place or await _unless(daemon.stopping, self._learn)
-            if place is None:
-                return
-            if self._place is None:
-                self.config = dataclasses.replace(config, group_name=place.group_name)
-            identity = Identity.load(self.config.base_path, int(time.time()))
-            if self._place is None:
-                recovery = DiskRecovery(self.config, identity, place, self.port, daemon.status)
-                if not await _unless(daemon.stopping, recovery.run):
-                    return  # told to stop before the files were back
-            await self._open(place, identity)
-            try:
-                await self._serve(daemon, place, listeners)
-            finally:
-                await self._close()
+            with _own_base_path(config.base_path):
+                await self._run(daemon, listeners)
         finally:
             for listener in listeners:
                 listener.close()
+
+    async def _run(self, daemon: Daemon, listeners: list[socket.socket]) -> None:
+        daemon.status(f"waiting for a tracker, port {self.port}")
+        place = self._place or await _unless(daemon.stopping, self._learn)
+        if place is None:
+            return
+        if self._place is None:
+            self.config = dataclasses.replace(self.config, group_name=place.group_name)
+        identity = Identity.load(self.config.base_path, int(time.time()))
+        if self._place is None:
+            recovery = DiskRecovery(self.config, identity, place, self.port, daemon.status)
+            if not await _unless(daemon.stopping, recovery.run):
+                return  # told to stop before the files were back
+        await self._open(place, identity)
+        try:
+            await self._serve(daemon, place, listeners)
+        finally:
+            await self._close()
 
     async def _learn(self) -> Place:
         return await learn(self.config, self.port)
@@ -216,6 +225,19 @@ class StorageApp:
         counters.connections_allocated = counters.connections_max = self._server.most_connections
         counters.connections_current = len(self._server.connections)
         return counters.statistics()
+
+
+@contextmanager
+def _own_base_path(base_path: str) -> Iterator[None]:
+    """Two storages that write one binlog and one log of names would destroy both."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked_directory(Path(base_path, "data")))
+        except BlockingIOError:
+            raise FdfsError(f"another storage runs on base_path {base_path}") from None
+        except OSError as exc:
+            raise ConfigError(f"base_path = {base_path}: {exc.strerror}") from exc
+        yield
 
 
 async def _unless(stop: trio.Event, ask: Callable[[], Awaitable[_T]]) -> _T | None:

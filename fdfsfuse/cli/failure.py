@@ -15,6 +15,7 @@ from fdfsfuse.errors import (
     NoNamesError,
     StatusError,
     UsageError,
+    describe,
 )
 
 EXIT_FAILURE = 1
@@ -87,8 +88,7 @@ def explain(exc: FdfsError | OSError) -> str:
     elif isinstance(exc, NoNamesError):
         advice = "files of this volume have ids only"
     elif isinstance(exc, OSError):
-        where = f"{exc.filename}: " if isinstance(exc.filename, str) else ""
-        return f"{where}{exc.strerror or exc}"
+        return describe(exc)
     else:
         advice = None
     line = f"{text}; {advice}" if advice else text

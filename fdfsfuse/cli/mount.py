@@ -23,7 +23,7 @@ import trio
 
 from fdfsfuse import __version__
 from fdfsfuse.cli.mount_options import MountOptions, parse_options, parse_source
-from fdfsfuse.errors import ConfigError, FdfsError, UsageError
+from fdfsfuse.errors import ConfigError, FdfsError, UsageError, describe, single
 from fdfsfuse.fuse.mountpoint import MountFailed, check_fuse, check_mountpoint, self_test
 from fdfsfuse.fuse.mounttable import resolve
 from fdfsfuse.fuse.runner import Mount, serve
@@ -152,17 +152,9 @@ def _serve(
     try:
         trio.run(serve, mount, mounted)
     except BaseException as exc:
-        return complain(_single(exc))
+        return complain(single(exc))
     sd_notify("STOPPING=1")
     return EXIT_OK
-
-
-def _single(exc: BaseException) -> BaseException:
-    """The one exception inside nested groups of one, or *exc* itself."""
-    inner = getattr(exc, "exceptions", None)
-    if isinstance(inner, tuple) and len(inner) == 1:
-        return _single(inner[0])
-    return exc
 
 
 def _complain(exc: BaseException) -> int:
@@ -170,7 +162,7 @@ def _complain(exc: BaseException) -> int:
     if isinstance(exc, KeyboardInterrupt):
         return EXIT_OK
     if isinstance(exc, FdfsError | OSError):
-        print(f"{NAME}: {exc}", file=sys.stderr)
+        print(f"{NAME}: {describe(exc)}", file=sys.stderr)
         return EXIT_USAGE if isinstance(exc, ConfigError | UsageError) else EXIT_FAILURE
     log.critical("failed", exc_info=exc)
     return EXIT_FAILURE
@@ -245,10 +237,11 @@ def _become_server(mount: Mount, handler: logging.Handler, pipe: int) -> NoRetur
         def complain(exc: BaseException) -> int:
             if isinstance(exc, FdfsError | OSError):
                 if told:
-                    log.error("%s", exc)
+                    log.error("%s", describe(exc))
+                tell(describe(exc))
             else:
                 log.critical("failed", exc_info=exc)
-            tell(str(exc) or repr(exc))
+                tell(str(exc) or repr(exc))
             return EXIT_FAILURE
 
         code = _serve(mount, mounted, complain)

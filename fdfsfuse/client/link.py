@@ -5,6 +5,7 @@ They start at an address of one's own choice, and every exchange ends within a t
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 
@@ -94,7 +95,8 @@ async def connect_link(
             except ConnectFailed as exc:
                 problem = str(exc)
             except OSError as exc:
-                problem = exc.strerror or str(exc)
+                # Not strerror: trio puts the address there, in the form that Python has it.
+                problem = os.strerror(exc.errno) if exc.errno else str(exc)
             else:
                 return Link(sock, server, host, timeout_s)
     raise ConnectFailed(f"cannot connect: {problem}")

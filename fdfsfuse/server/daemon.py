@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from fdfsfuse.errors import ConfigError, FdfsError
+from fdfsfuse.errors import ConfigError, FdfsError, describe, single
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
@@ -76,7 +76,7 @@ def run_daemon(
     except KeyboardInterrupt:
         return EXIT_OK
     except BaseException as exc:
-        return _report(name, _single(exc))
+        return _report(name, single(exc))
     return EXIT_OK
 
 
@@ -103,15 +103,6 @@ async def _supervise(
             nursery.cancel_scope.cancel()
 
 
-def _single(exc: BaseException) -> BaseException:
-    """The one exception inside nested groups of one, or *exc* itself."""
-    while True:
-        inner = getattr(exc, "exceptions", None)
-        if not isinstance(inner, tuple) or len(inner) != 1:
-            return exc
-        exc = inner[0]
-
-
 def _report(name: str, exc: BaseException) -> int:
     if isinstance(exc, SystemExit):
         return exc.code if isinstance(exc.code, int) else EXIT_FAILURE
@@ -119,9 +110,7 @@ def _report(name: str, exc: BaseException) -> int:
         print(f"{name}: {exc}", file=sys.stderr)
         return EXIT_USAGE
     if isinstance(exc, FdfsError | OSError):
-        text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        where = f"{exc.filename}: " if isinstance(exc, OSError) and exc.filename else ""
-        print(f"{name}: {where}{text}", file=sys.stderr)
+        print(f"{name}: {describe(exc)}", file=sys.stderr)
         logger.debug("failed", exc_info=exc)
         return EXIT_FAILURE
     logger.critical("failed", exc_info=exc)

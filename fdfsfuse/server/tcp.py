@@ -31,6 +31,11 @@ Handler = Callable[[FramedConnection], Awaitable[None]]
 BACKLOG = 1024
 _SWEEP_S = 1.0
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_LISTEN_ADVICE = {
+    errno.EADDRINUSE: "; another process listens there",
+    errno.EADDRNOTAVAIL: "; bind_addr must be an address of this machine",
+    errno.EACCES: "; only root may use ports below 1024",
+}
 
 
 def open_listeners(
@@ -86,7 +91,8 @@ def _listen(host: str, port: int, *, optional: bool) -> socket.socket | None:
         if optional and exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
             return None
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        raise OSError(exc.errno, f"cannot listen on {shown}: {exc.strerror}") from exc
+        advice = _LISTEN_ADVICE.get(exc.errno or 0, "")
+        raise OSError(exc.errno, f"cannot listen on {shown}: {exc.strerror}{advice}") from exc
     return sock
 
 
