@@ -143,32 +143,32 @@ def _apply(options: MountOptions, part: str) -> MountOptions:
 
 def _log(value: str) -> str:
     if value != "syslog" and not value.startswith("/"):
-        raise ConfigError(f"-o log={value}: an absolute path or syslog is allowed")
+        raise ConfigError(f"-o log={value}: must be an absolute path or syslog")
     return value
 
 
 def _ids(name: str, value: str) -> Ids:
     if value not in {ids.value for ids in Ids}:
-        raise ConfigError(f"-o {name}={value}: ro, rw or hide is allowed")
+        raise ConfigError(f"-o {name}={value}: must be ro, rw or hide")
     return Ids(value)
 
 
 def _uid(name: str, value: str) -> int:
     if not value.isascii() or not value.isdigit() or int(value) >= 0xFFFFFFFF:
-        raise ConfigError(f"-o {name}={value}: a numeric id is allowed")
+        raise ConfigError(f"-o {name}={value}: must be a numeric id")
     return int(value)
 
 
 def _umask(name: str, value: str) -> int:
     if not re.fullmatch("[0-7]{1,4}", value) or int(value, 8) > 0o777:
-        raise ConfigError(f"-o {name}={value}: three octal digits is allowed")
+        raise ConfigError(f"-o {name}={value}: must be three octal digits")
     return int(value, 8)
 
 
 def _seconds(least: float) -> Callable[[str, str], float]:
     def parse(name: str, value: str) -> float:
         if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", value) or float(value) < least:
-            raise ConfigError(f"-o {name}={value}: seconds are allowed, {least:g} or more")
+            raise ConfigError(f"-o {name}={value}: must be a number of seconds, {least:g} or more")
         return float(value)
 
     return parse
@@ -177,7 +177,7 @@ def _seconds(least: float) -> Callable[[str, str], float]:
 def _count(least: int) -> Callable[[str, str], int]:
     def parse(name: str, value: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < least:
-            raise ConfigError(f"-o {name}={value}: a number is allowed, {least} or more")
+            raise ConfigError(f"-o {name}={value}: must be a whole number, {least} or more")
         return int(value)
 
     return parse
@@ -189,7 +189,7 @@ def _size(least: int) -> Callable[[str, str], int]:
         size = int(match[1]) << _UNITS[match[2].lower()] if match else -1
         if size < least or size > 1 << 40:
             raise ConfigError(
-                f"-o {name}={value}: bytes are allowed, or with K, M or G; {least >> 20}M or more"
+                f"-o {name}={value}: must be bytes, or with K, M or G, {least >> 20}M or more"
             )
         return size
 

@@ -103,7 +103,7 @@ def size_up_to(largest: int) -> Callable[[click.Context, click.Parameter, str], 
         except ValueError as exc:
             raise click.BadParameter(f"{value!r}: {exc}") from None
         if size > largest:
-            raise click.BadParameter(f"{value!r}: at most {largest} bytes are allowed")
+            raise click.BadParameter(f"{value!r}: must be at most {largest} bytes")
         return size
 
     return convert

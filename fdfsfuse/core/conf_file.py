@@ -34,9 +34,9 @@ class Entry:
     file: str
     line: int
 
-    def error(self, allowed: str) -> ConfigError:
-        """The error for this line's value; *allowed* completes "what is allowed"."""
-        return ConfigError(f"{self.file}:{self.line}: {self.key} = {self.value}: {allowed}")
+    def error(self, rule: str) -> ConfigError:
+        """The error for this line's value; *rule* says what it must be."""
+        return ConfigError(f"{self.file}:{self.line}: {self.key} = {self.value}: {rule}")
 
 
 def parse_file(path: str, read: ReadFile) -> tuple[list[Entry], list[str]]:
@@ -95,7 +95,7 @@ def parse_bytes(text: str) -> int:
     """``64KB``, ``10G``, ``500 MB``, ``1024`` -> bytes. Raises ValueError."""
     match = _BYTES.match(text)
     if match is None:
-        raise ValueError("a number of bytes with K, M, G or T, such as 256KB, is allowed")
+        raise ValueError("must be a number of bytes, with K, M, G or T if wanted, such as 256KB")
     return int(match[1]) * _UNITS[match[2].upper()]
 
 
@@ -103,7 +103,7 @@ def parse_time_of_day(text: str) -> tuple[int, int]:
     """``02:00`` -> (2, 0). Raises ValueError."""
     match = _TIME.match(text)
     if match is None or int(match[1]) > 23 or int(match[2]) > 59:
-        raise ValueError("a time of day HH:MM from 00:00 to 23:59 is allowed")
+        raise ValueError("must be a time of day HH:MM from 00:00 to 23:59")
     return int(match[1]), int(match[2])
 
 
@@ -129,7 +129,7 @@ class ReservedSpace:
             return cls(parse_bytes(text) // _MIB)
         except ValueError:
             raise ValueError(
-                "an amount such as 10GB, or a percentage between 0% and 100%, is allowed"
+                "must be an amount such as 10GB, or a percentage between 0% and 100%"
             ) from None
 
     def __str__(self) -> str:
@@ -163,16 +163,16 @@ class ServerAddress:
 
     @classmethod
     def parse(cls, text: str, default_port: int = DEFAULT_TRACKER_PORT) -> ServerAddress:
-        """Raises ValueError saying what is allowed."""
+        """Raises ValueError saying what it must be."""
         hosts_text, port = text.strip(), default_port
         head, colon, tail = hosts_text.rpartition(":")
         if colon and "]" not in tail and (":" not in head or head.endswith("]")):
             if not tail.isascii() or not tail.isdigit() or not 0 < int(tail) < 65536:
-                raise ValueError("host:port with a port from 1 to 65535 is allowed")
+                raise ValueError("must be host:port with a port from 1 to 65535")
             hosts_text, port = head, int(tail)
         hosts = tuple(host.strip().strip("[]") for host in hosts_text.split(","))
         if not 1 <= len(hosts) <= 2 or not all(hosts) or any(" " in host for host in hosts):
-            raise ValueError("host:port, ip1,ip2:port or [ipv6]:port is allowed")
+            raise ValueError("must be host:port, ip1,ip2:port or [ipv6]:port")
         return cls(hosts, port)
 
     def __str__(self) -> str:

@@ -34,7 +34,7 @@ class ConfReader:
     """Hands out the values of one file by key, and at the end the warnings of `finish`.
 
     Every method returns the default when the key is absent, and raises ConfigError
-    ``FILE:LINE: key = value: what is allowed`` when its value is wrong.
+    ``FILE:LINE: key = value: must be ...`` when its value is wrong.
     """
 
     def __init__(self, path: str, read: ReadFile) -> None:
@@ -69,7 +69,7 @@ class ConfReader:
         return self._by_key.get(key, [])
 
     def parsed(self, key: str, default: _T, parse: Callable[[str], _T]) -> _T:
-        """The value through *parse*, whose ValueError text says what is allowed."""
+        """The value through *parse*, whose ValueError text says what it must be."""
         entry = self.entry(key)
         if entry is None:
             return default
@@ -94,7 +94,7 @@ class ConfReader:
 
         def parse(text: str) -> int:
             if not _INTEGER.match(text) or not low <= int(text) <= high:
-                raise ValueError(f"a whole number from {low} to {high} is allowed")
+                raise ValueError(f"must be a whole number from {low} to {high}")
             return int(text)
 
         return self.parsed(key, default, parse)
@@ -105,7 +105,7 @@ class ConfReader:
         def parse(text: str) -> float:
             if not _NUMBER.match(text) or not low <= float(text) <= MAX_PERIOD_S:
                 at_least = f"at least {low:g}, " if low else ""
-                raise ValueError(f"seconds as a number are allowed, {at_least}without a unit")
+                raise ValueError(f"must be a number of seconds, {at_least}without a unit")
             return float(text)
 
         return self.parsed(key, default, parse)
@@ -116,7 +116,7 @@ class ConfReader:
         def parse(text: str) -> int:
             value = parse_bytes(text)
             if value < low:
-                raise ValueError(f"at least {low} bytes are needed")
+                raise ValueError(f"must be at least {low} bytes")
             return value
 
         return self.parsed(key, default, parse)
@@ -145,7 +145,7 @@ class ConfReader:
         def parse(text: str) -> str:
             word = spelled.get(text.lower())
             if word is None:
-                raise ValueError(f"one of {', '.join(spelled.values())} is allowed")
+                raise ValueError(f"must be one of {', '.join(spelled.values())}")
             return word
 
         return self.parsed(key, default, parse)
@@ -156,7 +156,7 @@ class ConfReader:
         def parse(text: str) -> tuple[str, ...]:
             found = tuple(part.strip() for part in text.split(",") if part.strip())
             if len(found) > 2:
-                raise ValueError("one address, or an IPv4 and an IPv6 address, is allowed")
+                raise ValueError("must be one address, or an IPv4 and an IPv6 address")
             return found
 
         return self.parsed(key, (), parse)

@@ -55,7 +55,7 @@ def _base_path(reader: ConfReader) -> str:
     if not posixpath.isabs(path):
         entry = reader.entry("base_path")
         assert entry is not None
-        raise entry.error("an absolute path is allowed")
+        raise entry.error("must be an absolute path")
     return path
 
 
@@ -63,7 +63,7 @@ def _group_name(text: str) -> str:
     try:
         return check_group_name(text)
     except UsageError as exc:
-        raise ValueError("1 to 16 letters and digits are allowed") from exc
+        raise ValueError("must be 1 to 16 letters and digits") from exc
 
 
 def _allow_hosts(reader: ConfReader) -> AllowHosts:
@@ -152,7 +152,7 @@ def load_tracker_config(path: str, read: ReadFile) -> tuple[TrackerConfig, tuple
     elif id_type is IdType.ID and not storage_ids.fit_file_names:
         entry = reader.entry("id_type_in_filename")
         assert entry is not None
-        raise entry.error("id is allowed with ids up to 16777215")
+        raise entry.error("id needs storage ids up to 16777215")
     ip_size = reader.text("response_ip_addr_size", "auto").lower()
     auto_size = 46 if storage_ids is not None and storage_ids.has_ipv6 else 16
     lookup = StoreLookup(reader.integer("store_lookup", 0, 0, 2))
@@ -209,11 +209,11 @@ def _store_paths(reader: ConfReader, base_path: str) -> tuple[StorePath, ...]:
             raise reader.missing(f"store_path{index}", f"store_path_count = {count} needs it")
         if not posixpath.isabs(path):
             raise ConfigError(
-                f"{reader.path}: store_path{index} = {path}: an absolute path is allowed"
+                f"{reader.path}: store_path{index} = {path}: must be an absolute path"
             )
         if any(posixpath.normpath(path) == posixpath.normpath(p.path) for p in paths):
             raise ConfigError(
-                f"{reader.path}: store_path{index} = {path}: each path is allowed once"
+                f"{reader.path}: store_path{index} = {path}: this path is given twice"
             )
         paths.append(StorePath(path, reader.boolean(f"store_path{index}_readonly")))
     return tuple(paths)
@@ -223,7 +223,7 @@ def _sync_max_threads(text: str) -> int:
     if text.lower() == "auto":
         return 0
     if not text.isdigit() or not 1 <= int(text) <= 256:
-        raise ValueError("auto or a number from 1 to 256 is allowed")
+        raise ValueError("must be auto or a number from 1 to 256")
     return int(text)
 
 

@@ -47,10 +47,10 @@ class StorageIdEntry:
 
 
 def _parse_line(line: str) -> StorageIdEntry:
-    """Raises ValueError saying what is allowed."""
+    """Raises ValueError saying what it must be."""
     fields = line.split()
     if len(fields) < 3:
-        raise ValueError("<id> <group_name> <ip_or_hostname[:port]> [rw=...] is allowed")
+        raise ValueError("must be <id> <group_name> <ip_or_hostname[:port]> [rw=...]")
     storage_id, group, address, *options = fields
     if not _ID.match(storage_id) or int(storage_id) == 0:
         raise ValueError("an id is a natural number of at most 15 digits")
@@ -91,7 +91,7 @@ class StorageIds:
             try:
                 entry = _parse_line(line)
                 if entry.storage_id in seen:
-                    raise ValueError("this id was given before; each id is allowed once")
+                    raise ValueError("this id was given before")
             except ValueError as exc:
                 raise ConfigError(f"{place}:{number}: {line}: {exc}") from exc
             seen.add(entry.storage_id)

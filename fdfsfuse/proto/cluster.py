@@ -251,7 +251,7 @@ class Join:
     def encode(self) -> bytes:
         """145 bytes and the list."""
         if not 1 <= len(self.trackers) <= MAX_TRACKERS:
-            raise UsageError(f"{len(self.trackers)} trackers: 1 to {MAX_TRACKERS} are allowed")
+            raise UsageError(f"{len(self.trackers)} trackers: must be 1 to {MAX_TRACKERS}")
         head = _JOIN.pack(
             pack_text(self.group, 17),
             self.port,

@@ -140,7 +140,7 @@ def check_group_name(group: str) -> str:
     """Return *group* if it is 1 to 16 of ``[A-Za-z0-9]``, else raise UsageError."""
     if not _GROUP.match(group):
         raise UsageError(
-            f"{group!r} is not a group name: 1 to {GROUP_NAME_SIZE} letters and digits are allowed"
+            f"{group!r} is not a group name: it must be 1 to {GROUP_NAME_SIZE} letters and digits"
         )
     return group
 

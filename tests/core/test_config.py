@@ -304,7 +304,7 @@ def test_a_missing_key_is_named(text: str, key: str) -> None:
         (STORAGE.replace("tracker_server", "#"), "tracker_server is missing"),
         (STORAGE + "store_path_count = 2\n", "store_path1 is missing"),
         (STORAGE + "store_path0 = relative\n", "an absolute path"),
-        (STORAGE + "store_path_count = 2\nstore_path1 = /s/\n", "each path is allowed once"),
+        (STORAGE + "store_path_count = 2\nstore_path1 = /s/\n", "this path is given twice"),
         (STORAGE + "subdir_count_per_path = 257\n", "from 1 to 256"),
         (STORAGE + "tracker_server = host:0\n", "port from 1 to 65535"),
         (STORAGE + "tracker_server = a,b,c:1\n", "ip1,ip2:port"),

@@ -220,7 +220,7 @@ from fdfsfuse.server.daemon import run_daemon
 async def main(daemon):
     what = sys.argv[1]
     if what == "config":
-        raise ConfigError("x.conf:3: port = a: a number is allowed")
+        raise ConfigError("x.conf:3: port = a: must be a number")
     if what == "disk":
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.sleep_forever)
@@ -251,7 +251,7 @@ def start(what: str, **environment: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("what", "code", "text"),
     [
-        ("config", 2, "testd: x.conf:3: port = a: a number is allowed\n"),
+        ("config", 2, "testd: x.conf:3: port = a: must be a number\n"),
         ("disk", 1, "testd: /data: Permission denied\n"),
     ],
 )

@@ -63,7 +63,7 @@ def test_help_and_version() -> None:
     [
         (None, "No such file or directory"),
         ("", "base_path is missing"),
-        ("base_path = /x\nport = 70000\n", "tracker.conf:2: port = 70000: a whole number"),
+        ("base_path = /x\nport = 70000\n", "tracker.conf:2: port = 70000: must be a whole number"),
         ("base_path = /proc/nothing\nport = 0\n", "base_path = /proc/nothing: No such file"),
     ],
 )
