@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -161,7 +161,7 @@ def _raise(exc: OSError) -> None:
 async def _upload_all(
     items: Sequence[Item],
     jobs: int,
-    store: Callable[[Item, Callable[[int], None]], Any],
+    store: Callable[[Item, Callable[[int], None]], Awaitable[str]],
     show: Callable[[Item, str, int], None],
 ) -> None:
     """Upload *items*, several at a time, and *show* each in its turn.

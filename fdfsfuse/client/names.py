@@ -56,9 +56,7 @@ class _SessionManager(AbstractAsyncContextManager[NamesSession]):
 
     async def __aenter__(self) -> NamesSession:
         nursery = self._nursery = await self._manager.__aenter__()
-        self._session._nursery = nursery
-        nursery.start_soon(self._session._run)
-        nursery.start_soon(self._session._run_timer)
+        self._session.start(nursery)
         return self._session
 
     async def __aexit__(
@@ -69,7 +67,7 @@ class _SessionManager(AbstractAsyncContextManager[NamesSession]):
     ) -> None:
         assert self._nursery is not None
         try:
-            await self._session._close()
+            await self._session.close()
         finally:
             self._nursery.cancel_scope.cancel()
             if isinstance(exc, trio.Cancelled):

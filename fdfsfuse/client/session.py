@@ -278,6 +278,12 @@ class NamesSession(NamesCalls):
 
     # --- the life of a connection -----------------------------------------------------------------
 
+    def start(self, nursery: trio.Nursery) -> None:
+        """Run the session in *nursery*; to be called once."""
+        self._nursery = nursery
+        nursery.start_soon(self._run)
+        nursery.start_soon(self._run_timer)
+
     async def _run(self) -> None:
         """Keep the session connected, for ever."""
         failures = 0
@@ -476,8 +482,8 @@ class NamesSession(NamesCalls):
 
     # --- closing ---------------------------------------------------------------------------------
 
-    async def _close(self) -> None:
-        """Tell the server that the session is over, if that is quickly done."""
+    async def close(self) -> None:
+        """Tell the server that the session is over, if that is quickly done, and fail all calls."""
         if self._socket is not None and not self._closed:
             with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
                 scope.shield = True

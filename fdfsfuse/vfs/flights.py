@@ -113,7 +113,7 @@ class Flights:
         self._told.clear()
         self._changed.clear()
 
-    def foresee(self, request: Any, answer: Any) -> None:
+    def foresee(self, request: names.Request, answer: names.Attr | names.Renamed) -> None:
         """A change is answered by the mount itself; see `fdfsfuse.vfs.ownchanges`.
 
         Requests sent before it may be answered with the state before it or after it.
@@ -127,14 +127,14 @@ class Flights:
                 self._recalled[ino] = self.serial
 
 
-def _inodes_of(answer: Any) -> list[int]:
+def _inodes_of(answer: names.Attr | names.Renamed) -> list[int]:
     """The inodes whose attributes are in *answer*."""
     if isinstance(answer, names.Renamed):
         return [attr.ino for attr in (answer.moved, answer.replaced) if attr is not None]
     return [answer.ino]
 
 
-def directories_of(request: Any) -> tuple[int, ...]:
+def directories_of(request: names.Request) -> tuple[int, ...]:
     """Inodes that the kernel may have locked while the request is in flight."""
     find = _LOCKED.get(type(request))
     return find(request) if find is not None else ()

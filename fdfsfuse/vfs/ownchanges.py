@@ -26,7 +26,7 @@ import logging
 import stat
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from msgspec.structs import replace
 from trio.lowlevel import ParkingLot
@@ -71,6 +71,9 @@ _IN_TURN: Final = (
     names.Grant,
 )
 """Requests that the storage carries out after the changes that it was sent before."""
+_Change: TypeAlias = (
+    names.Create | names.Remove | names.Rename | names.SetAttr | names.SetXattr | names.RemoveXattr
+)
 
 
 def is_in_turn(request: names.Request) -> bool:
@@ -268,7 +271,7 @@ class OwnChanges:
 
     # --- answers ---------------------------------------------------------------------------------
 
-    async def _send(self, request: Any, answer: Any) -> None:
+    async def _send(self, request: _Change, answer: Attr | names.Renamed) -> None:
         """Send a change whose *answer* is known, and remember what it has changed.
 
         Returns at once if the change will arrive even if this process is killed now; otherwise
@@ -282,14 +285,14 @@ class OwnChanges:
         if not self._volume.backend.post(request, partial(self._ended, number, request)):
             await self._volume.wait_for_changes()
 
-    def _ended(self, number: int, request: names.Request, error: Exception | None) -> None:
+    def _ended(self, number: int, request: _Change, error: Exception | None) -> None:
         del self._unanswered[number]
         if error is not None:
             self._refuse(request, error)
         if self._waiting:
             self._answered.unpark_all()
 
-    def _refuse(self, request: names.Request, error: Exception) -> None:
+    def _refuse(self, request: _Change, error: Exception) -> None:
         volume = self._volume
         self.refused += 1
         self._suspended_until = time.monotonic() + _SUSPENDED_S
@@ -327,7 +330,7 @@ class OwnChanges:
         return self._errors.pop(ino, 0)
 
 
-def _inodes(request: Any) -> tuple[int, ...]:
+def _inodes(request: _Change) -> tuple[int, ...]:
     """The inodes that *request*, a change that was sent, is about."""
     if isinstance(request, names.Rename):
         return (request.ino, request.replaces) if request.replaces else (request.ino,)

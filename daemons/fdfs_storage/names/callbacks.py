@@ -351,5 +351,5 @@ class Callbacks:
             self._finish(done)
 
     def _seen(self, number: int) -> float:
-        session: Any = self._sessions.get(number)
+        session = self._sessions.get(number)
         return session.seen if session is not None else float("-inf")

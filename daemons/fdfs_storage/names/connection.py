@@ -26,7 +26,7 @@ from fdfs_storage.names.reads import Reads, WouldBlock, read_content, warm
 from fdfs_storage.names.sessions import Session
 from fdfs_storage.names.work import Work
 from fdfsfuse.errors import ConnectionProblem, ProtocolError, StatusError
-from fdfsfuse.proto import names, names_record
+from fdfsfuse.proto import names
 from fdfsfuse.proto.header import HEADER_SIZE, pack_header, pack_response
 
 if TYPE_CHECKING:
@@ -290,7 +290,9 @@ class SessionConnection:
         self._queued += 1
         self._tree.engine.submit_lazily(Work(make, reply, session=self.session.number))
 
-    def _change(self, number: int, done_below: int, request: Any, size: int) -> None:
+    def _change(
+        self, number: int, done_below: int, request: names.ChangeRequest, size: int
+    ) -> None:
         session, tree = self.session, self._tree
         repeatable = number <= session.high
         if not repeatable:
@@ -321,7 +323,7 @@ class SessionConnection:
         self._queued += 1
         self._queued_bytes += size
         work = Work(
-            make if make is not None else names_record.ForgetSessions([]),
+            make,
             reply,
             session=session.number,
             id=number,

@@ -220,7 +220,7 @@ class Preparer:
     # --- by request -------------------------------------------------------------------------
 
     def operation(self, request: Any) -> Op | Callable[[], Op] | None:
-        """The operation of a request, or what makes it; None for one that takes steps before.
+        """The operation of a request, or what makes it; None for one that takes steps first.
 
         CloseSession, NewObject, NameObject, MakeWritable, CommitWrite and Truncate are not
         decided here.
@@ -255,6 +255,7 @@ _DIRECT = frozenset(
         names.ReserveInodes,
     )
 )
+"""Requests that are recorded as they are."""
 
 
 def _check_base(attr: Attr, replaces: str | None, based_on: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -244,14 +244,14 @@ class Tree:
         for db in reversed(self._connections):
             db.close()
 
-    def start_operation(self, work: Work, request: Any) -> None:
+    def start_operation(self, work: Work, request: names.ChangeRequest) -> None:
         """Carry out a change that takes steps before it is recorded."""
         if self._nursery is None or self.engine.broken:
             work.reply(names.NOT_PRIMARY, b"")
         else:
             self._nursery.start_soon(self._perform, work, request)
 
-    async def _perform(self, work: Work, request: Any) -> None:
+    async def _perform(self, work: Work, request: names.ChangeRequest) -> None:
         try:
             await self.operations.perform(work, request)
         except Exception:

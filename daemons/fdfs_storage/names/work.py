@@ -15,16 +15,22 @@ Reply = Callable[[int, bytes], None]
 class Work:
     """A change on its way.
 
-    ``make`` is the operation, or a function that decides it from the state just before it is
-    applied; it may raise StatusError, or give None: all is done, there is nothing to record.
-    ``repeatable``: the id may have been seen before, so look for a stored outcome.
+    Attributes:
+        make: the operation, or a function that decides it from the state just before it is applied.
+            The function may raise StatusError, or return None: everything is done, nothing is to
+            be recorded. None for a change that takes steps first (`operations.Operations`).
+        reply: called once with the outcome.
+        session, id, done_below: of the request; 0 for a change of the storage's own.
+        size: bytes of the request.
+        repeatable: a request with this id may have been carried out before, so a stored outcome is
+            looked for.
     """
 
     __slots__ = ("done_below", "id", "make", "repeatable", "reply", "session", "size")
 
     def __init__(
         self,
-        make: Op | Callable[[], Op | None],
+        make: Op | Callable[[], Op | None] | None,
         reply: Reply,
         *,
         session: int = 0,
@@ -43,7 +49,7 @@ class Work:
 
 
 class Applied(NamedTuple):
-    """A change that was applied at *position*, and what it was answered."""
+    """A change that was applied at *position*, and the answer to it, not encoded."""
 
     position: Position
     change: Change
