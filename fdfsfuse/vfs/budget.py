@@ -10,10 +10,11 @@ from fdfsfuse.errors import DeadlineExceeded
 
 
 class Budget:
-    """*limit* bytes. Who takes more waits; *relieve* is called first to make others give.
+    """A budget of *limit* bytes.
 
-    A single taker may exceed the limit when nothing else is taken, so that no request is too
-    large to be ever served.
+    A taker who finds no room calls *relieve*, which makes others give bytes back, and waits, for
+    at most *timeout_s*. While nothing is taken anybody may exceed the limit, so that no request is
+    too large to be served.
     """
 
     def __init__(self, limit: int, relieve: Callable[[], None], timeout_s: float) -> None:
@@ -24,7 +25,7 @@ class Budget:
         self.used = 0
 
     def take_nowait(self, count: int) -> bool:
-        """Take *count* bytes if there is room (and nobody waits already)."""
+        """Take *count* bytes if there is room and nobody waits. Returns whether they were taken."""
         if self.used and (self.used + count > self._limit or self._waiters):
             return False
         self.used += count
@@ -45,7 +46,7 @@ class Budget:
         raise DeadlineExceeded("no memory for content: what is there could not be stored")
 
     def overdraw(self, count: int) -> None:
-        """Take bytes although there may be no room: for who can give only when it has them."""
+        """Take bytes even if there is no room: for a taker who could not give any before."""
         self.used += count
 
     def give(self, count: int) -> None:

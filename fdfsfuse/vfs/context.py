@@ -1,4 +1,4 @@
-"""What all parts of a mount share: options, memory budgets, background tasks, attribute memory."""
+"""What all parts of a mount share: options, memory budgets, background tasks, and caches."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _PAGES_MAX = 65_536
 
 
 class ObjectAttrs:
-    """Attributes of objects without a name, which clients may change without anybody telling us.
+    """Attributes of objects without a name. FastDFS clients change these without a recall to us.
 
-    An entry is used for ``timeout_s`` after the answer came; the kernel gets what is left of that
-    time.
+    So they are used for ``timeout_s`` after the answer came, and the kernel is given what is left
+    of that time.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -41,11 +41,11 @@ class ObjectAttrs:
         self._attrs: Recent[int, tuple[float, Attr]] = Recent(_OBJECTS_MAX)
 
     def put(self, number: int, attr: Attr) -> None:
-        """An answer that has just come."""
+        """Keep attributes that have just come with an answer."""
         self._attrs[number] = (time.monotonic(), attr)
 
     def get(self, number: int) -> tuple[Attr, float] | None:
-        """The attributes and for how many seconds they are still good; None when too old."""
+        """The attributes, and for how many seconds they may still be used; None if too old."""
         found = self._attrs.get(number)
         if found is None:
             return None
@@ -58,23 +58,23 @@ class ObjectAttrs:
 
 
 class Pages:
-    """The content version of the pages that the kernel may have of a file."""
+    """Which version of its content the kernel's pages of a file are of."""
 
     def __init__(self) -> None:
         self._versions: Recent[int, int] = Recent(_PAGES_MAX)
 
     def version(self, number: int) -> int | None:
-        """The version; None when it is not known."""
+        """The version of the pages; None if it is not known, or there may be none."""
         return self._versions.get(number)
 
     def are(self, number: int, version: int) -> None:
-        """From now on the kernel's pages are of this version."""
+        """Note that from now on the kernel's pages are of *version*."""
         self._versions[number] = version
 
     def stored(self, number: int, old: int, new: int) -> None:
-        """This mount changed the content; the kernel's pages followed the writes.
+        """Note that this mount has stored what was written through the kernel's pages.
 
-        They are right only when nobody else changed the content in between.
+        These are right only if nobody else has changed the content in between.
         """
         if self._versions.get(number) == old and new == old + 1:
             self._versions[number] = new
@@ -82,14 +82,14 @@ class Pages:
             self._versions.pop(number, None)
 
     def drop(self, number: int) -> bool:
-        """The pages are not right any more; False when none were known."""
+        """Note that the pages are outdated. Returns whether there may have been any."""
         return self._versions.pop(number, None) is not None
 
 
 class Entry(NamedTuple):
-    """What the kernel is told of an inode: its number, attributes, and how long these hold.
+    """What the kernel is told of an inode: number, attributes, and how long it may rely on them.
 
-    ``number`` 0: there is none of a name.
+    ``number`` 0: the name does not exist.
     """
 
     number: int
@@ -103,10 +103,16 @@ NO_ENTRY = Entry(0, _NO_ATTR, 0.0, 0.0)
 
 
 class Context:
-    """See the module. ``spawn`` works between the start and the end of the mount.
+    """See the module. ``spawn`` works only while the mount runs.
 
-    ``states`` has the files that are open or not stored, by number. ``volumes_at`` is the number of
-    the directory that lists the volumes: `ROOT`, or 0 (none) when the mount shows one volume.
+    Attributes:
+        numbers: inode numbers, and which of them the kernel knows.
+        volumes_at: the inode number of the directory that lists the volumes: `ROOT`, or 0 (none) if
+            the mount shows a single volume.
+        states: the files that are open or not stored yet, by inode number.
+        objects, pages, contents: see their classes.
+        dirty: memory for content that is not stored yet.
+        clean_used, read_ahead_used: bytes of clean content, and of read-ahead, in memory.
     """
 
     def __init__(self, options: VfsOptions, kernel: Kernel) -> None:
@@ -134,8 +140,9 @@ class Context:
         """The entry of an inode that *volume* has described.
 
         Args:
-            parent, name: where the kernel is told that it is, as an inode number of the volume.
-            left_s: what is left of the lease, if that is known.
+            parent, name: the directory (inode number of the volume) and name under which the
+                kernel is told of it.
+            left_s: `Memory.left`, if the caller knows it already.
         """
         number = self.numbers.of_inode(volume.number, attr.ino)
         memory = volume.memory
@@ -154,18 +161,18 @@ class Context:
         return Entry(number, attr, attr_s, entry_s)
 
     def no_entry(self, volume: Volume, parent: int, name: bytes) -> Entry:
-        """That there is nothing of a name, as *volume* has told."""
+        """The entry for a name that does not exist in a directory of *volume*."""
         memory = volume.memory
         return Entry(0, _NO_ATTR, 0.0, memory.left() if memory.give(parent, name, MISSING) else 0.0)
 
     def told(self, volume: Volume, attr: Attr) -> None:
-        """An answer of *volume* described an inode: if it is open, that is news there."""
+        """Pass attributes from an answer of *volume* on to the file, if it is open."""
         state = self.states.get(self.numbers.of_inode(volume.number, attr.ino))
         if state is not None and volume.memory.knows(attr):
             state.fresh_attr(attr)
 
     def object_entry(self, number: int, attr: Attr) -> Entry:
-        """The entry of an object without a name that an answer has just described."""
+        """The entry of an object without a name, from an answer that has just come."""
         self.objects.put(number, attr)
         timeout_s = self.options.attr_timeout_s
         state = self.states.get(number)

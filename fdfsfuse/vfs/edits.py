@@ -1,9 +1,9 @@
-"""What was changed of a content since it was last stored, so that it can be done again on another.
+"""The changes of a file's content since it was last stored, so that they can be made again.
 
-Two mounts may change a file at the same time. The second one that stores finds another content than
-the one that it had changed; then its changes are made again on that, as if they had all been made
-now: what was cut off is cut off, bytes go to where they were written, and what was appended goes
-to the new end.
+Two mounts may change a file at the same time. The second one to store finds other content than the
+one that it has changed. Its changes are then made again on that, as if they had all been made now:
+what was cut off is cut off, bytes go to where they were written, and appended bytes go to the new
+end.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 
 RANGES_MAX = 16_384
-"""Beyond this many ranges content should be stored, so that it can be forgotten which they were."""
+"""With more ranges than this the content should be stored, so that they can be forgotten."""
 
 
 class Edits:
     """Ranges written, and how the size was set.
 
     Attributes:
-        kept: how many bytes of the earlier content are left at most; None: all of them.
-        floor: the size that was set last, which is there even if nothing was written to it.
-        tail: where the bytes begin that were appended; everything from there on was.
+        kept: at most so many bytes of the earlier content are left; None: all of them.
+        floor: the size that was set last: the file is at least that long.
+        tail: the offset from which on all bytes were appended; None: none were.
     """
 
     __slots__ = ("_ends", "_starts", "floor", "kept", "tail")
@@ -61,8 +61,7 @@ class Edits:
     def resize(self, old: int, size: int) -> None:
         """The size was set from *old* to *size*."""
         if self.tail is not None and self.tail < size <= old:
-            # Some of what was appended is cut off again: that is not the earlier content's affair.
-            return
+            return  # only appended bytes are cut off, none of the earlier content
         if self.tail is not None and size > old:
             self._settle(old)
         self.tail = None
@@ -71,7 +70,7 @@ class Edits:
         self.floor = size
 
     def overlay(self, newest: bytes | bytearray, own: bytes | bytearray) -> bytearray:
-        """*newest* with these changes, whose bytes *own* has; `tail` is where they are then."""
+        """*newest* with these changes, whose bytes are taken from *own*. Moves ``tail`` along."""
         result = bytearray(newest if self.kept is None else newest[: self.kept])
         _reach(result, self.floor)
         for start, end in self.ranges():
@@ -84,12 +83,12 @@ class Edits:
         return result
 
     def end_on(self, size: int) -> int:
-        """The size that a content of *size* bytes gets by these changes, without the appended."""
+        """The size of a content of *size* bytes after these changes, without appended bytes."""
         kept = size if self.kept is None else min(self.kept, size)
         return max(kept, self.floor, self._ends[-1] if self._ends else 0)
 
     def _settle(self, size: int) -> None:
-        """What was appended stays where it is: it has been seen there."""
+        """Make appended bytes an ordinary range: they have been seen where they are now."""
         if self.tail is not None:
             self._add(self.tail, size)
             self.tail = None

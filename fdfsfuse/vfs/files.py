@@ -43,14 +43,23 @@ log = logging.getLogger(__name__)
 
 _WARN_EVERY_S = 30.0
 _STORE_TRIES = 100
-"""Each failure means that another mount has stored something."""
+"""Each try that fails means that another mount has stored something meanwhile."""
 _PAGE = 4096
 _FAR = 1 << 30
-"""Who writes so far behind the end hears at once if no file may be as large as that."""
+"""A write that begins so many bytes behind the end is sent at once, to learn if it is too far."""
 
 
 class FileState(MergingFile):
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        birth: what the storage has to be told of a file that it does not know; None: it knows it.
+        dirty_since: time.monotonic() of the oldest change that is not stored; 0: there is none.
+        handles: open handles, and others who need the state.
+        opened_at: time.monotonic() of the first open().
+        partial_from: where the first page begins that was written in part only; the kernel does
+            not keep such pages.
+    """
 
     __slots__ = (
         "_error",
@@ -77,7 +86,7 @@ class FileState(MergingFile):
     # --- making ----------------------------------------------------------------------------------
 
     def make(self, parent: int, name: bytes) -> None:
-        """The file is one that this mount has made on its own; the storage was not told of it."""
+        """Make this an unborn file (`fdfsfuse.vfs.ownfiles`), empty, under *name* in *parent*."""
         self.mtime_ns = self.changed_ns = self.attr.mtime_ns
         self.birth = Birth(parent, name, self.mtime_ns)
         self._begin(self.attr.version)
@@ -88,18 +97,21 @@ class FileState(MergingFile):
         self.volume.own_files.add(parent, name, self)
 
     async def be_born(self) -> None:
-        """Tell the storage of the file, unless it was. An error reaches the next write or flush."""
+        """Tell the storage of an unborn file. An error is reported by the next write or flush."""
         async with self.lock:
             if self.birth is not None:
                 await self._try_to_store()
 
     @property
     def unreachable(self) -> bool:
-        """Whether there was no answer when the storage was told of the file."""
+        """Whether the last attempt to store something got no answer."""
         return isinstance(self._error, ConnectionProblem)
 
     async def _give_birth(self, birth: Birth, data: bytes) -> Attr | None:
-        """Tell the storage of the file. None: an attempt before, which had no answer, did that."""
+        """Tell the storage of the file, with its content.
+
+        None: an earlier attempt, which got no answer, has made the file; its content may be older.
+        """
         ctime_ns = max(self.attr.ctime_ns, self.changed_ns)
         shown = replace(self.attr, mtime_ns=self.mtime_ns, ctime_ns=ctime_ns)
         attr: Attr | None = None
@@ -109,8 +121,8 @@ class FileState(MergingFile):
             self._maybe_stored = True
             raise
         except StatusError as exc:
-            # Whatever is in the way of another one, its number or name or nothing left of its
-            # directory: a file that is there was made.
+            # Whatever is in the way now, number, name or a directory that is gone: if the inode
+            # exists, the earlier attempt has made it.
             if not self._maybe_stored or not await self._is_there():
                 if taken(exc):
                     raise TreeError(errno.ESTALE) from exc
@@ -119,7 +131,7 @@ class FileState(MergingFile):
         return attr
 
     async def _is_there(self) -> bool:
-        """Whether the storage has the inode. Not by `Volume.call`, which would tell of it first."""
+        """Whether the storage has the inode. `Volume.call` would first try to make the file."""
         try:
             await self.volume.backend.call(names.GetAttr(self.ino))
         except StatusError:
@@ -133,15 +145,16 @@ class FileState(MergingFile):
     # --- changing --------------------------------------------------------------------------------
 
     async def write(self, offset: int, data: bytes, *, append: bool = False) -> None:
-        """Take *data*; it reaches the storage with the next flush at the latest.
+        """Take *data*; it is stored by the next flush at the latest.
 
         Args:
-            append: to the end, wherever that is; *offset* is where the kernel takes it to be.
+            append: write to the end of the file, wherever it is; *offset* is where the kernel
+                believes it to be.
 
         Raises:
             FdfsError, OSError: an earlier change could not be stored.
         """
-        # What a volume that is down cannot take must not fill the memory for the others.
+        # Writes to a volume that is down must not fill the memory that other volumes need.
         ticket = self.volume.enter()
         self.transfers += 1
         try:
@@ -180,10 +193,11 @@ class FileState(MergingFile):
             self._changed(max(size, end))
 
     async def _end(self, assumed: int, length: int) -> int:
-        """Where to append: the kernel does not ask for new attributes before it appends.
+        """Where a write of *length* bytes to the end goes, which the kernel *assumed* to be there.
 
-        Pages of a mapping, which the kernel may send through a handle for appending, stay where
-        they are: whatever begins at a page, and not where the kernel takes the end to be.
+        The kernel does not ask for new attributes before it appends. It may also send pages of a
+        mapping through a handle that was opened for appending. Those keep their place: writes that
+        begin at a page, and not where the kernel believes the end to be.
         """
         await self._catch_up()
         kernel_size = self.size if self._kernel_size is None else self._kernel_size
@@ -195,14 +209,17 @@ class FileState(MergingFile):
         return self.size
 
     def _kernel_has_appended(self, size: int) -> None:
-        """What it takes to be appended, up to *size*, goes elsewhere: its pages are wrong."""
+        """The kernel believes that the file ends at *size* now, but the bytes went elsewhere."""
         self._kernel_size = size
         self._forget_pages()
 
     async def _write_to_memory(self, offset: int, data: bytes, append: bool) -> int | None:
-        """The size before; None when the file is too large for that.
+        """Write to ``content``.
 
-        With *append* the data goes to the end also when that is no longer at *offset*.
+        With *append* the data goes to the end of the file, even if that is no longer at *offset*.
+
+        Returns:
+            The size before the write; None if the file is, or would become, too large.
         """
         if not self.dirty and not self.is_fresh:
             await self._refresh()
@@ -231,7 +248,7 @@ class FileState(MergingFile):
         return size
 
     async def _write_to_object(self, offset: int, data: bytes, append: bool) -> int:
-        """As `_write_to_memory`."""
+        """Write by way of ``writer``; as `_write_to_memory` otherwise."""
         if self.writer is None:
             await self._open_object()
         assert self.writer is not None
@@ -249,9 +266,11 @@ class FileState(MergingFile):
         return size
 
     async def _check_reach(self) -> None:
-        """Send what was just written to a clean file; it is dropped if no file may be so large.
+        """Send what was just written, far behind the end of a file that was stored until then.
 
-        Any other error is that of a late write: what was written is kept.
+        Raises:
+            StatusError: EFBIG, no file may be so large; the write is dropped. Other errors are left
+                to the next flush, and what was written is kept.
         """
         assert self.writer is not None
         try:
@@ -263,7 +282,7 @@ class FileState(MergingFile):
                 raise
 
     async def _content_to_change(self) -> bytes | bytearray | None:
-        """What there is, stored or not, for a change in memory; None: it is too large for that."""
+        """The present content, for a change in memory; None if it is too large for that."""
         if not self.dirty:
             content, version = await self._load()
             if content is not None:
@@ -273,7 +292,7 @@ class FileState(MergingFile):
         return self.content
 
     async def _open_object(self) -> None:
-        """Leave memory behind: from here on an object is written to."""
+        """Go over to the state *object*: make ``writer``, and give it what is in memory."""
         if self.dirty and not self._edits.whole and self.attr.size:
             await self._flush()
         self.new_object = self.dirty or not self.attr.size
@@ -302,7 +321,7 @@ class FileState(MergingFile):
         self.writer = writer
 
     async def truncate(self, size: int) -> None:
-        """Set the size. What it makes of the content is stored by the next flush at the latest."""
+        """Set the size. The change is stored by the next flush at the latest."""
         async with self.lock:
             self._raise_error()
             small = size <= SMALL_CONTENT_MAX and (not size or self.size <= SMALL_CONTENT_MAX)
@@ -323,7 +342,7 @@ class FileState(MergingFile):
             self._changed(size)
 
     async def _flush_before_cut(self, size: int) -> None:
-        """`_flush`; of a file that is to be empty nothing needs to be stored that cannot be."""
+        """`_flush` before the size is set. What cannot be stored is dropped if *size* is 0."""
         try:
             await self._flush()
         except StatusError:
@@ -351,10 +370,10 @@ class FileState(MergingFile):
         self.mtime_ns = self.changed_ns = time.time_ns()
 
     async def set_attributes(self, request: names.SetAttr) -> Attr:
-        """SetAttr, in order with the storing of content: a time that is set stays."""
+        """chmod, chown and utimens of an open file: a time that is set is not lost by storing."""
         async with self.lock:
             if self.birth is None and (request.mtime_ns or 0) > request.now_ns:
-                # Content that is stored later would bring its change time along.
+                # The mtime would become the change time of content that is stored later.
                 await self._try_to_store()
             if self.birth is not None:
                 attr = request.applied_to(self.attr)
@@ -370,9 +389,9 @@ class FileState(MergingFile):
             return attr
 
     async def change_xattr(self, request: names.SetXattr | names.RemoveXattr) -> bool:
-        """setxattr or removexattr while the storage knows nothing of the file.
+        """setxattr and removexattr of a file that is unborn. Returns whether it was done here.
 
-        False: it may know, or would have to decide.
+        If not, the storage has to be asked: it may know the file, or might refuse the change.
         """
         if self.birth is None:
             return False
@@ -389,11 +408,11 @@ class FileState(MergingFile):
     # --- storing ---------------------------------------------------------------------------------
 
     async def flush(self) -> None:
-        """Return when all changes are stored. Costs nothing when there are none.
+        """Store all changes. Costs nothing if there are none.
 
         Raises:
-            FdfsError, OSError: they could not be stored, or an earlier attempt failed and nobody
-                was told yet. They are kept; the next flush tries again.
+            FdfsError, OSError: they could not be stored, or an earlier attempt failed and that was
+                not reported yet. They are kept, and the next flush tries again.
         """
         if not self.dirty and self._error is None:
             return
@@ -402,7 +421,7 @@ class FileState(MergingFile):
             await self._flush()
 
     async def write_back(self) -> None:
-        """`flush` on our own account; an error is told to the next write, flush or fsync."""
+        """`flush` in the background: an error is reported by the next write, flush or fsync."""
         self._writing_back = True
         try:
             async with self.lock:
@@ -419,7 +438,7 @@ class FileState(MergingFile):
             self._warn(exc)
 
     def write_back_soon(self) -> None:
-        """`write_back` in the background, unless one is under way."""
+        """Start `write_back`, unless one is under way."""
         if not self._writing_back:
             self._writing_back = True
             self._context.spawn(self.write_back)
@@ -431,7 +450,7 @@ class FileState(MergingFile):
             log.warning("inode %d of %s: not stored yet: %s", self.ino, self._group, exc)
 
     def relieve(self) -> None:
-        """Give back memory soon: others wait for it."""
+        """Store something, to give back memory that others wait for."""
         if self.writer is not None:
             self.writer.send_tail()
         elif self.dirty and not self.lock.locked():
@@ -476,7 +495,7 @@ class FileState(MergingFile):
         return attr
 
     def _stored(self, attr: Attr) -> None:
-        """The storage has all changes: clean again."""
+        """The storage has all changes, and answered *attr*: the file is clean again."""
         old = self.attr.version
         kernel_size = self.size if self._kernel_size is None else self._kernel_size
         self._context.pages.stored(self.number, old, attr.version)
@@ -497,7 +516,7 @@ class FileState(MergingFile):
     # --- memory ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """The last handle is gone and everything is stored, or cannot be."""
+        """Drop the content when the last handle is gone. What is not stored by now is lost."""
         if self.dirty:
             log.error(
                 "inode %d of %s: %d bytes could not be stored", self.ino, self._group, self._size
@@ -521,7 +540,7 @@ class FileState(MergingFile):
         return self.volume.backend.group
 
     async def _take(self, count: int) -> None:
-        """Take memory for unstored content; what was clean content until now is counted anew."""
+        """Take memory for unstored content. Clean content that it replaces is given back."""
         if not self._context.dirty.take_nowait(count):
             await self._context.dirty.take(count)
         # Only now: another open() may have brought content while this waited.

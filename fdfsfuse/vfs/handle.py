@@ -1,4 +1,4 @@
-"""What belongs to one open() of a file."""
+"""One open() of a file: how it writes, and what it has read ahead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Handle:
-    """One open() of a file."""
+    """See the module. ``append``: it was opened with O_APPEND."""
 
     __slots__ = ("_buffers", "_context", "_reader", "append", "state")
 
@@ -26,7 +26,7 @@ class Handle:
         self.state = state
 
     def reader(self, file_id: str, size: int) -> ObjectReader:
-        """The reader of the object in its present version."""
+        """The reader for this object, of *size* bytes, in the version that ``state`` has now."""
         reader = self._reader
         version = self.state.attr.version
         if reader is not None:
@@ -39,7 +39,7 @@ class Handle:
         return reader
 
     def drop_reader(self) -> None:
-        """Forget what was read ahead."""
+        """Drop what was read ahead."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None

@@ -1,13 +1,13 @@
-"""What a volume's storage has told this mount, and for how long it may be relied upon.
+"""What this mount remembers of a volume: attributes, xattrs and names that its storage has sent.
 
-Everything here is right until the storage recalls it or the session's lease runs out: then the
-storage need not ask us any more. `Memory.left` says how long that is; what is answered from memory,
-and what the kernel is told that it may keep, is always bounded by it.
+All of it is right until the storage recalls it, or until the session's lease has run out, as the
+storage need not call back after that. `Memory.left` is the time until then. It bounds every answer
+that is given from memory, and every timeout that the kernel is given.
 
-Requests overlap with recalls, and with each other: `fdfsfuse.vfs.flights` decides whether what an
-answer tells may be kept.
+Requests overlap with recalls, and with each other. `fdfsfuse.vfs.flights` decides whether an answer
+may be remembered.
 
-Only decisions: no I/O, no clock but that of `left`.
+Only decisions: no I/O, and no clock but the one that leases are measured with.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _MISSES: Final = 3
 
 
 class Memory:
-    """See the module.
+    """See the module. *began* is always the number of a request, from `Flights.begin`.
 
     Args:
         now: the clock that leases run on, in seconds.
-        lease: until when, on that clock, it is certain to last.
+        lease: until when, on that clock, the session is certain to last.
         limit: most inodes, and most names, that are remembered.
 
     Attributes:
-        granted: directories in which this mount may make files on its own, and answer changes;
-            and with which request that began.
+        granted: the directories of which this mount has the grant, each with the number of the
+            latest request at the time when it was given.
         flights: the requests that are in flight.
     """
 
@@ -62,7 +62,7 @@ class Memory:
         self.flights = Flights()
 
     def usage(self) -> dict[str, int]:
-        """How many inodes and names are remembered, and the most of each. From any thread."""
+        """How many inodes and names are remembered, and the limit. May be called in any thread."""
         return {"inodes": len(self._attrs), "names": self._names, "limit": self._limit}
 
     # --- looking ---------------------------------------------------------------------------------
@@ -73,20 +73,20 @@ class Memory:
         return left if left > 0.0 else 0.0
 
     def attr(self, ino: int) -> Attr | None:
-        """The attributes of an inode, as they are now."""
+        """The attributes of an inode; None if they are not known."""
         attr = self._attrs.get(ino)
         return attr if attr is not None and self._now() < self._lease.usable_until else None
 
     def last_attr(self, ino: int) -> Attr | None:
-        """The attributes of an inode as they were told last, perhaps before the lease ended."""
+        """The attributes of an inode as they were sent last, even if the lease has ended since."""
         return self._attrs.get(ino)
 
     def knows(self, attr: Attr) -> bool:
-        """Whether *attr*, an answer, is what is remembered of the inode, however long."""
+        """Whether *attr* is the very object that is remembered, whatever is left of the lease."""
         return self._attrs.get(attr.ino) is attr
 
     def xattrs(self, ino: int) -> dict[bytes, bytes] | None:
-        """All extended attributes of an inode."""
+        """All extended attributes of an inode; None if they are not known."""
         found = self._xattrs.get(ino)
         return found if found is not None and self._now() < self._lease.usable_until else None
 
@@ -99,19 +99,19 @@ class Memory:
         return ino if ino is not None and self._now() < self._lease.usable_until else None
 
     def parent(self, ino: int) -> int:
-        """A directory that the inode was seen in, perhaps not any more; 0 when not known."""
+        """A directory in which the inode was seen, perhaps long ago; 0 if none is known."""
         return self._parents.get(ino, 0)
 
     def is_secret(self, ino: int) -> bool:
-        """Whether nobody else can know of an inode other than a directory.
+        """Whether no other mount can know of *ino*, which is not a directory.
 
-        This mount has made it, and alone been told of its directory since.
+        That is so if this mount has made it, and has had the grant of its directory ever since.
         """
         began = self.granted.get(self._parents.get(ino, 0))
         return began is not None and self._made.get(ino, 0) > began
 
     def tell(self, ino: int) -> None:
-        """Others may know of the inode from now on."""
+        """From now on others may know of the inode: it is not `is_secret` any more."""
         self._made.pop(ino, None)
 
     def is_empty(self, ino: int) -> bool:
@@ -126,7 +126,7 @@ class Memory:
         )
 
     def entries(self, ino: int, limit: int) -> list[tuple[bytes, Attr]] | None:
-        """All entries of a directory; None when some are not known, or there may be more."""
+        """All entries of a directory; None if not all are known, or they are more than *limit*."""
         directory = self._directories.get(ino)
         if (
             directory is None
@@ -147,12 +147,15 @@ class Memory:
         return found
 
     def should_list(self, parent: int) -> bool:
-        """Whether names are looked for in vain so often that all are to be asked for, once."""
+        """Whether so many names were not found that listing the directory, once, may save more."""
         directory = self._directories.get(parent)
         return directory is not None and directory.misses == _MISSES
 
     def give(self, parent: int, name: bytes, ino: int) -> bool:
-        """The kernel is told of the name: whether it may rely on it, as long as `left` says."""
+        """The kernel is about to be told of a name.
+
+        Returns whether it may rely on that for as long as `left` says.
+        """
         directory = self._directories.get(parent)
         if directory is None or directory.get(name) != ino:
             return False
@@ -160,17 +163,17 @@ class Memory:
         return True
 
     def in_use(self, directory: int) -> bool:
-        """Whether the kernel may rely on any name of the directory."""
+        """Whether the kernel may still rely on a name of the directory."""
         found = self._directories.get(directory)
         until = found.until if found is not None else self._forgotten_until
         return until > self._now()
 
     def unknown_left(self) -> float:
-        """Seconds for which the kernel may rely on names that are not remembered any more."""
+        """Seconds for which the kernel may rely on names that are not remembered here any more."""
         return max(0.0, self._forgotten_until - self._now())
 
     def names_in_use(self) -> list[tuple[int, bytes]]:
-        """All names (in their directories) on which the kernel may rely, as far as known here."""
+        """The remembered (directory, name) pairs on which the kernel may rely."""
         now = self._now()
         return [
             (ino, name)
@@ -182,13 +185,13 @@ class Memory:
     # --- learning --------------------------------------------------------------------------------
 
     def learn(self, request: names.Request, answer: Any, began: int) -> None:
-        """A request was answered. To be called before its `Flights.end`."""
+        """Remember what the answer to a request says. To be called before its `Flights.end`."""
         learn = _LEARN.get(type(request))
         if learn is not None:
             learn(self, request, answer, began)
 
     def refused(self, request: names.Request, error: StatusError, began: int) -> None:
-        """A request was answered with an error."""
+        """Remember what follows from an error: a name that does not exist."""
         if isinstance(request, names.Lookup) and error.errno == errno.ENOENT:
             self._name(request.parent, request.name, MISSING, began)
             directory = self._directories.get(request.parent)
@@ -202,7 +205,7 @@ class Memory:
         if self.flights.told(ino, began):
             self._attrs[ino] = attr
         else:
-            # It may be newer all the same than what is known.
+            # It may still be newer than what is remembered, so neither may be relied upon.
             self._attrs.pop(ino, None)
 
     def _name(self, parent: int, name: bytes, ino: int, began: int) -> None:
@@ -235,9 +238,10 @@ class Memory:
         self._forgotten_until = max(self._forgotten_until, directory.until)
 
     def _changed_in(self, parent: int, now_ns: int, links: int, began: int) -> None:
-        """An own change in a directory: its times, and *links* more or less subdirectories.
+        """Follow an own change in a directory: its times, and *links* more subdirectories.
 
-        The kernel asks for the attributes after each change, to check permissions.
+        This spares a request: the kernel asks for the attributes after each change, to check
+        permissions.
         """
         attr = self._attrs.get(parent)
         if attr is None:
@@ -262,7 +266,7 @@ class Memory:
     def _learn_set_attr(self, request: names.SetAttr, answer: Attr, began: int) -> None:
         self._attr(answer, began)
         if request.mode is not None and acl.ACCESS in self._xattrs.get(request.ino, ()):
-            # It has followed the mode.
+            # The storage has changed the ACL along with the mode.
             del self._xattrs[request.ino]
 
     def _learn_lookup(self, request: names.Lookup, answer: Attr, began: int) -> None:
@@ -283,7 +287,7 @@ class Memory:
             self._attr(entry.attr, began)
             self._name(ino, entry.name, entry.attr.ino, began)
         if self._directories.get(ino) is not directory:
-            return  # it has more names than are remembered
+            return  # it was forgotten at once, as it has more names than may be remembered
         if not self.flights.is_fresh(ino, began):
             directory.listed = -1
             return
@@ -291,7 +295,7 @@ class Memory:
             directory.listed = answer.entries[-1].cookie if answer.entries else request.cookie
             directory.complete = answer.end
         if answer.end and not request.cookie:
-            directory.unknown.clear()  # what it does not have is gone
+            directory.unknown.clear()  # names that are not in a complete listing do not exist
 
     def _learn_create(self, request: names.Create, answer: Attr, began: int) -> None:
         self._attr(answer, began)
@@ -304,12 +308,12 @@ class Memory:
         self._changed_in(request.parent, request.now_ns, int(is_directory), began)
 
     def made(self, parent: int, name: bytes, attr: Attr, now_ns: int) -> None:
-        """This mount has made a file on its own."""
+        """Remember a file that this mount has made without asking the storage."""
         request = names.Create(parent, name, attr.mode, attr.uid, attr.gid, now_ns)
         self.changed_here(request, attr)
 
     def changed_here(self, request: names.Request, answer: Any) -> None:
-        """A request was answered here: what it concerns the storage was not told of."""
+        """Remember a change that this mount answers itself, ahead of the storage."""
         began = self.flights.begin(request)
         self.learn(request, answer, began)
         self.flights.end(began)
@@ -318,7 +322,7 @@ class Memory:
             self._made[answer.ino] = began
 
     def _learn_file(self, request: names.CreateFile, answer: Attr, began: int) -> None:
-        # The directory has changed when the file was made.
+        # No change of the directory: that was followed when the file was made.
         self._attr(answer, began)
         self._name(request.parent, request.name, answer.ino, began)
 
@@ -386,7 +390,7 @@ class Memory:
         unclear = not self.flights.told(ino, began)
         self.forget(ino)
         if request.name == acl.DEFAULT:
-            # Perhaps it is inherited now: the storage has to grant the directory anew.
+            # New files may have to inherit it now, which only the storage does: the grant ends.
             self.granted.pop(ino, None)
         if unclear or request.name in acl.NAMES:
             return
@@ -409,7 +413,7 @@ class Memory:
             self._names -= 1
 
     def recall(self, inos: Iterable[int], entries: Iterable[tuple[int, bytes]]) -> None:
-        """The storage says that these have changed."""
+        """Drop what the storage has recalled: inodes, and names."""
         for ino in inos:
             self.forget(ino)
             self.tell(ino)
@@ -417,7 +421,7 @@ class Memory:
             self._drop_name(parent, name)
 
     def revoke(self, directories: Collection[int] | None) -> None:
-        """No more files may be made in these directories without asking; None: in none."""
+        """Drop the grants of these directories, or of all if None."""
         if directories is None:
             self.granted.clear()
             self.flights.recall_all()
@@ -427,7 +431,7 @@ class Memory:
                 self.flights.recall(ino)
 
     def kept(self, inos: Iterable[int]) -> list[int]:
-        """The directories among *inos* that the kernel still relies on; others are let go of."""
+        """Those of *inos* that are directories on which the kernel relies; forgets the others."""
         kept = []
         for ino in inos:
             if self.in_use(ino):
@@ -437,7 +441,7 @@ class Memory:
         return kept
 
     def clear(self) -> None:
-        """Nothing that was told so far may be relied upon."""
+        """Forget everything."""
         self._attrs.clear()
         self._parents.clear()
         self._xattrs.clear()

@@ -1,12 +1,12 @@
-"""The part of an open file that brings its own changes and those of other mounts together.
+"""The part of an open file that merges its changes with those of other mounts.
 
-While content waits to be stored, another mount may store something else. A store says which
-version it is based on and is refused then, and a recall may have told before. The changes (`Edits`)
-are made again on what is there now: in memory, or in place when the content is too large for that
-by now. Content that takes nothing from the earlier one replaces whatever there is.
+While content waits to be stored, another mount may store something else. A recall may tell us; at
+the latest, our store is refused, because it names the version that it is based on. The changes
+(`Edits`) are then made again on the new content: in memory, or in place if the content has become
+too large for that. Content that takes nothing from the earlier one replaces whatever there is.
 
-What was written in place goes to the bytes that it is for, so nothing has to be done again, unless
-another mount has put another object in the place of the one that is written to.
+Changes in place need no merging, as they write just the bytes that they are for, unless another
+mount has replaced the object that is written to.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _REDO_TRIES = 20
 
 
 class MergingFile(ReadableFile):
-    """See the module. All but `catch_up` is called under ``lock``.
+    """See the module. Everything but `catch_up` is called under ``lock``.
 
     Attributes:
         new_object: whether ``writer`` writes a new object, and not the inode's own one.
-        _base: the version of the content that unstored content was made of.
-        _maybe_stored: a store had no answer: it may be what has changed the content.
+        _base: the version of the content that unstored content was made from.
+        _maybe_stored: a store got no answer, so it may itself be what has changed the content.
     """
 
     __slots__ = ("_base", "_edits", "_maybe_stored", "new_object")
@@ -55,7 +55,7 @@ class MergingFile(ReadableFile):
 
     @property
     def _is_behind(self) -> bool:
-        """Whether somebody else may have changed the content that ours in memory was made of."""
+        """Whether another mount may have changed the content that ours in memory was made from."""
         if not self.dirty or self.content is None or self._edits.whole:
             return False
         return self.outdated or self.attr.version != self._base
@@ -65,7 +65,7 @@ class MergingFile(ReadableFile):
         return names.ANY_VERSION if self._edits.whole else self._base
 
     def _begin(self, version: int) -> None:
-        """A change of clean content, which is of *version*, begins."""
+        """Begin to change clean content, which is of *version*."""
         self._edits = Edits()
         self._base = version
         self._maybe_stored = False
@@ -79,7 +79,10 @@ class MergingFile(ReadableFile):
             await self._rebase()
 
     async def _merged_after(self, exc: StatusError) -> bool:
-        """Whether storing again has a chance, as what others have stored is taken in now."""
+        """Deal with a store that was refused.
+
+        Returns whether the changes are merged now, so that it is worth while to store again.
+        """
         writer = self.writer
         if exc.errno == names.CONTENT_CHANGED:
             self.outdated = True
@@ -91,7 +94,7 @@ class MergingFile(ReadableFile):
         await self._refresh()
         named = self.attr.file_id == writer.file_id
         if self.new_object:
-            # Perhaps an attempt before, which had no answer, has named it.
+            # Perhaps an earlier attempt, which got no answer, has named it.
             self.new_object = not named
             return named
         if not named:
@@ -110,7 +113,7 @@ class MergingFile(ReadableFile):
         own, edits = self.content, self._edits
         assert own is not None
         if self._maybe_stored and own.startswith(newest):
-            # It was stored. What has been appended since comes behind it.
+            # The store without an answer was done. What was appended since comes after it.
             if len(newest) == len(own):
                 edits = self._edits = Edits()
             elif edits.tail is not None:
@@ -164,7 +167,7 @@ class MergingFile(ReadableFile):
         self._rebased(self.attr.version, size)
 
     async def _own_bytes(self, writer: ObjectWriter | None) -> AsyncIterator[tuple[int, bytes]]:
-        """(offset, data) of all changes; no piece has bytes of both sides of `Edits.tail`."""
+        """(offset, data) of all changes; no piece has bytes on both sides of `Edits.tail`."""
         tail = self._edits.tail
         ranges = list(self._edits.ranges())
         if tail is not None:
@@ -182,7 +185,7 @@ class MergingFile(ReadableFile):
                 yield offset + cut, data[cut:]
 
     async def _own_piece(self, writer: ObjectWriter | None, offset: int, length: int) -> bytes:
-        """Bytes of ours. What was written to an object and has not arrived there is missing."""
+        """Bytes as we have written them, without those that have not arrived at the object yet."""
         if writer is None:
             assert self.content is not None
             return bytes(self.content[offset : offset + length])
@@ -197,7 +200,7 @@ class MergingFile(ReadableFile):
         return bytes(buffer[:got])
 
     def _rebased(self, version: int, size: int) -> None:
-        """The changes are on what the storage has now; the kernel does not know that yet."""
+        """Note that the changes are merged with *version*; the kernel has to forget its pages."""
         self._base = version
         self._maybe_stored = False
         self.mtime_ns = max(self.mtime_ns, self.attr.mtime_ns)
@@ -209,6 +212,6 @@ class MergingFile(ReadableFile):
         self._forget_pages()
 
     def _forget_pages(self) -> None:
-        """Let the kernel forget what it has of the content, in a while."""
+        """Let the kernel forget its pages of the file, in the background."""
         forget = partial(self._context.kernel.forget_pages, self.number)
         self._context.spawn(partial(trio.to_thread.run_sync, forget, abandon_on_cancel=True))

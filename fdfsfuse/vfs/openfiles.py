@@ -1,7 +1,7 @@
-"""Handles of files: open, create, read, write, flush, release; and what runs behind them.
+"""Handles of files: open, create, read, write, flush, release; and work in the background.
 
-Behind them: content that nobody flushes is stored after a while, and inodes that stay open are
-told to their storage, so that they live on when their last name is removed (``Holds``).
+In the background, content that nobody flushes is stored after a while, and storages are told of
+inodes that stay open (``Holds``), so that these live on when their last name is removed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ _TICK_S = 1.0
 
 
 class Opened(NamedTuple):
-    """A handle's number, and whether the kernel may keep the pages it has of the file.
+    """The answer to open().
 
-    ``stored``: how many bytes of pages it has been given with this open().
+    Attributes:
+        handle: the number of the handle.
+        keep_cache: whether the kernel may keep the pages that it has of the file.
+        stored: how many bytes of pages the kernel has been given along with this open().
     """
 
     handle: int
@@ -58,9 +61,13 @@ class OpenFiles:
     # --- opening ---------------------------------------------------------------------------------
 
     async def open(self, number: int, flags: int, *, privileged: bool = True) -> Opened:
-        """open(): fresh attributes and small content in one round trip.
+        """open(): brings fresh attributes, and the content of a small file, in one round trip.
 
-        *privileged* users keep set-id bits when they truncate; the kernel leaves that to us.
+        Args:
+            number: the inode number in this mount.
+            flags: those of open(2).
+            privileged: whether truncating leaves the set-id bits alone, as it does for root. The
+                kernel leaves that to the file system.
         """
         volume, ino, file_id = self._tree.inode(number)
         writing = flags & os.O_ACCMODE != os.O_RDONLY
@@ -80,10 +87,12 @@ class OpenFiles:
         return Opened(self._handle(state, flags), keep or stored > 0, stored)
 
     def _store_pages(self, state: FileState) -> int:
-        """Give the kernel, which has no pages of the file, its content if that is at hand.
+        """Give the kernel pages of a file of which it has none, if the content is at hand.
 
-        This spares a READ, which almost always follows an open(). Only for the first handle: the
-        kernel would wait for READs in flight. Only what would still be recalled.
+        This spares a READ, which almost always follows an open(). Only for the first handle, as the
+        kernel would wait for READs in flight, and only content that the storage would recall.
+
+        Returns how many bytes the kernel has got.
         """
         content = state.content
         if not content or state.handles or not state.is_fresh or not isinstance(content, bytes):
@@ -97,7 +106,7 @@ class OpenFiles:
         if state is None or not state.dirty:
             known = volume.memory.attr(ino)
             version = self._context.pages.version(number)
-            # The kernel's pages make the content superfluous, and so does cutting it off.
+            # No content is needed if the kernel has its pages, or if it is to be cut off.
             wanted = not flags & os.O_TRUNC and (known is None or known.version != version)
             limit = self._context.options.open_data_bytes
             if known is not None and (not wanted or not known.size or known.size > limit):
@@ -128,7 +137,7 @@ class OpenFiles:
     async def _open_with_content(
         self, volume: Volume, number: int, ino: int, known: names.Attr | None
     ) -> names.Opened:
-        """The content of a small file, ahead of which others of its directory may be asked for."""
+        """Open a file whose content may come along; that of its neighbours may be asked for too."""
         context, parent = self._context, volume.memory.parent(ino)
         volume.names_ahead.superseded(parent)
         if known is None or not context.contents.has(number):
@@ -145,7 +154,7 @@ class OpenFiles:
         return await self._open_ahead(volume, parent, volume.files_ahead.missed(parent, ino))
 
     async def _open_ahead(self, volume: Volume, parent: int, wanted: Wanted) -> names.Opened:
-        """Ask for a small file, and for the content of those behind it."""
+        """Ask for a small file, and for the contents of the files that follow it."""
         context = self._context
         count, by_name, ino = wanted
         brought: set[int] = set()
@@ -167,7 +176,7 @@ class OpenFiles:
         return opened
 
     async def _clear_set_id(self, state: FileState) -> None:
-        """What the kernel asks for after write() and truncate(), but not after O_TRUNC."""
+        """Clear set-id bits; the kernel does so after write() and truncate(), not for O_TRUNC."""
         mode = state.attr.mode
         cleared = mode & ~stat.S_ISUID
         if mode & stat.S_IXGRP:
@@ -179,7 +188,7 @@ class OpenFiles:
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, owner: Owner, *, umask: int = 0
     ) -> tuple[Opened, Entry]:
-        """Make a file and open it. The caller counts the lookup."""
+        """Make a file and open it. The caller counts the lookup (`Vfs.remember`)."""
         volume, parent_ino, _ = self._tree.inode(parent)
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         with volume.memory.flights.locked(parent_ino):
@@ -211,7 +220,7 @@ class OpenFiles:
     def _make(
         self, volume: Volume, parent: int, name: bytes, ino: int, mode: int, owner: Owner
     ) -> Entry:
-        """A file that the storage is told of later (`fdfsfuse.vfs.ownfiles`)."""
+        """Make a file of which the storage is told later (`fdfsfuse.vfs.ownfiles`)."""
         directory = volume.memory.attr(parent)
         assert directory is not None
         gid = directory.gid if directory.mode & stat.S_ISGID else owner.gid
@@ -263,7 +272,7 @@ class OpenFiles:
         await self._get(handle).state.flush()
 
     async def sync(self, handle: int) -> None:
-        """fsync(): the names by which the file is to be found are stored as well."""
+        """fsync(): also waits until the names are stored by which the file is found."""
         state = self._get(handle).state
         await state.flush()
         await state.volume.wait_for_changes()
@@ -272,7 +281,7 @@ class OpenFiles:
             raise TreeError(refused)
 
     async def truncate(self, number: int, size: int, handle: int | None) -> None:
-        """Set the size; without a handle it is stored at once."""
+        """Set the size. Without a handle the change is stored at once."""
         if handle is not None:
             await self._get(handle).state.truncate(size)
             return
@@ -291,14 +300,14 @@ class OpenFiles:
             await self._leave(state)
 
     async def release(self, handle: int) -> None:
-        """The last descriptor of a handle is closed. What was not flushed is stored now."""
+        """Close a handle, as its last descriptor was closed. What was not flushed is stored."""
         opened = self._handles.pop(handle, None)
         if opened is not None:
             opened.drop_reader()
             await self._leave(opened.state)
 
     async def _leave(self, state: FileState) -> None:
-        """One user less. The last one stores what is left; meanwhile others may come."""
+        """One user less. The last one stores what is not stored; meanwhile others may come."""
         state.handles -= 1
         while not state.handles and state.dirty:
             try:
@@ -311,10 +320,10 @@ class OpenFiles:
             self._drop(state)
 
     def _complete_pages(self, state: FileState) -> None:
-        """Give the kernel the pages of a small file that it was to write in parts.
+        """Give the kernel the pages of a small file that were written in parts.
 
-        It keeps only those that were written as a whole, and would ask for the others to read them.
-        As nobody has the file open, there are no READs in flight to be waited for.
+        It keeps only pages that were written as a whole, and would have to READ the others. As
+        nobody has the file open, there are no READs in flight that it would wait for.
         """
         content, attr, start = state.content, state.attr, state.partial_from
         if (
@@ -334,7 +343,7 @@ class OpenFiles:
     # --- in the background -----------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Write back and tell holds, until cancelled."""
+        """Store old content, and tell the storages which inodes are open, until cancelled."""
         while True:
             await trio.sleep(_TICK_S)
             now = time.monotonic()
@@ -352,7 +361,7 @@ class OpenFiles:
                     self._context.spawn(self._tell, volume, inos)
 
     async def _tell(self, volume: Volume, inos: set[int]) -> None:
-        """Tell the storage what is held now. What it takes up again is told by the session."""
+        """Tell the storage what is open now. After a reconnect the session tells it everything."""
         added, removed = inos - volume.held_open, volume.held_open - inos
         volume.held_open = inos
         try:
@@ -363,12 +372,12 @@ class OpenFiles:
             raise
 
     async def store_all(self) -> int:
-        """Store everything that is not yet; return how many files could not be stored."""
+        """Store everything that is not stored yet. Returns how many files could not be stored."""
         states = [state for state in self._context.states.values() if state.dirty]
         async with trio.open_nursery() as nursery:
             for state in states:
                 nursery.start_soon(state.write_back)
             for volume in self._volumes.by_name.values():
-                # Of changes that are given up each is logged.
+                # Each change that the storage refuses is logged.
                 nursery.start_soon(volume.own_changes.wait)
         return sum(state.dirty for state in states)

@@ -29,11 +29,11 @@ class VfsOptions:
         hard: calls wait for as long as it takes instead.
         lease_s: how long the mount may be out of touch before others' changes stop waiting for it;
             0 for what the volume grants, which is also the most.
-        dirsync: changes of names are answered when the storage has made them, always.
+        dirsync: every change of names waits until the storage has made it.
         acl: POSIX ACLs are kept, and the kernel checks them.
         cached_entries: most inodes, and most names, of a volume that are remembered.
-        attr_timeout_s: how old attributes may be that nobody recalls: those of objects without a
-            name, and of directories that no storage describes.
+        attr_timeout_s: how old attributes may be that no storage recalls: those of objects without
+            a name, and of directories that exist in the mount alone.
         poll_interval_s: how often the trackers are asked for volumes.
         max_waiting: requests that may wait for one volume that does not answer; further ones fail
             at once, so that it does not take all request slots of the mount.
@@ -48,7 +48,8 @@ class VfsOptions:
             of one file may be under way.
         read_chunk_bytes, read_chunks, read_ahead_bytes: size of read-ahead, chunks ahead per
             handle, and memory for it in all.
-        held_after_s: a file open for longer is told to the storage.
+        held_after_s: the storage is told of files that are open for longer.
+        space_age_s: how old the free space may be that statfs() returns.
     """
 
     uid: int = field(default_factory=os.getuid)

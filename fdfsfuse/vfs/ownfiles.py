@@ -1,15 +1,16 @@
-"""Files that this mount makes on its own, before the storage is told of them.
+"""New files that only this mount knows of yet.
 
-In a directory of which it has the grant (`names.Grant`) a mount answers a create() itself: the
-file is *unborn*. Like any content that is not stored yet it lives in a `FileState`, which is told
-to the storage, name, attributes, xattrs and content at once (`names.CreateFile`),
+While a mount holds the grant of a directory (`names.Grant`) it answers a create() there itself. The
+file is *unborn* until the storage is told of it. Like any content that is not stored yet it lives
+in a `FileState`. One request (`names.CreateFile`) tells the storage name, attributes, xattrs and
+content of the file. It is sent
 
-* with the flush or fsync of it, and when it was kept open for a while;
-* before a request of this mount that concerns it, or lists its directory, is sent;
+* by flush and fsync of the file, and after it has been open for some seconds;
+* before a request of this mount that concerns the file or lists its directory;
 * when the grant is recalled, because another mount wants to look.
 
-What a mount that dies had not flushed is lost, the file along with it. See the names protocol in
-the documentation.
+If the mount dies before that, the file is lost with its content. See the names protocol in the
+documentation.
 """
 
 from __future__ import annotations
@@ -35,15 +36,18 @@ if TYPE_CHECKING:
     from fdfsfuse.vfs.volume import Volume
 
 UNBORN_MAX: Final = 1000
-"""Files that may be unborn at a time: another mount that looks waits for all in a directory."""
+"""Unborn files at a time: another mount that looks waits for all those of the directory."""
 _BLOCK: Final = 1024
+"""Inode numbers that are reserved by one request."""
 _REFUSED_S: Final = 1.0
+"""How long a grant is not asked for again after it was refused."""
 _REFUSED_MAX: Final = 1024
 _NOT_CONCERNED: Final = (names.CreateFile, names.Grant, names.ReserveInodes)
+"""Requests that no unborn file has to be told before."""
 
 
 class OwnFiles:
-    """The unborn files of a volume, and numbers for more of them."""
+    """The unborn files of one volume, and reserved inode numbers for more of them."""
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
@@ -57,10 +61,10 @@ class OwnFiles:
     def __bool__(self) -> bool:
         return bool(self._by_ino)
 
-    # --- may we? ---------------------------------------------------------------------------------
+    # --- grants and numbers ----------------------------------------------------------------------
 
     async def number_for(self, parent: int, name: bytes) -> int:
-        """The number for a file that this mount may make on its own; 0: the storage has to."""
+        """An inode number for a new file that may stay unborn; 0: ask the storage to make it."""
         granted = self._volume.memory.granted
         if parent not in granted or not self.has_numbers:
             if not self._may_make(parent, name):
@@ -72,11 +76,11 @@ class OwnFiles:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether there are numbers left for new inodes."""
+        """Whether there are reserved numbers left."""
         return self._next < self._end
 
     def take_number(self, parent: int, name: bytes) -> int:
-        """The number for something that is made without asking; 0: it may not be, or none left."""
+        """As `number_for`, for an inode of any type, but without asking for grant or numbers."""
         granted = self._volume.memory.granted
         if parent not in granted or self._next == self._end or not self._may_make(parent, name):
             return 0
@@ -84,7 +88,7 @@ class OwnFiles:
         return self._next - 1
 
     def _may_make(self, parent: int, name: bytes) -> bool:
-        """Whether there could be something new under a name, given the grant of its directory."""
+        """Whether a new inode under this name is certain to be accepted, given the grant."""
         volume, memory = self._volume, self._volume.memory
         return (
             memory.lookup(parent, name) == MISSING
@@ -102,7 +106,10 @@ class OwnFiles:
         return self._refused.get(directory, now) <= now
 
     async def ask_for(self, directory: int) -> bool:
-        """Ask for the grant of a directory, unless it was refused just now. Whether it is given."""
+        """Ask for the grant of a directory, unless it was refused just now.
+
+        Returns whether the storage gave it.
+        """
         if not self.may_ask_for(directory):
             return False
         try:
@@ -113,7 +120,7 @@ class OwnFiles:
         return True
 
     async def reserve(self) -> None:
-        """Ask for numbers, unless there are some left."""
+        """Have numbers reserved, unless there are some left."""
         async with self._reserving:
             if self.has_numbers:
                 return
@@ -123,23 +130,23 @@ class OwnFiles:
                 self._next, self._end = reserved.first, reserved.first + reserved.count
 
     def lost(self) -> list[FileState]:
-        """The lease is lost: numbers are the session's. The files that are unborn now."""
+        """The lease is lost, and with the session its numbers. Returns the files still unborn."""
         self._session += 1
         self._next = self._end = 0
         return list(self._by_ino.values())
 
-    # --- what is unborn --------------------------------------------------------------------------
+    # --- unborn files ----------------------------------------------------------------------------
 
     def add(self, parent: int, name: bytes, state: FileState) -> None:
-        """A file was made."""
+        """Take note of a new file."""
         self._by_ino[state.ino] = self._by_name[parent, name] = state
 
     def remove(self, parent: int, name: bytes, state: FileState) -> None:
-        """The storage has the file, or it never will."""
+        """Drop a file that the storage has now, or never will have."""
         del self._by_ino[state.ino], self._by_name[parent, name]
 
     def inside(self, directories: Collection[int] | None) -> list[FileState]:
-        """The files in these directories; None: all."""
+        """The unborn files in these directories, or in all if None."""
         return [
             state
             for (parent, _), state in self._by_name.items()
@@ -147,11 +154,12 @@ class OwnFiles:
         ]
 
     async def tell_before(self, request: names.Request) -> None:
-        """Tell the storage of all files that *request* may concern.
+        """Tell the storage of all unborn files that *request*, which is to be sent, may concern.
 
         Raises:
-            ConnectFailed: for want of an answer. The request's own would not be right: a directory
-                that looks empty would go. What the storage has refused to make is not there.
+            ConnectFailed: the storage gave no answer, so its answer to *request* could be wrong: it
+                would remove a directory that looks empty. A file that it refuses raises nothing
+                here, because it does not exist then.
         """
         states = self.concerned(request)
         if states and any(state.unreachable for state in await tell(states)):
@@ -173,7 +181,7 @@ class OwnFiles:
             if state is not None:
                 found[state.ino] = state
             elif isinstance(request, names.Rename | names.Remove):
-                # Perhaps a directory that is to go, which must not look empty.
+                # Perhaps a directory that is to be removed: it must not look empty.
                 known = self._volume.memory.lookup(*entry)
                 if known is None:
                     return self.inside(None)
@@ -184,7 +192,7 @@ class OwnFiles:
 
 
 def may_be_refused(parent: int, name: bytes) -> bool:
-    """Whether a new name is too long, or looks like a store path, ``M00``: the storage decides."""
+    """Whether the storage may refuse a new name: it is too long, or like a store path, ``M00``."""
     reserved = parent == names.ROOT_INO and len(name) == 3 and name.startswith(b"M")
     return reserved or len(name) > names.NAME_MAX
 
@@ -192,7 +200,7 @@ def may_be_refused(parent: int, name: bytes) -> bool:
 def may_be_foreseen(
     request: names.SetXattr | names.RemoveXattr, xattrs: dict[bytes, bytes]
 ) -> bool:
-    """Whether the storage will certainly do what a change of *xattrs*, all of an inode, says."""
+    """Whether the storage is certain to accept a change of *xattrs*, which are all of an inode."""
     if request.name in acl.NAMES:
         return False
     if isinstance(request, names.RemoveXattr):
@@ -201,7 +209,7 @@ def may_be_foreseen(
 
 
 def entries_of(request: Any) -> list[tuple[int, bytes]]:
-    """The names that a request is about."""
+    """The (directory, name) pairs that *request* names."""
     entries = []
     if isinstance(request, names.Lookup | names.Create | names.Remove | names.Link | names.Adopt):
         entries.append((request.parent, request.name))
@@ -211,9 +219,9 @@ def entries_of(request: Any) -> list[tuple[int, bytes]]:
 
 
 async def tell(states: Collection[FileState]) -> list[FileState]:
-    """Tell the storage of unborn files; return those that it could not be told of.
+    """Tell the storage of unborn files, in parallel.
 
-    That is reported to who has them open.
+    Returns those that are still unborn. Why is reported to the programs that have them open.
     """
     async with trio.open_nursery() as nursery:
         for state in states:
@@ -222,9 +230,11 @@ async def tell(states: Collection[FileState]) -> list[FileState]:
 
 
 class Birth:
-    """What the storage has to be told of an unborn file beside its attributes.
+    """What the storage has to be told of an unborn file besides its attributes and content.
 
-    ``made_ns``: when it was made, which is also a time of its directory. ``xattrs``: all of them.
+    Attributes:
+        made_ns: when it was made, in Unix nanoseconds; its directory changed at that time, too.
+        xattrs: all of its extended attributes.
     """
 
     __slots__ = ("made_ns", "name", "parent", "xattrs")
@@ -236,8 +246,8 @@ class Birth:
         self.xattrs: dict[bytes, bytes] = {}
 
     def request(self, volume: Volume, attr: Attr, data: bytes) -> names.CreateFile:
-        """*attr*: the attributes as the kernel has been told them."""
-        # Of later changes in the directory the storage knows already.
+        """The request for a file with these attributes, as the kernel knows them, and content."""
+        # The storage may already know of later changes in the directory: keep their time.
         parent = volume.memory.attr(self.parent)
         return names.CreateFile(
             self.parent,
@@ -256,5 +266,5 @@ class Birth:
 
 
 def taken(exc: StatusError) -> bool:
-    """Whether somebody else has taken the name since the grant ended, or its directory is gone."""
+    """Whether CreateFile failed because the name was taken, or its directory has gone."""
     return exc.errno in (errno.EEXIST, errno.ENOENT, errno.ENOTDIR)

@@ -1,4 +1,4 @@
-"""The half of an open file that looks at it and reads; `fdfsfuse.vfs.files` has the other half."""
+"""The half of an open file that looks at it and reads it; `fdfsfuse.vfs.files` has the other."""
 
 from __future__ import annotations
 
@@ -19,18 +19,23 @@ from fdfsfuse.vfs.volume import Volume
 
 _READ_TRIES = 8
 _PAUSE_S = 0.001
-"""Before the first of the tries that wait, of which each pauses four times as long."""
+"""The pause before the second try; it grows fourfold with each further one."""
 _LOOK_S = 3.0
-"""A storage that hangs is found to be unreachable while it is asked for something."""
+"""How long one question for attributes may take; a storage that hangs is noticed meanwhile."""
 
 
 class ReadableFile(ABC):
-    """Reading, and clean content as a cache. Changes are the subclass's.
+    """Reading, and clean content as a cache. Changes are left to subclasses.
 
-    ``attr`` is what the storage has, unless it is ``outdated``; `attributes` what users see.
-    ``dirty``, ``content`` and ``writer``: see `fdfsfuse.vfs.files`. ``changed_ns``: when content
-    was changed last, whatever ``mtime_ns`` has been set to since. ``transfers``: READs and WRITEs
-    in flight; the kernel has locked their pages.
+    Attributes:
+        number: the inode number in this mount; ``ino`` that in the volume, 0 without a name.
+        attr: the attributes that the storage has; `attributes` makes those that users see.
+        outdated: whether ``attr`` may have changed at the storage.
+        dirty, content, writer: see `fdfsfuse.vfs.files`.
+        mtime_ns: the modification time of content that is not stored.
+        changed_ns: when that content was changed last, whatever ``mtime_ns`` was set to since.
+        transfers: READs and WRITEs in flight; the kernel has locked their pages.
+        lock: held while the file is changed.
     """
 
     __slots__ = (
@@ -78,7 +83,7 @@ class ReadableFile(ABC):
         return self._size if self.dirty else self.attr.size
 
     def attributes(self, attr: Attr) -> Attr:
-        """*attr*, an answer of the storage, with what is not stored yet; the kernel is told."""
+        """*attr*, from the storage, with unstored changes. The kernel is about to get them."""
         if not self.dirty:
             self._kernel_knows(attr.size)
             return attr
@@ -87,7 +92,7 @@ class ReadableFile(ABC):
         return replace(attr, size=self._size, mtime_ns=self.mtime_ns, ctime_ns=ctime_ns)
 
     def fresh_attr(self, attr: Attr) -> None:
-        """The storage has told newer attributes."""
+        """Take newer attributes from an answer of the storage."""
         if self._kernel_size is None and not self.dirty and attr.size != self.attr.size:
             self._kernel_size = self.attr.size
         self.attr = attr
@@ -97,20 +102,20 @@ class ReadableFile(ABC):
             self._drop_content()
 
     def _kernel_knows(self, size: int) -> None:
-        """The size that the kernel takes the file to have; it appends there."""
+        """Note the size that the kernel believes the file to have: it appends there."""
         self._kernel_size = None if size == self.size else size
 
     def recalled(self) -> None:
-        """Somebody else has changed the inode: what is known of it may be outdated."""
+        """Note that another mount has changed the inode."""
         self.outdated = True
 
     @property
     def is_fresh(self) -> bool:
-        """Whether ``attr`` is what the storage would tell now."""
+        """Whether ``attr`` is certain to be what the storage has now."""
         return not self.outdated and (not self.ino or self.volume.memory.left() > 0)
 
     def opened(self, attr: Attr, data: bytes | None) -> None:
-        """open() has brought attributes, and perhaps the content."""
+        """Take the attributes, and perhaps the content, that open() has brought."""
         if self.dirty:
             return
         self.fresh_attr(attr)
@@ -163,7 +168,7 @@ class ReadableFile(ABC):
         raise TreeError(errno.EIO)
 
     async def _fetch(self, handle: Handle, offset: int, length: int) -> bytes | memoryview:
-        """Stored content, which another storage may have when the volume is down."""
+        """Read stored content; while the volume is down, from another storage that has it."""
         volume = self.volume
         reader = handle.reader(self.attr.file_id, self.attr.size)
         if volume.down and self.reads_on:
@@ -178,7 +183,7 @@ class ReadableFile(ABC):
             volume.leave(ticket)
 
     async def _read_through(self, writer: ObjectWriter, offset: int, length: int) -> bytes:
-        """Read a file that is being written to: bytes under way must have arrived first."""
+        """Read a file that is being written to, after bytes of the range that are under way."""
         end = min(offset + length, self.size)
         if writer.overlaps(offset, end):
             async with self.lock:
@@ -197,7 +202,7 @@ class ReadableFile(ABC):
 
     @abstractmethod
     async def catch_up(self) -> None:
-        """Let unstored content follow what others have stored meanwhile."""
+        """Bring unstored content up to date with what other mounts have stored meanwhile."""
 
     async def _refresh(self) -> None:
         if self.ino:
@@ -210,12 +215,15 @@ class ReadableFile(ABC):
 
     @property
     def reads_on(self) -> bool:
-        """Without the names primary, a file that is open is read as it was where others have it."""
+        """Whether the names primary is not needed: it is unreachable, and others have the content.
+
+        A file that is open is then read as it was last known.
+        """
         backend = self.volume.backend
         return backend.unreachable and not self.outdated and backend.has_copies(self.attr.file_id)
 
     async def look(self) -> Attr | None:
-        """The attributes that the storage tells; None: it `reads_on`."""
+        """Ask the storage for the attributes. None: it does not answer, but the file `reads_on`."""
         volume = self.volume
         attr: Attr
         if not volume.backend.has_copies(self.attr.file_id):
@@ -235,7 +243,7 @@ class ReadableFile(ABC):
         return None
 
     async def _load(self) -> tuple[bytes | bytearray | None, int]:
-        """The whole content, for a change in memory, and its version; None: it is too large."""
+        """The whole content, for a change in memory, and its version; None if it is too large."""
         if not self.is_fresh:
             await self._refresh()
         if self.content is not None:
@@ -245,7 +253,7 @@ class ReadableFile(ABC):
         return await self._load_stored()
 
     async def _load_stored(self) -> tuple[bytes | bytearray | None, int]:
-        """As `_load`, of what the storage has now."""
+        """As `_load`, but always what the storage has now."""
         for attempt in range(_READ_TRIES):
             opened: names.Opened = await self.volume.call(names.Open(self.ino, SMALL_CONTENT_MAX))
             self.fresh_attr(opened.attr)
@@ -276,10 +284,10 @@ class ReadableFile(ABC):
 
 
 async def _wait_for_size(attempt: int) -> None:
-    """Wait for the size of an object that is shorter than was told.
+    """Pause before another try to read an object that is shorter than its attributes say.
 
-    A storage that truncates cuts an object off first, and tells the new size once other storages
-    have cut it off as well.
+    A storage that truncates a file cuts the object first, and publishes the new size when the other
+    storages have cut it as well.
     """
     if attempt < _READ_TRIES - 1:
         await trio.sleep(_PAUSE_S * 4**attempt)

@@ -1,10 +1,10 @@
-"""One volume as the mount sees it: is it there, and what to do while it is not.
+"""One volume as the mount sees it: its calls, and what happens to them while it does not answer.
 
-A call to a volume that does not answer waits, for at most the mount's timeout (with ``hard``: as
-long as it takes). A volume whose call ended without an answer is *down*: further calls fail at
-once, until a probe was answered. Only so many may wait at a time; when the oldest of these has
-waited for a while, further ones fail at once. So a dead volume costs a few waiting requests and
-never the others.
+A call to a volume that does not answer waits for at most the mount's timeout (with ``hard``: for as
+long as it takes). When a call ends without an answer, the volume is *down*: further calls fail at
+once until a probe is answered. Only ``max_waiting`` calls may wait at a time; once the oldest of
+them has waited for `_STUCK_S`, further ones fail at once. So a dead volume holds up a bounded
+number of requests, and never the other volumes.
 """
 
 from __future__ import annotations
@@ -45,12 +45,15 @@ _STUCK_S = 2.0
 class Volume:
     """A volume with its number in this mount.
 
-    ``down``: see the module. ``held`` has the inodes that the storage was told to keep.
-    ``root_attr`` are the last attributes of the root that the storage told. ``memory`` has what
-    may be relied upon of all that the storage told; ``recalls`` carries out what it calls back.
-    ``files_ahead`` and ``names_ahead`` decide on what is asked for ahead of need.
-    ``own_files``: those that the storage was not told of yet. ``own_changes``: those of names that
-    it has not answered yet.
+    Attributes:
+        down: see the module; ``times_down`` counts how often it became so.
+        held_open: the inodes that the storage was told to keep because they are open here.
+        root_attr: the last known attributes of the volume's root.
+        memory: what is remembered of the storage's answers; ``recalls`` carries out its recalls.
+        files_ahead, names_ahead: decide which contents and names are asked for ahead of need.
+        own_files: new files that the storage was not told of yet.
+        own_changes: changes that are answered here, ahead of the storage.
+        ended: set when `run` has ended.
     """
 
     def __init__(
@@ -94,9 +97,11 @@ class Volume:
             self.ended.set()
 
     async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
-        """Send a names request; see `Backend.call`. Fails at once while the volume is down.
+        """Send a names request and remember what its answer says; see `Backend.call`.
 
-        What the answer tells is in ``memory`` then, unless it may be outdated.
+        Raises:
+            ConnectFailed: see `enter`.
+            StatusError, ConnectionProblem: see `fdfsfuse.vfs.backend`.
         """
         memory = self.memory
         ticket = self.enter()
@@ -114,7 +119,7 @@ class Volume:
             memory.refused(request, exc, began)
             raise
         except ConnectionProblem:
-            # A storage that answers others is not down: this call takes long, as copying much does.
+            # If the storage answers others, only this call takes long: it may have much to copy.
             if timeout_s is None and not self.backend.answers:
                 self.mark_down()
             raise
@@ -128,8 +133,11 @@ class Volume:
     async def wait_for_changes(self, timeout_s: float | None = None) -> None:
         """Wait until the storage has made all changes that were answered here.
 
+        Args:
+            timeout_s: how long to wait; as long as for any call of the mount if None.
+
         Raises:
-            DeadlineExceeded: within *timeout_s*, or the patience of the mount, it has not.
+            DeadlineExceeded: it has not made them in time.
         """
         if not self.own_changes:
             return
@@ -140,7 +148,9 @@ class Volume:
             raise DeadlineExceeded(f"the volume {self.backend.group} does not answer in time")
 
     async def wait_ahead(self, directory: int) -> None:
-        """Wait for what is being asked for ahead of need in a directory, which may be locked.
+        """Wait for what is being asked for ahead of need in *directory*.
+
+        The kernel may have the directory locked meanwhile.
 
         Raises:
             ConnectFailed: see `enter`.
@@ -164,17 +174,17 @@ class Volume:
                 self._answers_held = None
 
     async def wait_landed(self, directory: int) -> None:
-        """Wait until no request about a directory is in flight."""
+        """Wait until no request that concerns *directory* is in flight."""
         while self.memory.flights.concern(directory):
             await self._landed.park()
 
     def hold_answers(self) -> trio.Event:
-        """No call returns before the event is set."""
+        """Let no call return before the event that is returned was set."""
         self._answers_held = trio.Event()
         return self._answers_held
 
     def enter(self) -> int:
-        """A request or transfer begins; to be ended by `leave`.
+        """A request or transfer begins. Returns a ticket for `leave`, which must follow.
 
         Raises:
             ConnectFailed: the volume is down, or so many wait for an answer already, and for so
@@ -197,7 +207,7 @@ class Volume:
 
     @property
     def waiting(self) -> int:
-        """Requests and transfers without an answer."""
+        """How many requests and transfers are under way."""
         return len(self._waiting)
 
     def check_up(self) -> None:
@@ -206,7 +216,7 @@ class Volume:
             raise ConnectFailed(f"the volume {self.backend.group} does not answer")
 
     async def space(self) -> names.Space:
-        """StatFs, at most a little old; the last known while the volume does not answer."""
+        """The volume's space, at most ``space_age_s`` old; older while it does not answer."""
         if time.monotonic() - self._space_at > self._options.space_age_s and not self.down:
             try:
                 self._space = await self.backend.call(names.StatFs(), timeout_s=1.0)
@@ -244,7 +254,7 @@ class Volume:
             log.warning("the volume %s answers again", self.backend.group)
 
     def mark_down(self) -> None:
-        """A request had no answer in time: the next ones fail at once."""
+        """A request had no answer in time: let the next ones fail at once."""
         if not self.down:
             self.down = True
             self.times_down += 1
