@@ -33,8 +33,8 @@ SELF_TEST = b"user.fdfs.selftest"
 """Set and read back on the root, once, to see whether libfuse passes names on unharmed."""
 
 _CACHED = 1024
-_NEVER = frozenset((b"security.selinux",))
 _CAPABILITY = b"security.capability"
+_NEVER = frozenset((b"security.selinux", _CAPABILITY))
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
 _NAME_MAX = 255
 
@@ -63,11 +63,12 @@ class Xattrs:
 
     async def get(self, number: int, name: bytes) -> bytes:
         """The value. ENODATA when there is none."""
+        if name == _CAPABILITY:
+            # The kernel asks before the first write to each file: an answer costs no call.
+            raise TreeError(errno.ENODATA)
         if name in self._refused:
             # Answered so once, the kernel does not ask again for each file of a listing.
             raise TreeError(errno.EOPNOTSUPP)
-        if name == _CAPABILITY:
-            raise TreeError(errno.ENODATA)
         if name.startswith(HIDDEN):
             return await self._get_hidden(number, name)
         value = (await self._all(number)).get(name)

@@ -556,6 +556,15 @@ async def test_xattrs_that_are_asked_all_the_time_cost_nothing() -> None:
         assert m.volume.requests.total() == before
 
 
+@pytest.mark.parametrize("name", [b"security.selinux", b"security.capability"])
+async def test_xattrs_that_are_never_there_are_not_taken(name: bytes) -> None:
+    async with mounted() as m:
+        number = (await m.write_file("vol/a", b"x")).number
+        with fails(errno.EOPNOTSUPP):
+            await m.vfs.xattrs.set(number, name, b"value")
+        assert await m.vfs.xattrs.list(number) == []
+
+
 async def test_xattrs_of_unnamed_objects_are_their_metadata() -> None:
     async with mounted() as m:
         file_id = m.volume.upload(b"content")
