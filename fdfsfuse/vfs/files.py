@@ -33,6 +33,7 @@ from msgspec.structs import replace
 from fdfsfuse.errors import ConnectionProblem, FdfsError, StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import SMALL_CONTENT_MAX, Attr
+from fdfsfuse.vfs import clock
 from fdfsfuse.vfs.context import Context
 from fdfsfuse.vfs.merging import MergingFile
 from fdfsfuse.vfs.objectwriter import ObjectWriter
@@ -333,7 +334,7 @@ class FileState(MergingFile):
             elif small and not self.dirty:
                 self._begin(self.attr.version)
             if content is None:
-                now = time.time_ns()
+                now = clock.now_ns()
                 self._stored(await self.volume.call(names.Truncate(self.ino, size, now)))
                 return
             old = self.size
@@ -367,7 +368,7 @@ class FileState(MergingFile):
         if not self.dirty_since:
             self.dirty_since = time.monotonic()
         self._size = size
-        self.mtime_ns = self.changed_ns = time.time_ns()
+        self.mtime_ns = self.changed_ns = clock.now_ns()
 
     async def set_attributes(self, request: names.SetAttr) -> Attr:
         """chmod, chown and utimens of an open file: a time that is set is not lost by storing."""

@@ -17,6 +17,7 @@ import trio
 
 from fdfsfuse.errors import FdfsError, StatusError, TreeError
 from fdfsfuse.proto import names
+from fdfsfuse.vfs import clock
 from fdfsfuse.vfs.ahead import Wanted
 from fdfsfuse.vfs.context import Context, Entry
 from fdfsfuse.vfs.files import FileState
@@ -224,7 +225,7 @@ class OpenFiles:
         directory = volume.memory.attr(parent)
         assert directory is not None
         gid = directory.gid if directory.mode & stat.S_ISGID else owner.gid
-        now = time.time_ns()
+        now = clock.now_ns()
         attr = names.Attr(ino, mode, 1, owner.uid, gid, 0, 0, now, now, now, 0)
         number = self._context.numbers.of_inode(volume.number, ino)
         self._state(volume, number, attr).make(parent, name)

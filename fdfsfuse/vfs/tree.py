@@ -15,12 +15,12 @@ from __future__ import annotations
 import errno
 import logging
 import stat
-import time
 from typing import NamedTuple
 
 from fdfsfuse.errors import FdfsError, StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
+from fdfsfuse.vfs import clock
 from fdfsfuse.vfs.context import NO_ENTRY, Context, Entry
 from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.idtree import IdTree, store_path_of
@@ -54,7 +54,7 @@ class Changes(NamedTuple):
 
     def request(self, ino: int) -> names.SetAttr:
         """As a request for inode *ino*."""
-        return names.SetAttr(ino, time.time_ns(), *self)
+        return names.SetAttr(ino, clock.now_ns(), *self)
 
 
 class Tree:
@@ -245,7 +245,7 @@ class Tree:
         *umask*: what the kernel has not taken off *mode* because a default ACL may take its place.
         """
         volume, ino = self._parent(parent)
-        now = time.time_ns()
+        now = clock.now_ns()
         request = names.Create(ino, name, mode, owner.uid, owner.gid, now, rdev, target, umask)
         attr = await volume.own_changes.create(request) or await volume.call(request)
         return self._context.entry(volume, attr, ino, name)
@@ -263,7 +263,7 @@ class Tree:
         volume, ino = found
         if ino == names.ROOT_INO and store_path_of(name) is not None:
             raise TreeError(errno.EPERM)
-        request = names.Remove(ino, name, directory, time.time_ns())
+        request = names.Remove(ino, name, directory, clock.now_ns())
         attr: Attr = await volume.own_changes.remove(request) or await volume.call(request)
         self._directories.removed(parent, name)
         self._context.told(volume, attr)
@@ -276,7 +276,7 @@ class Tree:
         _, parent_ino = self._parent(parent)
         if file_id:
             return await self._adopt(volume, file_id, parent, name, replace=False)
-        attr: Attr = await volume.call(names.Link(ino, parent_ino, name, time.time_ns()))
+        attr: Attr = await volume.call(names.Link(ino, parent_ino, name, clock.now_ns()))
         return self._context.entry(volume, attr, parent_ino, name)
 
     async def rename(
@@ -305,7 +305,7 @@ class Tree:
             or (new_ino == names.ROOT_INO and store_path_of(new_name) is not None)
         ):
             raise TreeError(errno.EPERM)
-        request = names.Rename(ino, name, new_ino, new_name, flags, time.time_ns())
+        request = names.Rename(ino, name, new_ino, new_name, flags, clock.now_ns())
         answer: names.Renamed = await volume.own_changes.rename(request) or await volume.call(
             request
         )
@@ -322,7 +322,7 @@ class Tree:
             raise TreeError(errno.EPERM)
         answer: names.Renamed = await volume.call(
             names.Adopt(
-                file_id, parent_ino, name, replace, options.uid, options.gid, time.time_ns()
+                file_id, parent_ino, name, replace, options.uid, options.gid, clock.now_ns()
             )
         )
         self._context.numbers.adopted(volume.number, file_id, answer.moved.ino)

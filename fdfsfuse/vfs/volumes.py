@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import time
 import zlib
 
 import trio
 
 from fdfsfuse.errors import ConfigError, FdfsError, StatusError
 from fdfsfuse.proto import names
+from fdfsfuse.vfs import clock
 from fdfsfuse.vfs.backend import Cluster
 from fdfsfuse.vfs.context import Context, Entry
 from fdfsfuse.vfs.numbers import DYNAMIC, INO_MASK, MAX_VOLUMES, ROOT, VOLUME_SHIFT, volume_of
@@ -36,7 +36,7 @@ class Volumes:
         self._cluster = cluster
         self._by_number: dict[int, Volume] = {}
         self._wanted = trio.Event()
-        self._mounted_ns = time.time_ns()
+        self._mounted_ns = clock.now_ns()
         self.by_name: dict[bytes, Volume] = {}
 
     def of(self, number: int) -> Volume:

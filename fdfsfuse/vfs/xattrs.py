@@ -22,6 +22,7 @@ from fdfsfuse.core import acl
 from fdfsfuse.core.recent import Recent
 from fdfsfuse.errors import ProtocolError, StatusError, TreeError
 from fdfsfuse.proto import fileid, names
+from fdfsfuse.vfs import clock
 from fdfsfuse.vfs.backend import ObjectInfo
 from fdfsfuse.vfs.context import Context
 from fdfsfuse.vfs.numbers import ROOT, id_directory
@@ -89,7 +90,7 @@ class Xattrs:
         volume, ino, file_id = self._tree.inode(number)
         if name == acl.ACCESS and await self._set_as_mode(volume, number, ino, value):
             return
-        request = names.SetXattr(ino, name, value, 0, time.time_ns(), file_id)
+        request = names.SetXattr(ino, name, value, 0, clock.now_ns(), file_id)
         try:
             if not await self._change_here(volume, number, request):
                 await volume.call(request)
@@ -108,7 +109,7 @@ class Xattrs:
             if name in acl.NAMES:
                 return
             raise TreeError(errno.ENODATA)
-        request = names.RemoveXattr(ino, name, time.time_ns(), file_id)
+        request = names.RemoveXattr(ino, name, clock.now_ns(), file_id)
         try:
             if not await self._change_here(volume, number, request):
                 await volume.call(request)

@@ -101,7 +101,7 @@ class SessionBackend(FakeBackend):
         waits, new = shared.grants.in_the_way(self.number, inos, known_only=known_only)
         for revocation in new:
             (holder,) = [s for s in shared.sessions if s.number == revocation.session]
-            nothing = shared.storage.recall_since(*shared.storage.snapshot())
+            nothing = shared.storage.recall_since(shared.storage.snapshot())
             recall = replace(nothing, grants=revocation.inos)
             shared.revocations[recall.number] = revocation
             holder._recall(recall)
@@ -156,7 +156,7 @@ class SessionBackend(FakeBackend):
             shared.holds.add(told, self.number)
             for released in self.unreleased.values():
                 released.difference_update(told)
-        recall = shared.storage.recall_since(*before)
+        recall = shared.storage.recall_since(before)
         if recall.attrs:
             for other in shared.sessions:
                 if isinstance(request, names.CreateFile) and other.number not in (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -23,6 +23,14 @@ from tests.common.fake_tree import FakeTree
 _LEASE_S = 3600.0
 
 NEVER = 10.0**9
+
+
+class Snapshot(NamedTuple):
+    """What mounts may have been told: by inode, and the inodes of (parent, name)."""
+
+    attrs: dict[int, Attr]
+    xattrs: dict[int, dict[bytes, bytes]]
+    entries: dict[tuple[int, bytes], int]
 
 
 class FakeBackend(FakeTree):
@@ -182,16 +190,17 @@ class FakeBackend(FakeTree):
         """Another mount sends *request*; what it changes is recalled from this one."""
         before = self.snapshot()
         answer = self.execute(request)
-        recall = self.recall_since(*before)
+        recall = self.recall_since(before)
         if self.listener is not None:
             self.listener.recalled(recall)
             while recall.number not in (number for number, _ in self.confirmed):  # noqa: ASYNC110
                 await trio.sleep(0.001)
         return answer
 
-    def snapshot(self) -> tuple[dict[int, Attr], dict[tuple[int, bytes], int]]:
+    def snapshot(self) -> Snapshot:
         """The state, for `recall_since`."""
-        return dict(self.attrs), self._entries()
+        xattrs = {ino: dict(found) for ino, found in self.xattrs.items()}
+        return Snapshot(dict(self.attrs), xattrs, self._entries())
 
     def _entries(self) -> dict[tuple[int, bytes], int]:
         return {
@@ -200,13 +209,13 @@ class FakeBackend(FakeTree):
             for name, (_, ino) in directory.entries.items()
         }
 
-    def recall_since(
-        self, attrs: dict[int, Attr], entries: dict[tuple[int, bytes], int]
-    ) -> names.Recall:
-        """What is different from the state described by *attrs* and *entries*."""
+    def recall_since(self, before: Snapshot) -> names.Recall:
+        """What is different from the state *before*."""
+        attrs, xattrs, entries = before
         now = self._entries()
         changed = [entry for entry in {**entries, **now} if entries.get(entry) != now.get(entry)]
         inos = {ino for ino, attr in attrs.items() if self.attrs.get(ino) != attr}
+        inos |= {ino for ino in attrs if self.xattrs.get(ino, {}) != xattrs.get(ino, {})}
         inos |= {parent for parent, _ in changed}
         content = [
             ino

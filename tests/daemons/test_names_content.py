@@ -234,6 +234,10 @@ async def test_content_takes_its_ctime_from_its_mtime(session: NamesSession) -> 
     request = names.StoreContent(ino, b"y", NOW - 7)
     attr = await session.call(request)
     assert (attr.mtime_ns, attr.ctime_ns) == (NOW - 7, NOW + 5)
+    for size in (1, 2, 2):
+        attr = await session.call(names.Truncate(ino, size, attr.ctime_ns + 1))
+        assert attr.mtime_ns == attr.ctime_ns
+    assert attr.ctime_ns == NOW + 8
 
 
 async def test_content_is_based_on_a_version(server: NamesServer, session: NamesSession) -> None:

@@ -6,6 +6,7 @@ Access times are left out: the mount does not change them by reading.
 from __future__ import annotations
 
 import os
+import random
 import stat
 import time
 from collections.abc import Callable
@@ -241,3 +242,107 @@ def test_a_future_mtime_leaves_ctime(volume: Path, mounted: Mount, mode: str, si
     mounted.clear_caches()
     assert path.stat().st_ctime <= time.time() < path.stat().st_mtime
     path.unlink()
+
+
+def _touch(place: Path) -> set[int]:
+    os.utime(place / "touched")
+    status = (place / "touched").stat()
+    return {status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns}
+
+
+def _set_only_mtime(place: Path) -> set[int]:
+    utimensat(str(place / "touched"), (0, UTIME_OMIT), (0, UTIME_NOW))
+    return {(place / "touched").stat().st_mtime_ns}
+
+
+def _changed(path: Path) -> set[int]:
+    status = path.stat()
+    return {status.st_mtime_ns, status.st_ctime_ns}
+
+
+def _write(place: Path) -> set[int]:
+    written(str(place / "written"), b"x")
+    return _changed(place / "written")
+
+
+def _write_on(place: Path) -> set[int]:
+    with (place / "written").open("ab", buffering=0) as file:
+        file.write(b"x")
+        return _changed(place / "written")
+
+
+def _truncate(place: Path) -> set[int]:
+    os.truncate(place / "written", 2)
+    return _changed(place / "written")
+
+
+def _make(place: Path) -> set[int]:
+    (place / "dir/made").write_text("x")
+    times_ns = _changed(place / "dir/made") | _changed(place / "dir")
+    (place / "dir/made").unlink()
+    return times_ns
+
+
+def _make_directory(place: Path) -> set[int]:
+    (place / "dir/made").mkdir()
+    times_ns = _changed(place / "dir/made") | _changed(place / "dir")
+    (place / "dir/made").rmdir()
+    return times_ns
+
+
+def _move(place: Path) -> set[int]:
+    os.rename(place / "touched", place / "dir/moved")
+    times_ns = _changed(place / "dir") | _changed(place)
+    os.rename(place / "dir/moved", place / "touched")
+    return times_ns | {(place / "touched").stat().st_ctime_ns}
+
+
+def _chmod(place: Path) -> set[int]:
+    os.chmod(place / "touched", 0o640)
+    return {(place / "touched").stat().st_ctime_ns}
+
+
+def _set_xattr(place: Path) -> set[int]:
+    os.setxattr(place / "touched", "user.x", b"1")
+    return {(place / "touched").stat().st_ctime_ns}
+
+
+@pytest.mark.parametrize("where", ["local", "volume"])
+def test_what_is_done_later_is_not_older(where: str, request: pytest.FixtureRequest) -> None:
+    """Whether the kernel chooses the time (``touch``) or the file system; ``make`` relies on it."""
+    place: Path = request.getfixturevalue(where)
+    (place / "dir").mkdir()
+    for name in ("touched", "written"):
+        (place / name).touch()
+    changes = (_make, _make_directory, _move, _write, _write_on, _truncate, _chmod, _set_xattr)
+    draw = random.Random(7)
+    latest, before = 0, "nothing"
+    for turn in range(300):
+        # Every other time one that the kernel chooses.
+        action = draw.choice(changes if turn % 2 else (_touch, _set_only_mtime))
+        times_ns = action(place)
+        assert latest <= min(times_ns), f"{action.__name__} after {before}"
+        assert max(times_ns) <= time.time_ns()
+        latest, before = max(times_ns), action.__name__
+
+
+def test_times_are_the_same_wherever_they_are_looked_at(volume: Path, mounted: Mount) -> None:
+    """What is stored is what was shown, and an exact time that is set just now stays."""
+    path = volume / "file"
+    for _ in range(20):
+        path.write_text("x")
+        os.utime(path)
+        source = path.stat()
+        os.utime(path, ns=(source.st_atime_ns, source.st_mtime_ns))
+        assert _times(path) == (source.st_atime_ns, source.st_mtime_ns)
+        exact_ns = time.time_ns()
+        os.utime(path, ns=(exact_ns, exact_ns))
+        assert _times(path) == (exact_ns, exact_ns)
+        mounted.clear_caches()
+        assert _times(path) == (exact_ns, exact_ns)
+    path.unlink()
+
+
+def _times(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_atime_ns, status.st_mtime_ns

@@ -212,7 +212,7 @@ async def test_an_answer_is_used_for_a_getattr_right_after() -> None:
 async def test_own_changes_show_in_the_directory_without_asking() -> None:
     async with mounted() as m:
         directory = await make(m, "vol/dir", stat.S_IFDIR | 0o755)
-        old = (await m.vfs.tree.getattr(directory)).attr
+        old = (await m.vfs.set_attributes(directory, None, Changes(mtime_ns=1), None)).attr
         before = m.volume.requests["GetAttr"]
         await m.vfs.tree.create(directory, b"sub", stat.S_IFDIR | 0o755, OWNER)
         new = (await m.vfs.tree.getattr(directory)).attr

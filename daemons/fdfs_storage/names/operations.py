@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -179,9 +178,8 @@ class Operations:
     async def _truncate(self, work: Work, attr: Attr, request: names.Truncate) -> tuple[int, bytes]:
         size, mtime_ns = request.size, request.mtime_ns
         if size == attr.size and not attr.in_place:
-            return await self._decide(
-                work, names.SetAttr(attr.ino, time.time_ns(), mtime_ns=mtime_ns)
-            )
+            ctime_ns = max(attr.ctime_ns, mtime_ns)
+            return await self._decide(work, names.SetAttr(attr.ino, ctime_ns, mtime_ns=mtime_ns))
         if size == 0:
             return await self._decide(
                 work, lambda: self._prepare.store_content(attr.ino, b"", mtime_ns)
