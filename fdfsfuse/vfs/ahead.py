@@ -1,14 +1,16 @@
 """Reading ahead over the files of a directory: when to ask for more, and the content that came.
 
-Programs that take the files of a directory one after the other, in the order of its listing or of
-their names, would make one or two calls for each. So the call for one of them may bring the
-`following` ones as well (`names.Open`). Whether that pays shows afterwards, so each directory has
-a *credit*: what is asked for costs, what turns out to be of use earns more. Without any,
-a few files are tried again after every so many that had to be asked for: that is what reading at
-random costs. A directory that is new begins with what the ones before it have earned.
+A program that goes through the files of a directory, in the order of its listing or of their names,
+would cost one or two calls for each file. So the call for one file may bring the following ones as
+well (``following`` of `names.Open`). Whether that pays is known only afterwards, so each directory
+has a *credit*. Each entry that is asked for ahead of need costs some, and each that turns out to be
+of use earns more. Every call that had to be made earns a little, too, so that a directory without
+credit is tried again once in a while; that is what reading at random costs. A new directory begins
+with credit that the ones before it have earned.
 
-While what came is being used, more is asked for. Who misses an entry meanwhile waits for what is on
-its way: programs that share a directory would otherwise ask for most of its entries one by one.
+While the entries that came are being used, more are asked for. A call for an entry that did not
+come waits meanwhile for what is on its way: programs that share a directory would otherwise ask for
+most of its entries one by one.
 
 Only decisions and memory: no I/O.
 """
@@ -23,12 +25,13 @@ import trio
 from fdfsfuse.core.recent import Recent
 
 _COST: Final = 4
+"""Credit that an entry costs. One that is used earns `_USED`, and new directories `_TRUSTED`."""
 _USED: Final = 16
 _TRUSTED: Final = 8
 _TRIED: Final = 8
-"""Files to ask for as long as it is not known whether it pays."""
+"""Entries to ask for as long as it is not known whether that pays."""
 _BEGIN: Final = _COST * _TRIED - 3
-"""A directory is tried with the third file that is asked for."""
+"""The credit of a new directory: it is tried with the third call, as each earns 1."""
 _DIRECTORIES_MAX: Final = 256
 _BROUGHT_MAX: Final = 1000
 
@@ -63,7 +66,7 @@ class _Directory:
 
 
 class Ahead:
-    """What to ask for ahead of need, of one volume. *most*: entries with one call."""
+    """Decides what to ask for ahead of need, in one volume. *most*: entries in one call."""
 
     def __init__(self, most: int) -> None:
         self._max = _COST * most
@@ -74,9 +77,13 @@ class Ahead:
         self._by_name = False
 
     def missed(self, directory: int, ino: int) -> Wanted:
-        """An entry has to be asked for: what else to ask for. If anything, call `came` then.
+        """A call has to be made for an entry. Returns what to ask for along with it.
 
-        *directory* 0: it is not known.
+        If that is anything, `came` has to be called when the answer is there, or will not come.
+
+        Args:
+            directory: the inode number of the entry's directory; 0 if it is not known.
+            ino: the inode number of the entry.
         """
         if not directory:
             return Wanted(0, False, ino)
@@ -93,7 +100,7 @@ class Ahead:
         return self._ask(directory, found, ino)
 
     def onward(self, directory: int) -> Wanted:
-        """What to ask for behind what came last, of which half has been used. As `missed`."""
+        """What to ask for next, once half of what came last has been used. As `missed`."""
         found = self._directories.get(directory)
         if found is None or not found.end or 2 * len(found.brought) > found.batch:
             return Wanted(0, False, 0)
@@ -111,7 +118,12 @@ class Ahead:
         return Wanted(count, found.by_name, after)
 
     def came(self, directory: int, inos: set[int], end: int = 0) -> None:
-        """What was to be asked for came, or did not. *end*: the last, if there may be more."""
+        """An answer came, or will not come.
+
+        Args:
+            inos: the entries that it has brought.
+            end: the last of them, if more may follow; else 0.
+        """
         coming = self._coming.pop(directory, None)
         if coming is not None:
             coming.set()
@@ -123,11 +135,11 @@ class Ahead:
             found.end, found.batch = end, len(inos)
 
     def coming(self, directory: int) -> trio.Event | None:
-        """Set when what is being asked for in the directory has come; None: nothing is."""
+        """An event that is set when entries of the directory have come; None: none are coming."""
         return self._coming.get(directory)
 
     def used(self, directory: int, ino: int) -> None:
-        """An entry need not be asked for; perhaps because it was brought."""
+        """An entry was known already, perhaps because it came ahead of need."""
         found = self._directories.get(directory)
         if found is not None and ino in found.brought:
             found.brought.discard(ino)
@@ -137,7 +149,7 @@ class Ahead:
             self._by_name = found.by_name
 
     def superseded(self, directory: int) -> None:
-        """Something else brings the entries of the directory."""
+        """Spend no more on a directory whose entries are brought in another way."""
         found = self._directories.get(directory)
         if found is not None:
             found.credit = min(found.credit, _BEGIN)
@@ -168,7 +180,7 @@ class Contents:
         return number in self._contents
 
     def take(self, number: int, version: int) -> bytes | None:
-        """The content, which is not kept any longer; None when it is not here."""
+        """The content in this version, which is not kept any longer; None if it is not here."""
         found = self._contents.get(number)
         if found is None:
             return None

@@ -1,7 +1,7 @@
 """What the tree needs from the network, as interfaces.
 
-`fdfsfuse.vfs.remote` is the real thing; tests have an in-memory twin. All calls raise StatusError
-(the peer said no) or ConnectionProblem (no answer within the mount's timeout).
+`fdfsfuse.vfs.remote` implements them; tests have an in-memory twin. All calls raise StatusError
+(the server answered with an error) or ConnectionProblem (no answer within the mount's timeout).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fdfsfuse.proto import names
 
 
 class ObjectInfo(NamedTuple):
-    """What command 22 tells of an object: bytes, Unix seconds, CRC-32, address of the source."""
+    """The answer to command 22: bytes, Unix seconds, CRC-32, address of the source storage."""
 
     size: int
     created_s: int
@@ -23,19 +23,19 @@ class ObjectInfo(NamedTuple):
 
 
 class Listener(Protocol):
-    """Who is told what happens to a volume's session. Only `resumed` may wait."""
+    """Is told what happens to a volume's session. Only `resumed` may wait."""
 
     async def resumed(self) -> None:
-        """A session was opened or taken up again."""
+        """A session was opened, or continued on a new connection."""
 
     def held(self) -> Collection[int]:
-        """The inodes that the storage was told to keep; it must be told again."""
+        """The inodes that are open: the storage is told of them on each new connection."""
 
     def recalled(self, message: names.Recall) -> None:
-        """To be confirmed by `Backend.recalled`."""
+        """The storage recalls something; to be confirmed by `Backend.recalled`."""
 
     def lease_lost(self) -> None:
-        """The lease had run out; called before any further answer is given."""
+        """The lease has run out. Called before any further answer is given."""
 
 
 class Backend(Protocol):
@@ -47,7 +47,7 @@ class Backend(Protocol):
 
     @property
     def view(self) -> int:
-        """Number of the view that the session acts in, for WRITE_OBJECT."""
+        """The number of the view that the session acts in, for WRITE_OBJECT."""
 
     @property
     def connected(self) -> bool:
@@ -59,7 +59,7 @@ class Backend(Protocol):
 
     @property
     def is_prompt(self) -> bool:
-        """Whether there is a connection to the storage, which has answered until a moment ago."""
+        """Whether the storage is connected and has answered something just now."""
 
     @property
     def answers(self) -> bool:
@@ -67,7 +67,7 @@ class Backend(Protocol):
 
     @property
     def lease(self) -> Lease:
-        """Until when what was told, and not recalled, may be relied upon."""
+        """Until when answers that were not recalled may be relied upon."""
 
     @property
     def store_path_count(self) -> int:
@@ -83,7 +83,7 @@ class Backend(Protocol):
         """Keep the session up until `close` or cancelled."""
 
     def close(self) -> None:
-        """Let `run` end the session in good order, if that is quickly done, and return."""
+        """Let `run` end: it closes the session first, if that does not take long."""
 
     async def call(self, request: names.Request, *, timeout_s: float | None = None) -> Any:
         """Send a names request; return the answer struct that belongs to it."""
@@ -91,27 +91,32 @@ class Backend(Protocol):
     def post(self, request: names.Request, done: Callable[[Exception | None], None]) -> bool:
         """Send a change, while it `is_prompt`.
 
-        *done* is called with None when it was made, else with the error. The storage may take its
-        time, until something is called, or `hurry`. True: it is on its way, also if this process
-        is killed now.
+        The storage may take its time with it until `call` or `hurry` is called.
+
+        Args:
+            done: called with None when the change was made, else with the error.
+
+        Returns:
+            Whether it is certain to arrive even if this process is killed now.
         """
 
     def hurry(self) -> None:
-        """Somebody has begun to wait for what was posted."""
+        """Let the storage answer soon what was posted: somebody waits for it now."""
 
     def recalled(self, number: int, kept: Sequence[int]) -> None:
         """Confirm a recall; see `names.Recalled`."""
 
     def has_copies(self, file_id: str) -> bool:
-        """Whether other storages have an object as the names tell of it."""
+        """Whether storages other than the names primary have the published content of an object."""
 
     async def read_into(
         self, file_id: str, offset: int, buffer: memoryview, *, published: bool = False
     ) -> int:
         """Fill *buffer* with content from *offset* on; return the number of bytes.
 
-        *published*: content as the names tell of it will do, so that another storage may be asked
-        when the one that keeps them does not answer. What was written since is not there.
+        Args:
+            published: the content that was committed last will do, without what was written in
+                place since. So another storage may be asked if the names primary does not answer.
         """
 
     async def write_object(self, head: names.WriteObject, data: Sequence[bytes]) -> None:

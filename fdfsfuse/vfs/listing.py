@@ -31,7 +31,11 @@ _UNKNOWN_NUMBER = 0xFFFFFFFF
 
 
 class Row(NamedTuple):
-    """An entry of a page, as fetched. ``number`` None: an unnamed object, numbered when listed."""
+    """An entry of a page, as fetched.
+
+    ``number``: the inode number in this mount; None for an unnamed object, which gets its number
+    when it is listed.
+    """
 
     cookie: int
     name: bytes
@@ -77,8 +81,8 @@ class RootSource(Source):
 class NamesSource(Source):
     """A directory of a volume's tree.
 
-    A small one whose entries are all known is listed from memory, as it is at the start; its
-    cookies count entries then.
+    If all entries are known, and no more than one page, it is listed from memory, as it is at the
+    start of the listing; its cookies then count entries.
     """
 
     def __init__(self, context: Context, volume: Volume, ino: int) -> None:
@@ -177,7 +181,7 @@ class ObjectSource(Source):
 
 
 class DirHandle:
-    """An open directory. Used by one request at a time: the kernel sees to that."""
+    """An open directory. The kernel makes sure that one request at a time uses it."""
 
     def __init__(
         self, context: Context, number: int, volume: Volume | None, source: Source
@@ -195,14 +199,14 @@ class DirHandle:
         self.removed: set[bytes] = set()
 
     def seek(self, position: int) -> None:
-        """Go on behind *position*: 0, or the ``next_id`` of an entry. A request begins."""
+        """Begin a request that lists what comes after *position*: 0, or an entry's ``next_id``."""
         self._look_at_lease()
         if position != self._position:
             self._position = position
             self._rows, self._index, self._end = [], 0, False
 
     def next(self) -> Listed | None:
-        """The next entry in memory, or None: then call `fill`."""
+        """The next entry in memory; None if `fill` has to be called."""
         if self._position < 2:
             return self._dot()
         while self._index < len(self._rows):
@@ -213,19 +217,19 @@ class DirHandle:
         return None
 
     def taken(self, listed: Listed) -> None:
-        """The kernel took the entry."""
+        """Note that the kernel took the entry."""
         self._position = listed.next_id
         if listed.counts:
             self._index += 1
             self._context.numbers.remember(listed.entry.number)
 
     def refused(self, listed: Listed) -> None:
-        """The kernel has no room for the entry now."""
+        """Note that the kernel has no room for the entry now."""
         if listed.counts and not self._context.numbers.known(listed.entry.number):
             self._context.numbers.drop(listed.entry.number)
 
     async def fill(self) -> bool:
-        """Fetch a page; False when there is nothing more."""
+        """Fetch a page. Returns False if there is nothing more."""
         cookie = self._rows[-1].cookie if self._rows else self._position - 2
         if self._end:
             self._rows, self._index = [], 0
@@ -238,7 +242,7 @@ class DirHandle:
         return bool(self._rows)
 
     def _look_at_lease(self) -> None:
-        """Once for all entries up to the next await; for each it would be a third of the cost."""
+        """Once for all entries up to the next await: for each it would be a third of the cost."""
         self._left_s = self._volume.memory.left() if self._volume is not None else 0.0
 
     def _dot(self) -> Listed:
@@ -289,7 +293,7 @@ class DirHandles:
         self._handles.pop(number, None)
 
     def removed(self, parent: int, name: bytes) -> None:
-        """A name is gone: pages in memory must not show it again."""
+        """Let open listings of *parent* show a name no more: it was removed."""
         for handle in self._handles.values():
             if handle.number == parent:
                 handle.removed.add(name)

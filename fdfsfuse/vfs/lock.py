@@ -8,7 +8,7 @@ import trio
 
 
 class Lock:
-    """``async with lock:``, handed over in the order of asking."""
+    """A lock for ``async with lock:``. Tasks get it in the order in which they have asked."""
 
     __slots__ = ("_held", "_waiters")
 

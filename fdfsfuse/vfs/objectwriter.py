@@ -90,7 +90,7 @@ def _blocks(offset: int, end: int) -> range:
 
 
 class ObjectWriter:
-    """Used under the lock of its file, except for `overlaps`."""
+    """See the module. Everything but `overlaps` is called under the lock of the file."""
 
     def __init__(self, context: Context, volume: Volume, file_id: str, view: int) -> None:
         self.file_id = file_id
@@ -106,7 +106,7 @@ class ObjectWriter:
         self._changed = trio.lowlevel.ParkingLot()
 
     async def write(self, offset: int, data: bytes) -> None:
-        """Take *data* for *offset*. Returns before it was sent.
+        """Take *data* for *offset*. Does not wait until it is sent, only until there is room.
 
         Raises:
             FdfsError, OSError: an earlier batch could not be sent; *data* was not taken.
@@ -123,7 +123,7 @@ class ObjectWriter:
                 return
             await self._seal(offset, end)
         if not self._context.dirty.take_nowait(len(data)):
-            # What this file holds must be on its way before it waits for others.
+            # Send what this file holds before waiting for memory that others hold.
             await self._seal(offset, end)
             await self._context.dirty.take(len(data))
             if self._error is not None:
@@ -139,7 +139,7 @@ class ObjectWriter:
             await self._changed.park()
 
     def send_tail(self) -> None:
-        """Send what was gathered, although more may follow."""
+        """Send what was gathered, without waiting for more."""
         tail, self._tail = self._tail, None
         if tail is not None:
             self._start(tail)
@@ -175,18 +175,19 @@ class ObjectWriter:
         return [(chunk.offset, b"".join(chunk.pieces)) for chunk in chunks]
 
     def discard(self) -> None:
-        """Give up: what was not sent is dropped."""
+        """Drop everything that was not sent."""
         self._discarded = True
         batches = self._failed + ([self._tail] if self._tail is not None else [])
         self._failed, self._tail = [], None
         self._context.dirty.give(sum(batch.length for batch in batches))
 
     async def _seal(self, offset: int, end: int) -> None:
+        """Send what was gathered, and wait until nothing of the range is under way."""
         self.send_tail()
         await self._wait_sent(offset, end)
 
     async def _wait_sent(self, offset: int, end: int) -> None:
-        """Wait until nothing of the range is under way; what has failed meanwhile is raised."""
+        """Wait until nothing of the range is under way. Raises an error of a batch that failed."""
         while any(batch.overlaps(offset, end) for batch in self._sending):
             await self._changed.park()
         self._raise_error()

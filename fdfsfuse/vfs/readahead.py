@@ -18,7 +18,7 @@ from fdfsfuse.vfs.volume import Volume
 
 
 class Plan(NamedTuple):
-    """What a read needs: ``direct`` (just the range), or the chunks ``now`` and ``ahead``."""
+    """What a read fetches: just its range if ``direct``, else the chunks ``now`` and ``ahead``."""
 
     direct: bool
     now: range
@@ -68,7 +68,7 @@ class _Chunk:
 
 
 class Buffers:
-    """Buffers of *size* bytes that nobody uses at the moment; at most *keep* of them."""
+    """A pool of buffers of *size* bytes, of which at most *keep* unused ones are kept."""
 
     def __init__(self, size: int, keep: int) -> None:
         self._size = size
@@ -76,7 +76,7 @@ class Buffers:
         self._free: list[bytearray] = []
 
     def get(self) -> bytearray:
-        """A buffer, with anything in it."""
+        """A buffer. It may still hold old bytes."""
         return self._free.pop() if self._free else bytearray(self._size)
 
     def put(self, buffer: bytearray) -> None:
@@ -86,7 +86,7 @@ class Buffers:
 
 
 class ObjectReader:
-    """Reads ``file_id`` in one ``version``; a new one is made when either changes."""
+    """Reads one object through one handle. When ``file_id`` or ``version`` change, make another."""
 
     def __init__(
         self,

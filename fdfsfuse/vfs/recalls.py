@@ -5,14 +5,15 @@ A recall is carried out in three steps:
 1. what this mount remembers is dropped;
 2. the kernel is told to forget attributes, which never waits;
 3. the kernel is told to forget pages and names. This may wait: for a READ in flight of the same
-   pages, or for a request in flight in the same directory, which the kernel has locked. So it
-   happens in threads.
+   pages, or for a request in flight in the same directory, which the kernel has locked. So it is
+   done in threads.
 
-Then the recall is confirmed. But when a request of this mount is in flight in one of the
-directories, or a READ or WRITE of one of the files, it is confirmed after step 2, and step 3
-follows when that request was answered. The request itself may be waiting for another mount which
-has just such a recall from us: two mounts that work in one directory would wait for each other.
-What the request's answer tells is not kept by the kernel, as it was sent before the recall.
+Then the recall is confirmed. If a request of this mount is in flight in one of the directories, or
+a READ or WRITE of one of the files, the recall is already confirmed after step 2, and step 3 is
+done when that request was answered. Otherwise two mounts that work in one directory could wait for
+each other for ever: the request may be waiting until another mount confirms a recall of its own,
+which has to wait in the same way. The kernel keeps nothing of the answer to such a request, as the
+request was sent before the recall.
 """
 
 from __future__ import annotations
@@ -38,13 +39,19 @@ _REFUSE_AGAIN_S: Final = 1.0
 
 
 class Kernel(Protocol):
-    """The caches of the kernel. What it does not know is forgotten already."""
+    """The caches of the kernel. To forget what it does not know is no error."""
 
     def store_pages(self, number: int, content: bytes, offset: int = 0) -> bool:
-        """The content of a file from *offset*, a whole number of pages, to its end becomes pages.
+        """Give the kernel pages of a file.
 
-        False when that is not possible. Waits for READs and WRITEs in flight: only for a file that
-        nobody has open.
+        Waits for READs and WRITEs in flight, so only for a file that nobody has open.
+
+        Args:
+            content: the content of the file from *offset* to its end.
+            offset: a multiple of the page size.
+
+        Returns:
+            Whether the kernel took them.
         """
 
     def forget_attributes(self, number: int) -> None:
@@ -58,7 +65,7 @@ class Kernel(Protocol):
 
 
 class NoKernel:
-    """Without a mount there is nothing to forget."""
+    """Stands in for the kernel where nothing is mounted."""
 
     def store_pages(self, number: int, content: bytes, offset: int = 0) -> bool:
         return False
@@ -76,7 +83,7 @@ class NoKernel:
 class Recalls:
     """The recalls of one volume.
 
-    ``late``: names that were recalled and confirmed, but are not forgotten yet.
+    ``late``: how many names were recalled and confirmed, but are not forgotten by the kernel yet.
     """
 
     def __init__(self, context: Context, volume: Volume) -> None:
@@ -126,7 +133,7 @@ class Recalls:
             self._confirm(message)
 
     async def _give_back(self, number: int, directories: list[int] | None) -> None:
-        """Confirm the recall of grants once the storage knows of all files that were made there."""
+        """Confirm a recall of grants once the storage knows everything that was done under them."""
         await self._volume.own_changes.wait()
         untold = await tell(self._volume.own_files.inside(directories))
         if any(state.unreachable for state in untold):
@@ -147,7 +154,7 @@ class Recalls:
         self._context.spawn(self._forget_names, message, idle)
 
     async def _forget_names(self, message: names.Recall, entries: list[tuple[int, bytes]]) -> None:
-        # The kernel may know names that are not remembered here any more: these have to run out.
+        # The kernel may rely on names that are not remembered here any more: until they expire.
         await trio.sleep(self._volume.memory.unknown_left())
         await self._forget_and_confirm(message, [], entries)
 
@@ -176,7 +183,7 @@ class Recalls:
             self.late -= len(entries)
 
     def never_made(self, inos: Collection[int], entries: list[tuple[int, bytes]]) -> None:
-        """The kernel was told of something that did not become so at the storage."""
+        """Let the kernel forget what it was told of a change that the storage has refused."""
         memory, context = self._volume.memory, self._context
         memory.recall(inos, entries)
         for number in map(self._number, inos):
@@ -188,11 +195,12 @@ class Recalls:
         self._forget_later([], entries)
 
     def refuse_orphan(self) -> bool:
-        """Whether opening an inode without a name is to fail with ESTALE.
+        """Whether opening an inode that has no name any more is to fail with ESTALE.
 
-        The kernel may have found it by a name that was recalled, but is not forgotten yet, and
-        looks it up again. It does so once for each open(), so a second refusal right after the
-        first would reach the program; the inode may as well have lost its name just now.
+        The kernel may have found it by a name that was recalled, but is not forgotten yet. ESTALE
+        makes it look the name up again, once for each open(). A second ESTALE right after the first
+        would reach the program, and the inode may just as well have lost its name this moment: so
+        one refusal within a second is enough.
         """
         now = time.monotonic()
         if not self.late or now - self._refused_at < _REFUSE_AGAIN_S:
@@ -213,10 +221,9 @@ class Recalls:
         await trio.to_thread.run_sync(forget, abandon_on_cancel=True, limiter=self._limiter)
 
     def lost(self) -> None:
-        """The lease is lost: nothing is answered before all that was told is forgotten.
+        """The lease is lost: forget everything, and let no call return before that is done.
 
-        Names need not be forgotten: the kernel was told to rely on them for no longer than the
-        lease.
+        The kernel forgets names by itself: it was told to rely on them no longer than the lease.
         """
         volume, context = self._volume, self._context
         volume.memory.clear()

@@ -1,7 +1,7 @@
 """The network behind a mount: trackers, names sessions and data connections.
 
-Data goes to the storage that the names session is with. Exchanges that broke are tried again until
-the mount's timeout has passed: reading, and writing bytes at an offset, may be done twice.
+Data goes to the storage that the names session is with. Exchanges that break are repeated until the
+mount's timeout has passed: reading, and writing bytes at an offset, may be done twice.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _T = TypeVar("_T")
 
 _RETRY_S = 0.2
 _SILENT_S = 5.0
-"""How long a storage is waited for when another one can be asked."""
+"""How long to wait for a storage if another one can be asked."""
 _HEAD_LENGTH = struct.Struct(">I")
 _INFO_MAX = 128
 _JOIN_BELOW = 256 << 10
-"""Pieces of a write that are smaller on average are copied together."""
+"""Pieces of a write that are smaller than this on average are joined by copying."""
 
 
 async def _pieces(data: Sequence[bytes]) -> AsyncIterator[bytes]:
@@ -224,7 +224,7 @@ class RemoteBackend:
         *,
         published: bool = False,
     ) -> _T:
-        """From the names primary, or when that does not answer, from another storage."""
+        """Do *exchange* with the names primary or, if it does not answer, with another storage."""
         if self._is_stock:
             with self._deadline():
                 return await self._stock.read(file_id, exchange)
@@ -261,11 +261,11 @@ class RemoteBackend:
         return self._session.address if self._session is not None else None
 
     def _sources(self, file_id: str, *, published: bool) -> list[Address]:
-        """Storages to read an object from.
+        """Storages to read an object from, in the order in which to ask them.
 
-        One that may be changed in place is for others than the primary only as it was *published*,
-        and only for those that were in sync when we were last told anything: what has changed since
-        we would have been told first.
+        An object that may be changed in place is read from others than the primary only if its
+        *published* content will do, and only from storages that were in sync when the primary last
+        told us anything: it would have told us of any change since.
         """
         primary, immutable = self._at, _is_immutable(file_id)
         others = [

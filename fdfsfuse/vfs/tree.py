@@ -1,4 +1,4 @@
-"""The tree of the mount: what path lookups, attributes and changes of names mean.
+"""The tree of the mount: looking up names, attributes, and changes of names.
 
 ::
 
@@ -37,14 +37,14 @@ RENAME_EXCHANGE = 2
 
 
 class Owner(NamedTuple):
-    """Who makes something."""
+    """The owner of what is made."""
 
     uid: int
     gid: int
 
 
 class Changes(NamedTuple):
-    """What setattr changes; None leaves it."""
+    """What setattr changes. None leaves a value as it is."""
 
     mode: int | None = None
     uid: int | None = None
@@ -53,7 +53,7 @@ class Changes(NamedTuple):
     mtime_ns: int | None = None
 
     def request(self, ino: int) -> names.SetAttr:
-        """As a request for inode *ino*."""
+        """The request that makes these changes to inode *ino*."""
         return names.SetAttr(ino, clock.now_ns(), *self)
 
 
@@ -106,10 +106,10 @@ class Tree:
     # --- looking ---------------------------------------------------------------------------------
 
     async def lookup(self, parent: int, name: bytes) -> Entry:
-        """Find *name* in directory *parent*. The caller counts the lookup.
+        """Find *name* in directory *parent*. The caller counts the lookup (`Vfs.remember`).
 
         Raises:
-            TreeError, StatusError: ENOENT when there is none. ENAMETOOLONG.
+            TreeError, StatusError: ENOENT, there is no such name; ENAMETOOLONG.
         """
         entry = await self.find(parent, name)
         if not entry.number:
@@ -117,7 +117,10 @@ class Tree:
         return entry
 
     async def find(self, parent: int, name: bytes) -> Entry:
-        """As `lookup`; but number 0 when there is none, and how long the kernel may rely on it."""
+        """As `lookup`, but returns an entry with number 0 if there is no such name.
+
+        The entry says how long the kernel may rely on that.
+        """
         if len(name) > names.NAME_MAX:
             raise TreeError(errno.ENAMETOOLONG)
         found = self._volumes.named(parent)
@@ -156,7 +159,7 @@ class Tree:
         return self._context.entry(volume, attr, ino, name)
 
     async def _look_ahead(self, volume: Volume, parent: int, ino: int) -> None:
-        """Ask for the entries that follow one that was looked up, if that may pay."""
+        """Ask for the entries that follow one that was looked up, if that is likely to pay."""
         count, by_name, _ = volume.names_ahead.missed(parent, ino)
         if not count:
             return
@@ -205,7 +208,7 @@ class Tree:
         return entry.attr.target
 
     async def space(self) -> names.Space:
-        """The sum over all volumes."""
+        """The space of all volumes together."""
         total = [0, 0, 0, 0]
         for volume in list(self._volumes.by_name.values()):
             space = await volume.space()
@@ -242,7 +245,10 @@ class Tree:
     ) -> Entry:
         """Make an inode of any type. The caller counts the lookup.
 
-        *umask*: what the kernel has not taken off *mode* because a default ACL may take its place.
+        Args:
+            mode: type and permissions.
+            rdev: the device, for device files; *target*: that of a symlink.
+            umask: bits that the kernel has left in *mode*, as a default ACL may replace the umask.
         """
         volume, ino = self._parent(parent)
         now = clock.now_ns()
@@ -269,7 +275,7 @@ class Tree:
         self._context.told(volume, attr)
 
     async def link(self, number: int, parent: int, name: bytes) -> Entry:
-        """A further name for an inode, or the first one of an object. The caller counts."""
+        """A further name for an inode, or the first of an object. The caller counts the lookup."""
         volume, ino, file_id = self.inode(number)
         if parent != self._context.volumes_at and self.volume(parent) is not volume:
             raise TreeError(errno.EXDEV)

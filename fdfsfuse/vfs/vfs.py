@@ -80,12 +80,12 @@ class Vfs:
         self._stop.set()
 
     def remember(self, entry: Entry) -> Entry:
-        """The entry is given to the kernel as the answer to a lookup: its count rises."""
+        """Count an entry that is given to the kernel as the answer to a lookup."""
         self.context.numbers.remember(entry.number)
         return entry
 
     def forget(self, counts: Iterable[tuple[int, int]]) -> None:
-        """The kernel takes lookups back."""
+        """Take lookups back: (inode number, how many) pairs."""
         for number in self.context.numbers.forget(counts):
             self.context.pages.drop(number)
             self.context.objects.drop(number)
@@ -109,11 +109,11 @@ class Vfs:
         return self.directories.open(handle)
 
     async def tell_of_directory(self, handle: int) -> None:
-        """fsyncdir(): the storage has made all changes in it, and all files that this mount made.
+        """fsyncdir(): wait until the storage has made all changes and all new files in it.
 
         Raises:
-            TreeError: EIO, it could not be told of all; those who have them open hear why. What a
-                change failed with that was answered before.
+            TreeError: EIO, it could not be told of all files; programs that have these open get the
+                reason. Or the errno with which it has refused a change that was answered already.
         """
         number = self.directories.get(handle).number
         volume = self._volume_of(number)

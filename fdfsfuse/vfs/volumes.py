@@ -57,7 +57,7 @@ class Volumes:
                 self._add(group)
 
     async def run(self) -> None:
-        """Ask the trackers now and then, and when a name is unknown, until cancelled."""
+        """Ask the trackers from time to time, and when a name is unknown, until cancelled."""
         working = True
         while True:
             with trio.move_on_after(self._context.options.poll_interval_s):
@@ -72,7 +72,7 @@ class Volumes:
             await trio.sleep(_POLL_AT_ONCE_S)
 
     async def close(self) -> None:
-        """End the sessions in good order; at most for a moment."""
+        """End the sessions, waiting no longer than `_CLOSE_S` for that."""
         for volume in self.by_name.values():
             volume.backend.close()
         with trio.move_on_after(_CLOSE_S):
@@ -80,7 +80,7 @@ class Volumes:
                 await volume.ended.wait()
 
     def lookup(self, name: bytes) -> Entry | None:
-        """The root directory of a volume; never waits. An unknown name makes us ask soon."""
+        """The root of a volume; never waits. An unknown name makes us ask the trackers soon."""
         volume = self.by_name.get(name)
         if volume is None:
             self._wanted.set()
@@ -119,7 +119,7 @@ class Volumes:
         return self._context.numbers.of_inode(volume.number, names.ROOT_INO)
 
     def volume_entry(self, volume: Volume) -> Entry:
-        """The entry of a volume's root, from memory; attributes that are old hold for 0 s."""
+        """The entry of a volume's root, from memory; old attributes get a timeout of 0."""
         number = self.root_of(volume)
         timeout_s = self._context.options.attr_timeout_s
         attr = volume.memory.attr(names.ROOT_INO)
@@ -128,7 +128,7 @@ class Volumes:
         return Entry(number, volume.root_attr or self.directory_attr(), 0.0, timeout_s)
 
     async def volume_getattr(self, volume: Volume) -> Entry:
-        """The attributes of a volume's root; those known last while it does not answer."""
+        """The attributes of a volume's root; the last known ones while it does not answer."""
         entry = self.volume_entry(volume)
         if entry.attr_timeout_s > 0 or volume.down or not volume.backend.connected:
             return entry

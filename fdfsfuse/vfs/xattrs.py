@@ -1,6 +1,6 @@
-"""Extended attributes: what the storage keeps, and the hidden ones that say where content is.
+"""Extended attributes: those that the storage keeps, and hidden ones that describe the content.
 
-The hidden ones can be read by name and are not listed, so that ``cp -a`` and ``rsync -X`` never
+The hidden ones can be read by name but are not listed, so that ``cp -a`` and ``rsync -X`` do not
 try to set them:
 
 ===================== ===================================================================
@@ -31,7 +31,7 @@ from fdfsfuse.vfs.volume import Volume
 
 HIDDEN = b"user.fdfs."
 SELF_TEST = b"user.fdfs.selftest"
-"""Set and read back on the root, once, to see whether libfuse passes names on unharmed."""
+"""Set on the root and read back once, to see whether libfuse passes names on unharmed."""
 
 _CACHED = 1024
 _CAPABILITY = b"security.capability"
@@ -41,7 +41,7 @@ _NAME_MAX = 255
 
 
 def _refusal(name: bytes) -> int:
-    """The errno for a name that no file can have, as Linux has it; 0 for others."""
+    """The errno with which Linux refuses a name that no attribute can have; 0 for other names."""
     if name in acl.NAMES:
         return 0
     if name in _NAMESPACES:
@@ -50,9 +50,10 @@ def _refusal(name: bytes) -> int:
 
 
 class Xattrs:
-    """One fetch brings all of an inode's attributes, and the volume's memory keeps them.
+    """Gets, sets and lists extended attributes.
 
-    Those of objects without a name are kept for the attribute timeout.
+    One request brings all attributes of an inode, and the volume's memory keeps them. Those of
+    objects without a name are kept for the attribute timeout.
     """
 
     def __init__(self, context: Context, tree: Tree) -> None:
@@ -63,12 +64,12 @@ class Xattrs:
         self._refused = _NEVER if context.options.acl else _NEVER | acl.NAMES
 
     async def get(self, number: int, name: bytes) -> bytes:
-        """The value. ENODATA when there is none."""
+        """The value. Raises TreeError: ENODATA if there is none."""
         if name == _CAPABILITY:
             # The kernel asks before the first write to each file: an answer costs no call.
             raise TreeError(errno.ENODATA)
         if name in self._refused:
-            # Answered so once, the kernel does not ask again for each file of a listing.
+            # After this answer the kernel does not ask again for each file of a listing.
             raise TreeError(errno.EOPNOTSUPP)
         if name.startswith(HIDDEN):
             return await self._get_hidden(number, name)
@@ -96,12 +97,12 @@ class Xattrs:
                 await volume.call(request)
         finally:
             if name == acl.DEFAULT:
-                # Files inherit it, which only the storage can do, from when it may have it.
+                # New files have to inherit it from now on, which only the storage can do.
                 volume.memory.revoke([ino])
         self._changed(number)
 
     async def remove(self, number: int, name: bytes) -> None:
-        """Remove a value. ENODATA when there is none."""
+        """Remove a value. Raises ENODATA if there is none."""
         self._check_name(name)
         volume, ino, file_id = self._tree.inode(number)
         known = volume.memory.xattrs(ino)
@@ -114,13 +115,16 @@ class Xattrs:
             if not await self._change_here(volume, number, request):
                 await volume.call(request)
         except StatusError as exc:
-            # Who takes an ACL away is content when there was none.
+            # Removing an ACL that does not exist succeeds.
             if exc.errno != errno.ENODATA or name not in acl.NAMES:
                 raise
         self._changed(number)
 
     async def _set_as_mode(self, volume: Volume, number: int, ino: int, value: bytes) -> bool:
-        """chmod, for an access ACL that says no more where there can be none: ``cp -a`` sets it."""
+        """Set an access ACL that says no more than a mode by chmod. Returns whether that was done.
+
+        ``cp -a`` sets such ACLs. It is done for inodes that are known to have no access ACL.
+        """
         xattrs = volume.memory.xattrs(ino)
         if xattrs is None or acl.ACCESS in xattrs or not volume.memory.is_secret(ino):
             return False
@@ -138,7 +142,7 @@ class Xattrs:
     async def _change_here(
         self, volume: Volume, number: int, request: names.SetXattr | names.RemoveXattr
     ) -> bool:
-        """Answer a change without waiting for the storage, if that is possible."""
+        """Make a change without waiting for the storage. Returns whether that was possible."""
         state = self._context.states.get(number)
         if state is not None and await state.change_xattr(request):
             return True
@@ -211,7 +215,7 @@ class Xattrs:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(info.created_s)).encode()
 
     async def _info(self, volume: Volume, file_id: str) -> ObjectInfo:
-        """What the id tells, or for what it does not describe, the storage (command 22)."""
+        """What the file id says; for objects that it does not describe, what the storage says."""
         try:
             known = fileid.decode_name(file_id)
         except ProtocolError:
