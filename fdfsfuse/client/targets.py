@@ -35,6 +35,7 @@ class NewFile:
 
     Raises:
         UsageError: *path* exists and is no regular file; somebody else resumes the download.
+        OSError: it cannot be made, for example because there is no such directory.
     """
 
     def __init__(self, path: str | os.PathLike[str], key: str | None = None) -> None:
@@ -43,15 +44,19 @@ class NewFile:
         self.size = 0
         mode = _mode_of(self._target)
         directory, base = os.path.split(self._target)
-        if key is None:
-            self.fd, self._temporary = tempfile.mkstemp(
-                prefix=f".{base[:60]}.", suffix=".part", dir=directory
-            )
-        else:
-            part = f".{base[:60]}.{zlib.crc32(key.encode()):08x}.part"
-            self._temporary = os.path.join(directory, part)
-            self.fd = _open_part(self._temporary)
-            self.size = os.fstat(self.fd).st_size
+        try:
+            if key is None:
+                self.fd, self._temporary = tempfile.mkstemp(
+                    prefix=f".{base[:60]}.", suffix=".part", dir=directory
+                )
+            else:
+                part = f".{base[:60]}.{zlib.crc32(key.encode()):08x}.part"
+                self._temporary = os.path.join(directory, part)
+                self.fd = _open_part(self._temporary)
+                self.size = os.fstat(self.fd).st_size
+        except OSError as exc:
+            # Whoever reads it knows the target, not the name of the temporary file.
+            raise OSError(exc.errno, exc.strerror, self._target) from exc
         os.fchmod(self.fd, stat.S_IMODE(mode))
 
     def write(self, data: bytes) -> None:

@@ -193,6 +193,10 @@ async def test_downloads_to_everything(cluster: MakeCluster, tmp_path: Path) -> 
             assert received == content[1_499_000:]
         with pytest.raises(UsageError, match="not a regular file"):
             await client.download_to(file_id, tmp_path)
+        for resume in (False, True):
+            with pytest.raises(FileNotFoundError) as info:
+                await client.download_to(file_id, tmp_path / "none" / "file", resume=resume)
+            assert info.value.filename == str(tmp_path / "none" / "file")
 
 
 async def test_empty_files(cluster: MakeCluster, tmp_path: Path) -> None:
