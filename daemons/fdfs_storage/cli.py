@@ -23,17 +23,19 @@ _NAME = "fdfs-storaged"
 def main(conf: Path) -> None:
     """Run a FastDFS storage: it keeps the files of one group (volume).
 
-    CONF is a FastDFS storage.conf. The keys that matter:
+    CONF is a FastDFS storage.conf. The keys that matter most (docs/configuration.rst has all):
 
     \b
-      group_name = group1               the volume that this storage belongs to
-      base_path = /var/lib/fdfs         state: binlog, counters, names of the volume
-      store_path0 = /srv/disk0          file contents; more with store_path_count
-      tracker_server = 10.0.0.1:22122   one line per tracker
-      port = 23000
+      group_name = group1                 the volume that this storage belongs to
+      base_path = /var/lib/fdfs/storage   state: binlog, counters, names of the volume
+      store_path0 = /srv/disk0            file contents; more with store_path_count
+      tracker_server = 10.0.0.1:22122     one line per tracker
+      port = 23000                        where clients, mounts and other storages connect
+      allow_hosts = 10.0.0.0/8            who may connect, default: everyone
 
-    It stays in the foreground, logs to stderr and stops cleanly on SIGTERM or Ctrl-C. It waits
-    until a tracker answers, and joins again by itself whenever one comes back.
+    It stays in the foreground, logs to stderr and stops cleanly on SIGTERM or Ctrl-C. Under systemd
+    use Type=notify ("fdfs install-units" writes the units). It waits until a tracker answers, and
+    joins again by itself whenever one comes back.
 
     \b
     Exit codes: 0 stopped, 1 failed, 2 wrong use or configuration.

@@ -16,7 +16,7 @@ from fdfsfuse.core.load_config import load_tracker_config
 from fdfsfuse.errors import ConfigError
 from fdfsfuse.server.daemon import EXIT_USAGE, Daemon, log_level_of, run_daemon
 
-NAME = "fdfs-trackerd"
+_NAME = "fdfs-trackerd"
 logger = logging.getLogger(__name__)
 
 
@@ -44,39 +44,37 @@ async def serve(config: TrackerConfig, warnings: tuple[str, ...], daemon: Daemon
         daemon.ready(f"tracker listens on {describe(config, port)}, {known}")
 
 
-@click.command(name=NAME)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("conf", type=click.Path(path_type=Path))
-@click.version_option(__version__, prog_name=NAME)
+@click.version_option(__version__, prog_name=_NAME)
 def main(conf: Path) -> None:
-    """Run a FastDFS tracker with the configuration file CONF.
+    """Run a FastDFS tracker: it knows the storages and tells clients which one to use.
 
-    The tracker knows which storages are alive and tells clients where to upload and download. It
-    runs in the foreground, logs to stderr, and stops cleanly on SIGTERM or Ctrl-C. Under systemd
-    use Type=notify.
-
-    CONF is a tracker.conf of FastDFS. The smallest one:
+    CONF is a FastDFS tracker.conf. The keys that matter most (docs/configuration.rst has all):
 
     \b
-        base_path = /var/lib/fastdfs/tracker
+      base_path = /var/lib/fdfs/tracker   state; the only key that must be there
+      port = 22122                        where storages and clients connect
+      bind_addr = 10.0.0.1                default: all local addresses
+      store_lookup = 0                    0 take groups in turn, 1 store_group, 2 most free space
+      reserved_storage_space = 20%        uploads leave this much free; or e.g. 10GB
+      allow_hosts = 10.0.0.0/8            who may connect, default: everyone
+
+    It stays in the foreground, logs to stderr and stops cleanly on SIGTERM or Ctrl-C. Under systemd
+    use Type=notify ("fdfs install-units" writes the units).
 
     \b
-    Keys that matter most (docs/configuration.rst has all):
-        port = 22122                    where storages and clients connect
-        bind_addr = 10.0.0.1            default: all local addresses
-        store_lookup = 0                0 take groups in turn, 1 store_group, 2 most free space
-        reserved_storage_space = 20%    uploads leave this much free, e.g. 10GB
-        allow_hosts = 10.0.0.0/8        who may connect, default: everyone
-
-    Exit code: 0 stopped, 1 failed, 2 the command line or CONF is wrong.
+    Exit codes: 0 stopped, 1 failed, 2 wrong use or configuration.
+    Example:    fdfs-trackerd /etc/fdfs/tracker.conf
     """
     try:
         config, warnings = load_tracker_config(str(conf), lambda path: Path(path).read_bytes())
     except ConfigError as exc:
-        print(f"{NAME}: {exc}", file=sys.stderr)
+        click.echo(f"{_NAME}: {exc}", err=True)
         sys.exit(EXIT_USAGE)
     sys.exit(
         run_daemon(
-            NAME,
+            _NAME,
             lambda daemon: serve(config, warnings, daemon),
             log_level=log_level_of(config.log_level),
         )

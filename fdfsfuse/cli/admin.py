@@ -156,10 +156,10 @@ def forget(
     as_json: bool,
     cluster: ChosenCluster,
 ) -> int:
-    """Drop removed servers from the lists: all of GROUP, or those that are named.
+    """Drop removed servers from the lists.
 
-    FastDFS keeps them there, as DELETED or IP_CHANGED, until its trackers are restarted; its
-    trackers do not know this command.
+    All removed servers of GROUP are dropped, or those that are named. FastDFS keeps them there, as
+    DELETED or IP_CHANGED, until its trackers are restarted; its trackers do not know this command.
 
     \b
     Example:
@@ -211,7 +211,12 @@ def forget(
 
 @admin.group()
 def names() -> None:
-    """The directory tree of a group."""
+    """The directory tree of a group.
+
+    \b
+    Example:
+      fdfs admin names init group1 10.0.0.4
+    """
 
 
 @names.command()

@@ -20,8 +20,8 @@ _CHUNK = 1 << 20
 def crc32(files: tuple[str, ...], as_json: bool) -> None:
     """Print the CRC-32 of local FILEs as file ids carry it; - is the standard input.
 
-    It is the one of zlib, gzip and "fdfs info", as 8 hex digits. With --json each line is an object
-    with the keys file, crc32 and size.
+    It is the same as that of zlib, gzip and "fdfs info", as 8 hex digits. With --json each line is
+    an object with the keys file, crc32 and size.
 
     \b
     Example:

@@ -49,6 +49,10 @@ def decode(file_ids: tuple[str, ...], as_json: bool) -> None:
       group (volume)
 
     With --json each line is an object with one key for each field.
+
+    \b
+    Example:
+      fdfs decode group1/M00/02/44/wKgDr2sC71qAc1b5AAAACw1KEYU551.jpg
     """
     for number, file_id in enumerate(file_ids):
         fields = explain(file_id)
@@ -112,7 +116,7 @@ def _content(info: NameInfo) -> list[Field]:
         exact = f" ({info.size} bytes)" if info.size >= 1024 else ""
         return [
             Field("size", info.size, size_text(info.size) + exact),
-            Field("crc32", crc, f"{crc} of the content (random for links of FastDFS)"),
+            Field("crc32", crc, f"{crc} of the content (random for links made by C storages)"),
         ]
     if info.kind is FileKind.APPENDER:
         return [

@@ -33,10 +33,10 @@ Next, as root:
 )
 @click.option("--dry-run", is_flag=True, help="Only print what would be written.")
 def install_units(target: Path, dry_run: bool) -> None:
-    """Write the units by which systemd runs trackers, storages and mounts.
+    """Write systemd units that run trackers, storages and mounts.
 
-    They run the commands of this very installation, so run it again when that has moved, and after
-    an upgrade. Changes of your own belong into drop-ins (`systemctl edit UNIT`), which stay.
+    They run the commands of this very installation: write them again after an upgrade, or when it
+    has moved. Put changes of your own into drop-ins (`systemctl edit UNIT`), which are kept.
 
     \b
     Written are
@@ -55,12 +55,11 @@ def install_units(target: Path, dry_run: bool) -> None:
     for template in sorted(path for path in source.rglob("*") if path.is_file()):
         inner = template.relative_to(source)
         place = target / ("systemd" if inner.parts[0] == "system" else "") / inner
+        if not dry_run:
+            text = template.read_text(encoding="utf-8").replace(_WRITTEN_FOR, str(commands))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text, encoding="utf-8")
         click.echo(place)
-        if dry_run:
-            continue
-        text = template.read_text(encoding="utf-8").replace(_WRITTEN_FOR, str(commands))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text, encoding="utf-8")
     if not dry_run:
         click.echo(_NEXT)
 

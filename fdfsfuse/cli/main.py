@@ -33,10 +33,13 @@ COMMANDS = {
     "id": ("fdfsfuse.cli.ids", "Path on a mount to file id."),
     "path": ("fdfsfuse.cli.paths", "File id to path on the mount."),
     "status": ("fdfsfuse.cli.status", "Show trackers, volumes, servers, their states and why."),
-    "admin": ("fdfsfuse.cli.admin", "Remove servers and groups."),
+    "admin": ("fdfsfuse.cli.admin", "Remove servers and groups, give a group a directory tree."),
     "bench": ("fdfsfuse.cli.bench", "Measure how fast a cluster is."),
     "mini": ("fdfsfuse.cli.mini", "Run a small cluster and its mount on this machine."),
-    "install-units": ("fdfsfuse.cli.install_units", "Install the units that systemd runs us by."),
+    "install-units": (
+        "fdfsfuse.cli.install_units",
+        "Install systemd units for servers and mounts.",
+    ),
     "install-helpers": ("fdfsfuse.cli.install_helpers", "Let mount(8) and fstab mount volumes."),
     "mount-stats": ("fdfsfuse.cli.mount_stats", "Show what the mounts on this machine do."),
     "completion": ("fdfsfuse.cli.completion", "Print a script that completes fdfs in your shell."),
@@ -81,8 +84,9 @@ class _LazyGroup(click.Group):
 def fdfs() -> None:
     """Store, fetch and look after files of a FastDFS cluster.
 
-    The trackers are told by --tracker HOST[:PORT] (several times, or separated by commas), by the
-    environment variable FDFS_TRACKERS, by a client.conf (--config), or by /etc/fdfs/client.conf.
+    Say where the trackers are with --tracker HOST[:PORT] (repeat it, or separate several by
+    commas), with a client.conf (--config), or with the environment variable FDFS_TRACKERS;
+    otherwise they are read from /etc/fdfs/client.conf. "fdfs COMMAND --help" explains a command.
 
     \b
     Examples:

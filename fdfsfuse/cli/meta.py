@@ -40,10 +40,16 @@ def get(
     as_json: bool,
     cluster: ChosenCluster,
 ) -> None:
-    """Print the metadata of the file ID as NAME=VALUE lines, or the value of NAME.
+    """Print the metadata of the file ID.
 
-    With --json prints one object of names and values. The exit code is 3 when the file does not
-    exist or has no NAME.
+    Each line is NAME=VALUE, sorted by name; with NAME, only its value is printed. With --json
+    prints one object of names and values. The exit code is 3 when the file does not exist or has
+    no NAME.
+
+    \b
+    Examples:
+      fdfs meta get group1/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt
+      fdfs meta get group1/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt width
     """
 
     async def use(client: Client) -> dict[str, str]:
@@ -75,9 +81,14 @@ def set_(
     replace: bool,
     cluster: ChosenCluster,
 ) -> None:
-    """Set metadata of the file ID; other names keep their values.
+    """Set metadata of the file ID.
 
-    With --replace and no NAME=VALUE the file loses all its metadata.
+    Other names keep their values, unless --replace is given; with that and no NAME=VALUE the file
+    loses all its metadata.
+
+    \b
+    Example:
+      fdfs meta set group1/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt width=1024 height=768
     """
     if not pairs and not replace:
         raise UsageError("no NAME=VALUE was given")
@@ -89,7 +100,12 @@ def set_(
 @click.argument("pairs", metavar="NAME=VALUE...", nargs=-1, required=True)
 @on_cluster
 def merge(file_id: str, pairs: tuple[str, ...], cluster: ChosenCluster) -> None:
-    """Add metadata to the file ID, the same as "meta set" without --replace."""
+    """The same as "meta set" without --replace.
+
+    \b
+    Example:
+      fdfs meta merge group1/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt title=sea
+    """
     _store(cluster, file_id, pairs, merge=True)
 
 

@@ -71,12 +71,18 @@ def mini(
 ) -> None:
     """Run a tracker, volumes and a mount on this machine until Ctrl-C.
 
-    Everything is kept in DIR (default: ./fdfs-mini); the same DIR brings the same files back.  It
-    is for trying out and for tests: who can reach the ports is trusted, so it listens on loopback
-    only.
+    Everything is kept in DIR (default: ./fdfs-mini); the same DIR brings the same files back. It is
+    for trying fdfsfuse out and for tests: whoever can reach the ports is trusted, so it listens on
+    loopback only.
 
     With --replicas 2 one storage of a volume may be stopped and started again while the others go
     on; otherwise everything ends when one of the processes does.
+
+    \b
+    Examples:
+      fdfs mini
+      fdfs mini ~/try --volumes 3 --replicas 2
+      fdfs mini ~/try --mount /mnt/try -o allow_other
 
     Exit codes: 0 stopped by Ctrl-C or SIGTERM, 1 something failed, 2 wrong arguments.
     """

@@ -75,18 +75,18 @@ def main(
 
     \b
     Options for -o, separated by commas:
-      allow_other       let other users in; by default only who mounts may
+      allow_other       let other users in; by default only the user who mounts may enter
       ro                no changes
       ids=ro|rw|hide    objects by id under VOLUME/M00: read and give names (ro, the
                         default), delete too (rw), or not shown
-      uid=N gid=N       owner of / and of objects without a name  [who mounts]
+      uid=N gid=N       owner of / and of objects without a name  [the user who mounts]
       umask=NNN         taken off their permissions  [000]
       soft              a call that gets no answer fails with EIO (the default) ...
       timeout=S         ... after so many seconds  [30]
       hard              it waits for as long as it takes
       acl               POSIX ACLs (getfacl, setfacl); only root can mount so
-      lease=S           seconds that this mount may be out of touch before others' changes
-                        stop waiting for it  [what the volume grants, which is the most]
+      lease=S           changes by others wait so many seconds for this mount when it cannot be
+                        reached  [what the volume grants, which is the most]
       attr_timeout=S    how old attributes of objects without a name may be  [1]
       read_ahead=SIZE   memory for reading ahead, e.g. 64M  [64M]
       write_buffer=SIZE memory for content that is not stored yet  [256M]

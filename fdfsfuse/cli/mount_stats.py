@@ -20,7 +20,9 @@ _COLUMNS = "{:<12}{:>12}{:>10}{:>10}{:>10}{:>10}{:>10}{:>9}{:>8}{:>8}"
 
 @click.command("mount-stats")
 @click.argument("mountpoint", metavar="[MOUNTPOINT]", required=False)
-@click.option("--watch", is_flag=True, help="Show again and again, with the rates in between.")
+@click.option(
+    "--watch", "-w", is_flag=True, help="Show it again and again, with the rates in between."
+)
 @click.option(
     "--interval",
     "interval_s",
@@ -34,9 +36,9 @@ _COLUMNS = "{:<12}{:>12}{:>10}{:>10}{:>10}{:>10}{:>10}{:>9}{:>8}{:>8}"
 def mount_stats(mountpoint: str | None, watch: bool, interval_s: float, as_json: bool) -> None:
     """Show what the mount on MOUNTPOINT does (or every mount of yours).
 
-    Rates and latencies of each kind of request, requests that wait, slow and failed ones, caches,
-    the state of each volume, and the options in force. The mount answers also while it waits for a
-    volume. --json prints the whole report, one line for each mount; see the guide for its keys.
+    Shown are rates and latencies of each kind of request, requests that wait, slow and failed ones,
+    caches, the state of each volume, and the options in force. The mount answers even while it
+    waits for a volume. With --json each mount is one line; docs/mount.rst lists the keys.
 
     \b
     Examples:

@@ -53,7 +53,7 @@ def cluster_options(function: F) -> F:
             "trackers",
             metavar="HOST[:PORT]",
             multiple=True,
-            help=f"A tracker; several times, or with commas.  [env var: {ENVIRONMENT}]",
+            help=f"A tracker; repeat it, or separate several by commas.  [env var: {ENVIRONMENT}]",
         ),
     ):
         function = option(function)

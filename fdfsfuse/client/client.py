@@ -216,7 +216,8 @@ class Client:
 
         Args:
             verify: check size and CRC-32, which the id tells; a storage is asked for those of
-                appenders and slaves. Links cannot be verified: their ids carry a random CRC-32.
+                appenders and slaves. Links that a C storage made cannot be verified: their ids
+                carry a random CRC-32.
 
         Raises:
             UsageError: it is more than 256 MiB; use `download_to` or `open`.
