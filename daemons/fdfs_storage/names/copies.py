@@ -1,7 +1,7 @@
-"""Content counts when the other storages of the volume have it, as far as they are in sync.
+"""Answers that wait until the other storages of the volume have the content, too.
 
-Who is in sync is known to the replication (`fdfs_storage.replication.in_sync`). Here answers to
-changes that gave an inode content wait for it; in a volume of one nothing waits.
+They wait for the storages that are in sync, which the replication knows
+(`fdfs_storage.replication.in_sync`). In a volume of one nothing waits.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from fdfs_storage.binlog import Binlog, BinlogPosition
-
-Reply = Callable[[int, bytes], None]
+    from fdfs_storage.names.work import Reply
 
 
 class Copies(Protocol):
-    """What the tree wants of the replication.
+    """What the tree needs from the replication.
 
     Attributes:
-        members: the storages that have everything for which nobody waits any more.
-        changed: called when these have changed, before anything is released without one of them.
+        members: ids of the storages in sync: they have all content that was acknowledged.
+        changed: called when these have changed, before an answer is released that does not wait
+            for one of them any more.
     """
 
     members: frozenset[str]
@@ -29,23 +29,26 @@ class Copies(Protocol):
 
     @property
     def counts(self) -> bool:
-        """False while there is nobody to wait for."""
+        """Whether there is any other storage to wait for."""
 
     def look(self) -> None:
-        """Take what the others have acknowledged by now."""
+        """Take the acknowledgements that have arrived by now."""
 
     def hold(self, position: BinlogPosition, release: Callable[[], None]) -> bool:
-        """Call *release* when all in sync have everything before *position*; False: they do."""
+        """Call *release* once all storages in sync have everything before *position*.
+
+        False: they have it already, and *release* will not be called.
+        """
 
     async def wait(self, position: BinlogPosition) -> None:
-        """Wait until all in sync have everything before *position*."""
+        """Wait until all storages in sync have everything before *position*."""
 
     def gathered(self) -> AbstractContextManager[None]:
-        """What is logged inside is sent to the others at the end, at once."""
+        """What is logged inside the block is sent to the other storages together, at its end."""
 
 
 class Alone:
-    """The copies of a storage that replicates nothing."""
+    """`Copies` for a storage that has no others."""
 
     counts = False
 
@@ -69,7 +72,7 @@ class Alone:
 
 
 class CopyGate:
-    """Lets answers through when the copies are there.
+    """Lets answers through once the copies are there.
 
     Attributes:
         answered: called after an answer that was held has been given.
@@ -85,11 +88,14 @@ class CopyGate:
 
     @property
     def counts(self) -> bool:
-        """False while nothing has to wait."""
+        """Whether anything has to wait."""
         return self._copies.counts
 
     def held(self, reply: Reply) -> Reply:
-        """*reply*, which waits for what is in the binlog now; an error does not wait."""
+        """A reply that waits until the copies of what is in the binlog now are there.
+
+        Errors do not wait.
+        """
         position = self._binlog.position
 
         def hold(status: int, answer: bytes) -> None:

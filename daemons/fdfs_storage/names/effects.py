@@ -25,10 +25,11 @@ WORK: Final = frozenset(
 )
 """Changes with object work; most have none."""
 _MAKING: Final = (names_record.PutContent, names_record.MakeFile)
+"""Those that may bring the content of a new object, in ``data``."""
 
 
 def contents(changes: Iterable[Change]) -> list[tuple[str, bytes]]:
-    """Name and content of the objects that `perform` will make; they are to be announced."""
+    """(file id, content) of the new objects that `perform` will make; to be announced before."""
     ops = [change.op for change in changes]
     return [
         (op.file_id, op.data)
@@ -38,21 +39,19 @@ def contents(changes: Iterable[Change]) -> list[tuple[str, bytes]]:
 
 
 def perform(objects: Objects, change: Change) -> str:
-    """Do the object work of *change*; returns the name of an empty object that it made, or ''.
+    """Do the object work of *change*.
+
+    Returns:
+        The file id of an object that was made without being announced, an empty one; else ''.
 
     Raises:
         OSError, StatusError: it could not be done; what was made is left for the caller to undo.
     """
     op = change.op
-    if isinstance(op, names_record.PutContent):
+    if isinstance(op, _MAKING):
         if op.file_id:
             if op.data is not None:
                 objects.make(op.file_id, op.data)
-            if op.metadata:
-                objects.put_planned(op.file_id)
-    elif isinstance(op, names_record.MakeFile):
-        if op.file_id:
-            objects.make(op.file_id, op.data)
             if op.metadata:
                 objects.put_planned(op.file_id)
     elif isinstance(op, names_record.PutXattr):
@@ -64,18 +63,12 @@ def perform(objects: Objects, change: Change) -> str:
 
 
 def replay(objects: Objects, change: Change) -> None:
-    """Do what of the object work of *change* may have been lost in a crash."""
+    """Do the part of the object work of *change* that a crash may have kept from the disk."""
     op = change.op
-    if isinstance(op, names_record.PutContent):
-        if not op.file_id:
-            return
-        if op.data is not None:
-            make_whole(objects, op.file_id, op.data)
-        if op.metadata:
-            objects.put_metadata(op.file_id, op.metadata)
-    elif isinstance(op, names_record.MakeFile):
+    if isinstance(op, _MAKING):
         if op.file_id:
-            make_whole(objects, op.file_id, op.data)
+            if op.data is not None:
+                make_whole(objects, op.file_id, op.data)
             if op.metadata:
                 objects.put_metadata(op.file_id, op.metadata)
     elif isinstance(op, names_record.PutXattr):
