@@ -1,12 +1,12 @@
-"""Named objects that plain clients change by their file id.
+"""Changes that plain FastDFS clients make to named objects by their file ids.
 
-The store tells of each change after it was made. One that concerns an object of ours becomes a
-log record: an object that was deleted takes its names along; other changes, also of metadata,
-give the inode the new size and time, gathered for a moment, since a client that appends often
-would otherwise write a record each time. An appender that became a normal file stays the object of
-its inode, under its new file id. Changes that the engine missed, because the storage died right
-behind them, are found at the start: deletions in the end of the binlog, other sizes by looking at
-the files (`Housekeeping.reconcile`).
+The store reports each change after it was made. A change of an object that belongs to the tree
+becomes a record in the log. Deleting an object removes its names. Other changes, of metadata too,
+give the inode the new size and time; they are gathered for a moment, as a client that appends often
+would otherwise cause a record each time. An appender that becomes a normal file stays the object of
+its inode, under its new file id. If the storage dies before it has recorded a change, that is found
+at the next start: deletions at the end of the binlog, other sizes by looking at the files
+(`Housekeeping.reconcile`).
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""Calling back what sessions hold, before a change by somebody else is acknowledged.
+"""Recalling what sessions hold, before a change by another session is acknowledged.
 
-A committed change goes through `Callbacks.committed` before its answer is given. When other
-sessions hold what it touched, each gets one `names.Recall` for the whole batch, and the answer
-waits until they have confirmed; see `fdfsfuse.core.holds` for when else it goes on. Reading does
-not wait for what is being recalled: it shows the committed state.
+A committed change goes through `Callbacks.committed` before it is answered. Other sessions that
+hold what it has touched get one `names.Recall` each for the whole batch, and the answer waits until
+they have confirmed it; `fdfsfuse.core.holds` says when else the wait ends. Requests that read do
+not wait for recalls: they show the committed state.
 
-After a restart it is unknown what the sessions hold. Each gets a recall of everything as soon as
-it has connected again, and changes by others wait for it, or for a lease from the start.
+After a restart it is not known what the sessions hold. Each is sent a recall of everything as soon
+as it has connected again, and changes by others wait for that, or for one lease from the start.
 
-Reading does wait for *grants* (`fdfsfuse.core.grants`): who is to be told of a directory in which
-another session makes files on its own waits until that one has told of them.
+Requests that read do wait for *grants* (`fdfsfuse.core.grants`). While a session has the grant of a
+directory, it may have made files there of which the storage does not know. So before another
+session is told anything of the directory, the grant is recalled.
 """
 
 from __future__ import annotations
@@ -36,15 +37,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HOLDS_MAX: Final = 400_000
-"""Inodes that may be held, by all sessions together: about 40 MB."""
+"""Inodes that all sessions together may hold: about 40 MB of memory."""
 _GIVE_UP: Final = 1024
-"""How many are recalled at a time when there are more."""
+"""How many of the oldest are recalled at a time if there are more."""
 GRANTS_MAX: Final = 10_000
 _GRANTS_GIVEN_UP: Final = 100
 
 
 class Deferred(Waiting):
-    """An answer that is given when all recalls for it are over."""
+    """An answer that is given when all recalls that it waits for are over.
+
+    Attributes:
+        key: (session, request id).
+        replies: who gets the answer: the request, and repetitions of it.
+        answer: (status, encoded answer), once it is known.
+    """
 
     __slots__ = ("answer", "key", "replies")
 
@@ -56,7 +63,10 @@ class Deferred(Waiting):
 
 
 class _Message:
-    """What one session has to be told of a batch, and whose answers wait for it."""
+    """What one session has to drop because of a batch, and the changes that wait for it.
+
+    The dicts are ordered sets.
+    """
 
     __slots__ = ("attrs", "changes", "content", "names")
 
@@ -79,7 +89,11 @@ def _revoked(inos: list[int], number: int) -> names.Recall:
 
 
 class Callbacks:
-    """See the module. *flush* sends what answers have left in the connections."""
+    """See the module.
+
+    Args:
+        flush: sends the answers that were queued in the connections.
+    """
 
     def __init__(
         self, sessions: Sessions, flush: Callable[[], None], holds_max: int = HOLDS_MAX
@@ -97,7 +111,10 @@ class Callbacks:
     # --- holding ----------------------------------------------------------------------------
 
     def hold(self, session: Session, inos: Collection[int]) -> bool:
-        """The session is being told of these inodes. Whether others may hold one of them."""
+        """Note that an answer tells the session of these inodes.
+
+        Returns whether other sessions may hold one of them.
+        """
         if not session.caches:
             return self._holds.any_others(inos, session.number)
         others = self._holds.add(inos, session.number)
@@ -109,10 +126,10 @@ class Callbacks:
         return others
 
     def _give_up_oldest(self) -> None:
-        """Recall the oldest, unless that many are being given up already.
+        """Recall the oldest inodes, unless enough recalls of that kind are under way.
 
-        Sessions that do not answer keep theirs for a lease: asking them again and again would take
-        more memory than what is held.
+        Sessions that do not answer keep theirs for a lease. Recalling more and more meanwhile would
+        take more memory than what is held.
         """
         self._given_up = [(waiting, n) for waiting, n in self._given_up if waiting.recalls]
         if len(self._holds) - sum(n for _, n in self._given_up) <= self._holds.limit:
@@ -133,10 +150,12 @@ class Callbacks:
     # --- grants -----------------------------------------------------------------------------
 
     def grant(self, session: Session, ino: int) -> bool:
-        """Grant a directory to the session if nobody else can know of it; False if one may.
+        """Grant a directory to the session, unless another session may know of it.
 
-        To be called in turn with the changes, when those before are committed: by then it is known
-        who holds the directory because of them.
+        To be called in order with the changes, when those before it are committed: only then is it
+        known who holds the directory because of them.
+
+        Returns whether the grant is given.
         """
         number = session.number
         if self._sessions.get(number) is None:
@@ -158,10 +177,16 @@ class Callbacks:
         *,
         known_only: bool = False,
     ) -> bool:
-        """Whether somebody else may make files in one of the directories on its own.
+        """Recall the grants that other sessions have of these directories.
 
-        Then that is recalled, and *resume*, which must not raise, is called when it is over: look
-        again. *known_only*: see `Grants.in_the_way`.
+        Args:
+            session: whose request needs the directories.
+            inos: inodes, directories or not.
+            resume: called when the recalls are over, to try again; must not raise.
+            known_only: see `Grants.in_the_way`.
+
+        Returns:
+            Whether there are such grants, so that *resume* will be called.
         """
         if not self.grants.others_have_any(session):
             return False
@@ -180,9 +205,12 @@ class Callbacks:
     # --- changes ----------------------------------------------------------------------------
 
     def committed(self, applied: Sequence[Applied]) -> dict[Work, Deferred]:
-        """A batch was committed: the answers that have to wait.
+        """Recall what a batch, which was just committed, has touched.
 
         To be called before anything else happens on the loop.
+
+        Returns:
+            The changes whose answers have to wait.
         """
         messages: dict[int, _Message] = {}
         deferred: dict[Work, Deferred] = {}
@@ -211,7 +239,7 @@ class Callbacks:
         return waits
 
     def _follow(self, op: Any, outcome: Any, session: int) -> None:
-        """The grants of directories that come and go."""
+        """Let grants follow a directory that was made or removed."""
         if type(op) is names.Create:
             if op.ino and stat.S_ISDIR(op.mode):
                 self.grants.made(op.ino, session)
@@ -222,8 +250,8 @@ class Callbacks:
         self, op: Any, found: Touched, change: Deferred, messages: dict[int, _Message]
     ) -> None:
         own = change.key[0]
-        # What was made under a grant nobody else can have heard of. If that waited, and the others
-        # had to look at the directory before they can confirm, nothing would go on.
+        # Nobody else can know of what was made under a grant. If its answer waited for others, and
+        # these needed the directory before they can confirm, nothing would ever go on.
         made = self.grants.is_unknown(own) and under_a_grant(op)
         if own and not made:
             self._recalls.attach_to_everything(own, change)

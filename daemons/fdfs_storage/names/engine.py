@@ -51,10 +51,10 @@ BATCH_BYTES_MAX: Final = 8 << 20
 _INLINE_BYTES_MAX: Final = 256 << 10
 _SLOW_SYNC_S: Final = 0.003
 _SLOW_IN_A_ROW: Final = 4
-"""Fewer may be other processes that took the processor, or a moment in which the disk was busy."""
+"""Fewer may be due to other processes on the CPU, or to a moment in which the disk was busy."""
 _IN_THREAD_FACTOR: Final = 50
-"""After slow syncs the next ones are left to a thread for so many times their duration: a slow
-disk stops the loop for one part in so many."""
+"""After a slow sync a thread does the next ones, for so many times as long as that one took: a slow
+disk then stops the loop for at most one part in so many of the time."""
 _CONTENT: Final = (names_record.PutContent, names_record.PutXattr, names_record.MakeFile)
 """Operations that change object files."""
 _DONE: Final = names.encode(names.Done())
@@ -73,14 +73,14 @@ class Engine:
         gate: where answers wait for copies of content.
         broken: the engine has stopped for good; changes are refused with NOT_PRIMARY.
         committed: index of the last record in the committed state.
-        on_commit: called with the changes of a batch right after it was committed; gives those
-            whose answers somebody else will give.
-        on_apply: called with a change right before it is applied; True when it has to wait, and
-            will be submitted again.
-        on_repeat: called for a change that was carried out before, with its reply; True when its
-            answer is still to be given.
+        on_commit: called with the changes of a batch right after it was committed. Returns those
+            that it will answer itself later; their answers are put into the values.
+        on_apply: called with a change right before it is applied. Returns whether the change has to
+            wait; it will be submitted again then.
+        on_repeat: called with (session, id, reply) of a change that was carried out before. Returns
+            whether its answer still waits; *reply* is called along with it then.
         on_answered: called after the answers of a batch were given.
-        is_live: whether a session has certainly not ended; else `has_ended` looks it up.
+        is_live: whether a session is certain not to have ended; if not, `has_ended` looks it up.
     """
 
     def __init__(
@@ -129,10 +129,10 @@ class Engine:
     # --- changes ----------------------------------------------------------------------------
 
     def has_ended(self, session: int) -> bool:
-        """Whether nothing may be done for the session any more.
+        """Whether the end of the session is recorded, so that nothing may be done for it any more.
 
-        Once its end is recorded a mount may be told that a change was not made, so it must not be
-        made later, by an operation with steps that began before.
+        From then on a mount may be told that a change was not made. So it must not be made later,
+        for example by an operation with steps that had begun before.
         """
         return session != 0 and not self.is_live(session) and self.state.has_ended(session)
 
@@ -150,11 +150,11 @@ class Engine:
             self._queue.append(work)
 
     def kick(self) -> None:
-        """Carry out what was submitted lazily: here and now if that is the quicker way.
+        """Carry out what was submitted lazily: at once, if that is quicker than by the task.
 
-        Going through the engine's task and the log's thread costs four turns of the loop, and the
-        database a transaction. With a disk that syncs quickly, doing it all at once halves the
-        time, and nobody else has to wait longer than a sync takes.
+        Going through the engine's task and the log's thread costs four passes of the loop and a
+        transaction. On a disk that syncs quickly, doing it all here halves the time, and nobody
+        else waits longer than a sync takes.
         """
         if not self._queue or not self._idle or self.broken:
             return
@@ -211,15 +211,15 @@ class Engine:
             raise StatusError(outcome[0])
 
     def settle(self) -> None:
-        """Show the connections of others what was committed, unless a batch is open.
+        """Show other connections what was committed, unless a batch is open.
 
-        While one is, they see what was committed before it: `_run_batch` settles first.
+        While one is open they see what was committed before it, as `_run_batch` settles first.
         """
         if not self.state.in_batch and self._failure is None:
             try:
                 self.state.settle()
             except sqlite3.Error as exc:
-                # The log has it all; the next time may do, and a restart would replay it.
+                # The log has everything: a later try may work, and a restart would replay it.
                 logger.error("the names database cannot be written now: %s", exc)
                 if not self.state.db.in_transaction:
                     self._stop("the database dropped changes that are only in the log now")
@@ -380,9 +380,9 @@ class Engine:
         return self._failure is None
 
     def _hold(self, answers: list[tuple[Work, int, bytes]], applied: list[Applied]) -> None:
-        """Let the answers of what put content into objects wait for its copies.
+        """Let the answers to changes that brought content wait for the copies.
 
-        So does the answer to what was done before: its first answer may not have been given.
+        Also those to repeated requests, as the first answer may not have been given yet.
         """
         content = {item.work for item in applied if type(item.change.op) in _CONTENT}
         if not content and not any(work.repeatable for work, _, _ in answers):
@@ -397,7 +397,8 @@ class Engine:
     def _apply(self, work: Work, applied: list[Applied]) -> tuple[Work, int, bytes] | None:
         """Apply one change of the batch, or find its stored outcome, or why it is refused.
 
-        None: it has to wait.
+        Returns:
+            (the change, status, answer); None if it has to wait.
         """
         state = self.state
         if work.repeatable:

@@ -1,9 +1,9 @@
-"""What became of the changes of a session that has ended.
+"""Answering what became of the changes of a session that has ended.
 
-A mount that was cut off for longer than its lease asks in its new session for each change that it
-has no answer to (docs/names-protocol.rst). The end of a session is a record, and the engine refuses
-its changes from there on. So what has no outcome behind that record was not done and never will be,
-and the mount may do it again.
+A mount that was cut off for longer than its lease asks in its new session about each change that
+got no answer (docs/names-protocol.rst). The end of a session is a record in the log, and the engine
+refuses all later changes of the session. So a change that has no outcome by then was not made and
+never will be, and the mount may make it again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ class FormerSessions:
         self._reads = reads
 
     async def ask(self, own: Session, request: names.FormerOutcome, reply: Reply) -> bool:
-        """Call *reply* with the answer of a change that was made; False when it was not.
+        """Answer a change that was made once more.
 
-        As the first answer may never have been given, this one waits for the same recalls and
-        copies.
+        This answer waits for the same recalls and copies as the first one, which may never have
+        been given.
+
+        Returns:
+            Whether the change was made; then *reply* is or will be called with its answer.
 
         Raises:
             StatusError: see `names.FormerOutcome`, or the session could not be ended.

@@ -19,11 +19,11 @@ _FRAME_MIN: Final = names.FRAME_IDS.size + 1
 
 
 class Frames:
-    """Receives for one connection whose reading is left to `fdfsfuse.server.hub.Hub.watch`.
+    """Receives for one connection; when it is readable is told by `fdfsfuse.server.hub.Hub.watch`.
 
-    ``patient``: whether the last frame, which may not be there as a whole, is a request that may be
-    left for a moment, and more like it will follow. Not so behind padding: what comes next is not
-    padded again.
+    Attributes:
+        patient: whether the last frame, even one that has not arrived whole, is a request for whose
+            answer nobody waits, so that reading more may be put off. False after padding.
     """
 
     def __init__(self, connection: FramedConnection) -> None:
@@ -32,7 +32,7 @@ class Frames:
         self._data: bytes | bytearray = connection.take_buffered()
         self._pos = 0
         self._end = len(self._data)
-        """Bytes behind it in ``_data`` are still to be received: the rest of one long frame."""
+        """The end of what was received into ``_data``; the rest of it is room for a long frame."""
 
     def receive(self) -> bool:
         """Receive what is there, once; False at the end of the connection.
@@ -60,7 +60,7 @@ class Frames:
         return count > 0
 
     def take(self) -> memoryview | None:
-        """The body of the next request, empty for padding; None while it is not there as a whole.
+        """The body of the next request, empty for padding; None if it has not arrived whole yet.
 
         Raises:
             ProtocolError: it is no request frame, or of a length that none can have.

@@ -99,7 +99,7 @@ class Housekeeping:
             await trio.sleep(self._tick_s)
             late_s = self._sessions.clock() - due
             if late_s > self._tick_s:
-                # It was us who did not listen: what the mounts sent meanwhile is still to be read.
+                # This process did not run: what the mounts have sent meanwhile is still unread.
                 self._sessions.excuse(late_s)
             try:
                 await self._end_sessions()
@@ -158,7 +158,7 @@ class Housekeeping:
         for session in self._sessions.expired():
             connection = session.connection
             if connection is not None and connection.waiting:
-                continue  # it is us who keep it waiting
+                continue  # it waits for answers of ours, so it need not have sent anything
             logger.info("session %d of %s ended: not heard of", session.number, session.client)
             await session.commit_end(self._engine)
         old = self._sessions.forgettable(RESULTS_KEPT_S)[:_SESSION_BATCH]
@@ -248,7 +248,7 @@ class Housekeeping:
         self._checkpoint_db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
 
     async def trim(self) -> None:
-        """Remove segments of the log that a synced state has outlived."""
+        """Remove segments of the log whose records are all in a synced state."""
         self._engine.settle()
         if self._engine.state.unsettled:
             return

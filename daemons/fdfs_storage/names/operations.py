@@ -37,7 +37,7 @@ _DISK_PROBLEMS: Final = {
     errno.EDQUOT: errno.ENOSPC,
     errno.EFBIG: errno.EFBIG,
 }
-"""What the disk says that mounts are told; anything else is EIO."""
+"""Errors of the disk, and what mounts are answered; EIO for all others."""
 
 
 class Operations:
@@ -86,7 +86,7 @@ class Operations:
                 self._locks.pop(ino, None)
 
     async def _decide(self, work: Work, make: Op | Callable[[], Op]) -> tuple[int, bytes]:
-        """Have the engine decide *make* as the outcome of *work*: (status, answer)."""
+        """Have the engine make the change *make* as the last step of *work*: (status, answer)."""
         done = trio.Event()
         outcome: list[tuple[int, bytes]] = []
 
@@ -101,7 +101,7 @@ class Operations:
                 session=work.session,
                 id=work.id,
                 done_below=work.done_below,
-                # It may have come again meanwhile, by another connection, and be done already.
+                # The request may have come again on another connection, and be done already.
                 repeatable=work.id != 0,
             )
         )
@@ -144,7 +144,7 @@ class Operations:
         )
 
     async def _commit_write(self, work: Work, request: names.CommitWrite) -> tuple[int, bytes]:
-        """The file's own size is the truth: another mount may have written beyond or truncated."""
+        """The size is taken from the file: another mount may have written to it, or cut it off."""
         attr = self._file(request.ino)
         if attr.file_id != request.file_id or not attr.in_place:
             raise fail(errno.ESTALE)
@@ -228,8 +228,8 @@ class Operations:
                 await trio.to_thread.run_sync(_copy_file, source, target, count)
                 self._objects.record_write(made, 0, count, 0)
             if size > count:
-                # Only when others have the object: what is larger when it is sent for the first
-                # time is sent whole, and zeros that are sent take room on the disk.
+                # Grown only once the other storages have the object: before that it would be sent
+                # whole, and the zeros would take room on their disks.
                 await self._engine.gate.wait()
                 self._objects.truncate(made, size)
             await self._sync(made)

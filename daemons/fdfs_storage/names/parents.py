@@ -1,8 +1,8 @@
-"""Directories that get and lose entries, ahead of the table of inodes.
+"""The directories in which the open batch makes and removes entries, ahead of the inode table.
 
-A mount that makes or removes many entries does so in the same few directories. So as long as
-changes of that kind follow each other, at most to the end of the batch, a directory is looked at
-once, and its times and link count are written once.
+A mount that makes or removes many entries does so in a few directories. While changes of that kind
+follow each other within a batch, each directory is read once, and its times and link count are
+written once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from fdfs_storage.names import tree
 
 
 class Parents:
-    """See the module. *db*: the writing connection.
+    """See the module. Call `settle` before reading or writing the rows of these directories.
 
-    Whoever reads or writes these directories' rows calls `settle` before.
+    Args:
+        db: the writing connection.
     """
 
     __slots__ = ("_db", "_known", "_touched")
@@ -38,11 +39,11 @@ class Parents:
         self._touched[ino] = (now_ns, subdirs if before is None else before[1] + subdirs)
 
     def is_ahead(self, ino: int) -> bool:
-        """Whether the row of the directory may not be right, or what is known of it may change."""
+        """Whether `settle` has to be called before the row of *ino* is read or changed."""
         return ino in self._touched or ino in self._known
 
     def settle(self) -> None:
-        """Bring the table up to date, and rely on nothing that was seen before."""
+        """Write the changes to the table, and forget what was read."""
         self._known.clear()
         if self._touched:
             self._db.executemany(
@@ -52,6 +53,6 @@ class Parents:
             self._touched.clear()
 
     def drop(self) -> None:
-        """The changes are undone."""
+        """Forget everything, as the batch is rolled back."""
         self._known.clear()
         self._touched.clear()

@@ -1,6 +1,6 @@
-"""The sessions of mounts, as far as they live in memory: leases, holds and connections.
+"""The sessions of mounts: what is kept of them in memory. Leases, open inodes and connections.
 
-The state knows which sessions exist and which have ended; that survives a restart. A lease does
+Which sessions exist, and which have ended, is in the state and survives a restart. A lease does
 not: after a restart every session gets a fresh one, in which its mount can come back. Leases run
 on CLOCK_BOOTTIME, which goes on while a machine sleeps.
 """
@@ -37,12 +37,12 @@ class Session:
         number, token, client: see `fdfsfuse.proto.names.OpenSession`.
         seen: boottime of its last request.
         lease_s: how long it may be silent.
-        ending: its end is on the way to the log; its requests are refused from here on.
+        ending: its end is on the way to the log; its requests are refused from now on.
         high: largest request id that may have been carried out; only ids up to it can be repeats.
-        holds: inodes it has open.
-        caches: it relies on what it was told until that is recalled (`fdfsfuse.core.holds`).
-        hears_in_sync: it is told `names.InSync`.
-        hears_made: it is told of several changes together.
+        holds: inodes that it has open.
+        caches: it relies on answers until they are recalled (`fdfsfuse.core.holds`).
+        hears_in_sync: it understands `names.InSync`.
+        hears_made: it understands the answer to several changes at once.
         connection: where it is connected now.
     """
 
@@ -60,12 +60,12 @@ class Session:
     connection: SessionConnection | None = None
 
     def end(self) -> names_record.EndSession:
-        """Make the record of its end; from here on no change of it is carried out."""
+        """The record of its end. From now on none of its changes is carried out."""
         self.ending = True
         return names_record.EndSession(self.number)
 
     async def commit_end(self, engine: Engine) -> None:
-        """End it. Raises StatusError: it goes on, as its end could not be recorded."""
+        """End the session. Raises StatusError if that could not be recorded: it goes on then."""
         self.ending = True
         try:
             await engine.change(self.end)
@@ -91,7 +91,7 @@ class Sessions:
         return iter(list(self._live.values()))
 
     def add(self, number: int, token: bytes, client: str, high: int = 0) -> Session:
-        """A session that was opened, or was found in the state at start."""
+        """Add a session that was opened, or found in the state at start."""
         session = Session(number, token, client, self.clock(), self.lease_s, high=high)
         self._live[number] = session
         return session
@@ -110,7 +110,7 @@ class Sessions:
         return ino in self._held
 
     def change_holds(self, session: Session, added: list[int], removed: list[int]) -> bool:
-        """Note what was opened and closed. False when it would hold too many."""
+        """Note inodes that were opened and closed. Returns False if it would hold too many."""
         new = set(added) - session.holds
         if len(session.holds) + len(new) > HOLDS_MAX:
             return False
@@ -133,12 +133,12 @@ class Sessions:
         return [s for s in self._live.values() if s.seen + s.lease_s < now and not s.ending]
 
     def excuse(self, seconds: float) -> None:
-        """Nothing could be heard for so long: all leases end later by that."""
+        """Let all leases end later, as this storage could hear nothing for so many seconds."""
         for session in self._live.values():
             session.seen += seconds
 
     def end(self, number: int) -> None:
-        """The session's end is committed."""
+        """Drop a session whose end is committed."""
         session = self._live.pop(number, None)
         if session is not None:
             session.ending = True
@@ -146,7 +146,7 @@ class Sessions:
         self.note_ended(number)
 
     def note_ended(self, number: int) -> None:
-        """An ended session is in the state; its results are kept for a while from now."""
+        """Note that a session has ended; how long its results are kept counts from now."""
         self._ended[number] = self.clock()
 
     def forgettable(self, keep_s: float) -> list[int]:
@@ -155,6 +155,6 @@ class Sessions:
         return [number for number, ended in self._ended.items() if ended <= limit]
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """Nothing is left of these sessions."""
+        """Drop ended sessions, of which the state has nothing left."""
         for number in numbers:
             self._ended.pop(number, None)

@@ -2,7 +2,7 @@
 
 `State.apply` is a function of the state and the record alone: no clock, no chance, no file. A
 change that the state does not allow raises StatusError *before* anything is written, so a batch
-can go on with the next one. What is left to do with objects is not done here but told by
+can go on with the next one. What a change does to object files is not done here but by
 `fdfs_storage.names.effects`.
 
 One thread uses it. Ids that count up (inodes, garbage rows) are kept in memory while a
@@ -53,7 +53,7 @@ HANDLERS: dict[type, Handler] = {
 }
 
 _IN_PARENTS = frozenset((names.Create, names_record.MakeFile, names.Remove, names.Rename))
-"""Changes that look at directories, and change them, by way of `Parents` alone."""
+"""Changes that read and change directories by way of `Parents` alone."""
 
 
 class StateDamaged(FdfsError):
@@ -66,12 +66,12 @@ class State:
     Attributes:
         db: the writing connection.
         position: of the last record applied (in the open transaction, if there is one).
-        next_ino: the inode number that `new_ino` will give.
+        next_ino: the inode number that `new_ino` will return.
         inodes: how many there are.
         volume_id: 32 hex digits, the same for every storage of the volume.
         in_batch: a batch is open, so `db` shows more than is committed.
         unsettled: batches that other connections do not see yet.
-        results: what requests were answered.
+        results: the stored answers of requests.
         parents: the directories in which the open batch changes entries.
     """
 
@@ -113,10 +113,12 @@ class State:
         self.in_batch = True
 
     def commit(self, *, lazily: bool = False) -> None:
-        """End the batch: what was applied counts. *lazily*: the transaction stays open.
+        """End the batch: what was applied counts.
 
-        Writing the pages of every small change costs more than the change itself. Until `settle`
-        ends the transaction other connections do not see the changes, and a restart replays them.
+        Args:
+            lazily: leave the transaction open, as writing the pages of every small change costs
+                more than the change itself. Until `settle` ends it, other connections do not see
+                the changes, and a restart has to replay them.
         """
         self.parents.settle()
         self.results.commit_batch()
@@ -159,8 +161,9 @@ class State:
     def rollback(self) -> bool:
         """Undo what was applied since `begin`.
 
-        False: batches before it, which were not settled, are undone as well. They have to be
-        applied again, from the log: a savepoint for each batch would cost more than its changes.
+        Returns:
+            False if earlier batches, which were not settled, are undone as well: they have to be
+            applied again, from the log. (A savepoint per batch would cost more than its changes.)
         """
         whole = not self.unsettled
         self.in_batch = False

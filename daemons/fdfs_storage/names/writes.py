@@ -1,10 +1,10 @@
 """WRITE_OBJECT and TRUNCATE_OBJECT: changing appenders of mounts in place, on plain connections.
 
-Much data goes from the socket to the file bit by bit, never whole into memory. Each piece gets its
-line in the FastDFS binlog before it is answered, because a line tells replicas what to fetch: one
-line per commit would leave bytes that were written, but not committed when a mount died, different
-on each server. Nobody must fetch them before they are in the file, so the line follows them, unless
-all is done without a wait between.
+Large data goes from the socket to the file bit by bit, never whole into memory. Each piece gets its
+own line in the FastDFS binlog before the request is answered, as the lines tell the other storages
+what to fetch. With one line per commit, bytes that were written but not committed when a mount died
+would differ from server to server. No storage may fetch bytes that are not in the file yet, so the
+line is written after them, unless nothing waits in between.
 """
 
 from __future__ import annotations
