@@ -1,9 +1,12 @@
-"""Which session may make files in a directory on its own, without asking for each.
+"""Grants: which session may make files in a directory without asking for each.
 
-As long as one session alone knows of a directory nobody can see whether the storage has been told
-of its files. A *grant* is that, made certain: before anybody else is told of the directory or
-changes it, the grant is recalled, and the other waits until the session has told of the files that
-it has made there, or cannot make any more (see `fdfsfuse.core.holds.Recalls`). Decides only.
+While only one session knows of a directory, nobody can tell whether the storage has been told of
+the files in it. The *grant* of a directory makes sure that this stays so. Before another session is
+told of the directory, or changes it, the grant is recalled, and the other session waits until the
+first one has told the storage of all its files there, or has lost its lease (see
+`fdfsfuse.core.holds.Recalls`).
+
+Only decisions.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ from fdfsfuse.core.holds import Waiting
 
 
 class Revocation(Waiting):
-    """The recall of grants of one session; ``resume`` is called when it is over.
+    """The recall of grants of one session.
 
-    ``inos``: the directories; of a session that was found after a restart they are not known.
+    Attributes:
+        inos: the directories; empty for a session found after a restart, whose are not known.
+        resume: to be called when the recall is over.
     """
 
     __slots__ = ("inos", "resume", "session")
@@ -39,7 +44,8 @@ class _Grant:
 class Grants:
     """The grants by directory, oldest first.
 
-    *limit*: how many; `give_up` takes the oldest beyond it.
+    Args:
+        limit: most grants that should be given; `give_up` recalls the oldest beyond it.
     """
 
     def __init__(self, limit: int) -> None:
@@ -59,7 +65,7 @@ class Grants:
         return len(self._granted)
 
     def grant(self, ino: int, session: int) -> bool:
-        """Grant the directory to a session which alone holds it. False: that cannot be now."""
+        """Grant a directory to the only session that holds it. Returns whether that can be done."""
         found = self._granted.get(ino)
         if found is not None:
             return found.session == session and found.revocation is None
@@ -84,13 +90,16 @@ class Grants:
             del self._count[session]
 
     def removed(self, ino: int) -> None:
-        """The directory is no more. A recall under way ends by itself."""
+        """Drop the grant of a directory that was removed. A recall under way ends by itself."""
         grant = self._granted.get(ino)
         if grant is not None and grant.revocation is None:
             self._remove(ino)
 
     def found(self, session: int) -> Revocation:
-        """After a restart: the session may have any grant, until this recall of all is over."""
+        """Note, after a restart, that the session may have any grant.
+
+        Returns the recall of all its grants; when that is over it has none.
+        """
         revocation = self._unknown[session] = Revocation(session)
         return revocation
 
@@ -101,7 +110,7 @@ class Grants:
     def in_the_way(
         self, session: int, inos: Iterable[int], *, known_only: bool = False
     ) -> tuple[Revocation | None, list[Revocation]]:
-        """What keeps *session* from being told of, or changing, these inodes.
+        """The grants of others that keep *session* from looking at, or changing, these inodes.
 
         Args:
             known_only: grants that a session may have from before a restart do not count.
@@ -132,7 +141,7 @@ class Grants:
         return grant.revocation
 
     def give_up(self, count: int) -> list[Revocation]:
-        """Recalls of up to *count* of the oldest grants, when there are too many."""
+        """Begin to recall up to *count* of the oldest grants, if there are too many."""
         new: dict[int, Revocation] = {}
         if len(self._granted) > self.limit:
             for (ino, grant), _ in zip(self._granted.items(), range(count), strict=False):
@@ -140,14 +149,14 @@ class Grants:
         return list(new.values())
 
     def ended(self, revocation: Revocation) -> None:
-        """The recall is over: the session has confirmed it, or has lost its lease."""
+        """End a recall: the session has confirmed it, or has lost its lease."""
         for ino in revocation.inos:
             self._remove(ino)
         if self._unknown.get(revocation.session) is revocation:
             del self._unknown[revocation.session]
 
     def drop(self, session: int) -> None:
-        """The session has ended. Recalls under way end by themselves."""
+        """Drop the grants of a session that has ended. Recalls under way end by themselves."""
         gone = [
             ino
             for ino, grant in self._granted.items()

@@ -1,12 +1,13 @@
-"""What the primary remembers of sessions that keep what they were told.
+"""What the names primary remembers of sessions that rely on its answers.
 
-`Holds` knows which sessions hold an inode: its attributes and xattrs, its content, and, of a
-directory, its names. `Recalls` knows what was called back and not confirmed yet, and which
-changes wait for that. Both decide only; `fdfs_storage.names.callbacks` sends and answers.
+A session *holds* an inode of which an answer has told it: its attributes and xattrs, its content,
+and, of a directory, its names. `Holds` knows who holds what. `Recalls` knows what was recalled and
+not confirmed yet, and which changes wait for that. Both only decide; sending and answering is done
+by `fdfs_storage.names.callbacks`.
 
-A hold that is not needed costs one recall, a missing one would let a mount show what is no longer
-so. Hence, where it is simpler, too much is held: sessions that have ended stay in `Holds` until
-somebody meets them there.
+A hold that is not needed costs one recall; a missing one would let a mount show outdated things. So
+where it is simpler, too much is held: sessions that have ended stay in `Holds` until they are met
+there.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ _M = TypeVar("_M")
 
 
 class Holds:
-    """Sessions by inode, in the order in which the inodes were first held.
+    """The sessions that hold each inode, in the order in which the inodes were first held.
 
-    *limit*: how many inodes; `oldest` tells which to give up beyond it.
+    Args:
+        limit: most inodes that should be held; `oldest` says which to give up beyond it.
     """
 
     def __init__(self, limit: int) -> None:
@@ -34,7 +36,7 @@ class Holds:
         return len(self._holders)
 
     def add(self, inos: Iterable[int], session: int) -> bool:
-        """The session has been told of the inodes. Whether anybody else holds one of them."""
+        """Let the session hold the inodes. Returns whether another session holds one of them."""
         held, others = self._holders, False
         alone = self._alone.get(session)
         if alone is None:
@@ -51,7 +53,7 @@ class Holds:
         return others
 
     def any_others(self, inos: Iterable[int], session: int) -> bool:
-        """Whether anybody besides *session* holds one of the inodes."""
+        """Whether a session other than *session* holds one of the inodes."""
         find, alone = self._holders.get, self._alone.get(session)
         for ino in inos:
             holders = find(ino)
@@ -60,18 +62,18 @@ class Holds:
         return False
 
     def others(self, ino: int, session: int) -> tuple[int, ...]:
-        """Who holds the inode besides *session*."""
+        """The sessions other than *session* that hold the inode."""
         holders = self._holders.get(ino)
         if holders is None or (len(holders) == 1 and holders[0] == session):
             return ()
         return tuple(holder for holder in holders if holder != session)
 
     def holders(self, ino: int) -> tuple[int, ...]:
-        """Who holds the inode."""
+        """The sessions that hold the inode."""
         return self._holders.get(ino, ())
 
     def release(self, ino: int, session: int) -> None:
-        """The session does not hold the inode any more."""
+        """Let the session hold the inode no more."""
         holders = self._holders.get(ino, ())
         if session in holders:
             rest = tuple(holder for holder in holders if holder != session)
@@ -81,11 +83,11 @@ class Holds:
                 self._holders[ino] = rest
 
     def forget(self, session: int) -> None:
-        """The session has ended; what it held is forgotten as it is met."""
+        """Note that the session has ended. Its holds are dropped when they are met."""
         self._alone.pop(session, None)
 
     def oldest(self, count: int) -> list[int]:
-        """The inodes that are held longest; they count as the youngest from now on."""
+        """The *count* inodes that are held longest. From now on they count as the youngest."""
         found = [ino for ino, _ in zip(self._holders, range(count), strict=False)]
         for ino in found:
             self._holders[ino] = self._holders.pop(ino)
@@ -93,7 +95,7 @@ class Holds:
 
 
 class Waiting:
-    """A change whose acknowledgement waits until ``recalls`` of them are confirmed."""
+    """A change that is acknowledged when ``recalls``, the number of open recalls for it, is 0."""
 
     __slots__ = ("recalls",)
 
@@ -106,11 +108,12 @@ class Recall(Generic[_M]):
     """One message that a session has to confirm.
 
     Attributes:
-        sent: when; in seconds of the clock that leases run on.
+        sent: when it was sent, in seconds of the clock that leases run on.
         lease_s: the session's lease.
-        release: inodes that the session holds no more once it has confirmed.
-        everything: it stands for all that the session may hold.
-        message: what the session is told.
+        release: inodes that the session does not hold any more once it has confirmed.
+        everything: whether it is about everything that the session may hold.
+        message: what the session is sent.
+        changes: the changes that wait for it.
     """
 
     number: int
@@ -124,11 +127,11 @@ class Recall(Generic[_M]):
 
 
 class Recalls(Generic[_M]):
-    """Recalls without an answer.
+    """The recalls that are not confirmed yet.
 
-    One is over when the session has confirmed it, when the session has ended, or after a lease:
-    by then what the session was told before has run out. A session that was not heard of has
-    no lease longer than that either.
+    A recall is over when the session has confirmed it, when the session has ended, or after one
+    lease, as the session may not rely any longer on what it was told before. For a session that was
+    silent before the recall, the lease counts from when it was heard of last.
     """
 
     def __init__(self) -> None:
@@ -150,7 +153,13 @@ class Recalls(Generic[_M]):
         changes: Iterable[Waiting] = (),
         everything: bool = False,
     ) -> Recall[_M]:
-        """A new recall; *make* gives the message for its number."""
+        """Begin a recall.
+
+        Args:
+            now: when it is sent.
+            make: makes the message, given the number of the recall.
+            release, changes, everything: see `Recall`.
+        """
         self._number += 1
         number = self._number
         recall = Recall(number, session, now, lease_s, set(release), everything, make(number))
@@ -162,7 +171,7 @@ class Recalls(Generic[_M]):
         return recall
 
     def attach_to_everything(self, session: int, change: Waiting) -> None:
-        """A change by *session* waits for those of whom it is unknown what they hold."""
+        """Let a change by *session* wait for all others of whom it is unknown what they hold."""
         for recall in self._everything:
             if recall.session != session:
                 self._attach(recall, change)
@@ -181,19 +190,23 @@ class Recalls(Generic[_M]):
         return [recall.message for recall in self._open.get(session, {}).values()]
 
     def held_again(self, session: int, ino: int) -> None:
-        """The session was told of the inode after it was recalled: confirming keeps it held."""
+        """An answer told the session of a recalled inode again: confirming will not release it."""
         for recall in self._open.get(session, {}).values():
             recall.release.discard(ino)
 
     def confirm(self, session: int, number: int) -> tuple[set[int], list[Waiting]]:
-        """The session has confirmed: (what it does not hold any more, changes that may go on)."""
+        """The session has confirmed a recall.
+
+        Returns:
+            (inodes that it does not hold any more, changes that may be acknowledged now).
+        """
         recall = self._open.get(session, {}).get(number)
         if recall is None:
             return set(), []
         return recall.release, self._close(recall)
 
     def drop(self, session: int) -> list[Waiting]:
-        """The session has ended: the changes that may go on."""
+        """The session has ended. Returns the changes that may be acknowledged now."""
         done: list[Waiting] = []
         for recall in list(self._open.get(session, {}).values()):
             done += self._close(recall)
@@ -202,9 +215,14 @@ class Recalls(Generic[_M]):
     def expire(
         self, now: float, seen: Callable[[int], float]
     ) -> tuple[list[tuple[int, set[int]]], list[Waiting]]:
-        """Time has passed: (session and what it does not hold any more, changes that may go on).
+        """End the recalls whose lease is over.
 
-        *seen* tells when a session was heard of last.
+        Args:
+            seen: tells when a session was heard of last.
+
+        Returns:
+            ((session, inodes that it does not hold any more) of each, changes that may be
+            acknowledged now).
         """
         released: list[tuple[int, set[int]]] = []
         done: list[Waiting] = []
