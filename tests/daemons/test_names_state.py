@@ -6,7 +6,8 @@ import errno
 import random
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -42,6 +43,13 @@ def new_state() -> State:
     db = schema.connect(":memory:")
     schema.create(db, "0" * 32, 0)
     return State(db)
+
+
+@pytest.fixture
+def state() -> Iterator[State]:
+    state = new_state()
+    yield state
+    state.db.close()
 
 
 def apply(
@@ -338,8 +346,7 @@ def test_the_tree_is_what_posix_says() -> None:
     )
 
 
-def test_link_counts_when_directories_replace_each_other() -> None:
-    state = new_state()
+def test_link_counts_when_directories_replace_each_other(state: State) -> None:
     for parent, name in ((ROOT, b"a"), (ROOT, b"b"), (2, b"c")):  # inodes 2, 3 and 4 in 2
         apply(state, names.Create(parent, name, DIRECTORY, 0, 0, NOW))
 
@@ -354,8 +361,7 @@ def test_link_counts_when_directories_replace_each_other() -> None:
     assert links() == {ROOT: 3, 2: 3, 3: 0, 4: 2, 5: 1}
 
 
-def test_a_refused_change_uses_nothing_up() -> None:
-    state = new_state()
+def test_a_refused_change_uses_nothing_up(state: State) -> None:
     apply(state, names.Create(ROOT, b"a", FILE, 0, 0, NOW))
     before, next_ino = state.position, state.next_ino
     with pytest.raises(StatusError):
@@ -363,8 +369,7 @@ def test_a_refused_change_uses_nothing_up() -> None:
     assert (state.position, state.next_ino) == (before, next_ino)
 
 
-def test_a_batch_is_all_or_nothing() -> None:
-    state = new_state()
+def test_a_batch_is_all_or_nothing(state: State) -> None:
     state.begin()
     state.apply(Position(1, 1), Change(0, 0, 0, NOW, names.Create(ROOT, b"a", FILE, 0, 0, NOW)))
     state.rollback()
@@ -391,14 +396,14 @@ def test_the_state_is_a_function_of_the_records() -> None:
     dumps = []
     for _ in range(2):
         state = new_state()
-        for number, op in enumerate(ops, 1):
-            apply(state, op, session=1, id=number, done_below=number)
-        dumps.append(list(state.db.iterdump()))
+        with closing(state.db):
+            for number, op in enumerate(ops, 1):
+                apply(state, op, session=1, id=number, done_below=number)
+            dumps.append(list(state.db.iterdump()))
     assert dumps[0] == dumps[1]
 
 
-def test_an_inode_number_that_is_in_use_leaves_no_name() -> None:
-    state = new_state()
+def test_an_inode_number_that_is_in_use_leaves_no_name(state: State) -> None:
     apply(state, names.ReserveInodes(10))
     apply(state, names.Create(ROOT, b"a", FILE, 0, 0, NOW, ino=5))
     before = list(state.db.iterdump())
@@ -448,39 +453,42 @@ def random_op(rng: random.Random, now: int) -> Op:
     return rng.choices(makers, (6, 2, 4, 3, 1, 1, 1))[0]()
 
 
+def in_batches(
+    ops: Iterable[Op], longest: int, rng: random.Random
+) -> tuple[list[bytes | int | None], list[str]]:
+    """The answers to *ops* when up to *longest* are done in one batch, and the database then."""
+    state = new_state()
+    with closing(state.db):
+        apply(state, names.ReserveInodes(9))
+        for ino, parent, name in ((2, 1, b"a"), (3, 1, b"b"), (4, 2, b"a"), (5, 4, b"a")):
+            apply(state, names.Create(parent, name, DIRECTORY, 0, 0, NOW, ino=ino))
+        answers: list[bytes | int | None] = []
+        left = iter(ops)
+        while batch := list(islice(left, rng.randint(1, longest))):
+            state.begin()
+            for op in batch:
+                position = Position(1, state.position.index + 1)
+                try:
+                    answers.append(state.apply(position, Change(0, 0, 0, NOW, op))[0])
+                except StatusError as exc:
+                    answers.append(exc.errno)
+            state.commit()
+        return answers, list(state.db.iterdump())
+
+
 def test_it_makes_no_difference_what_is_done_in_one_batch() -> None:
     refused: Counter[int] = Counter()
     for seed in range(150):
         rng = random.Random(seed)
         ops = [random_op(rng, NOW + number) for number in range(60)]
-        dumps, outcomes = [], []
-        for longest in (1, 20):
-            state = new_state()
-            apply(state, names.ReserveInodes(9))
-            for ino, parent, name in ((2, 1, b"a"), (3, 1, b"b"), (4, 2, b"a"), (5, 4, b"a")):
-                apply(state, names.Create(parent, name, DIRECTORY, 0, 0, NOW, ino=ino))
-            answers: list[bytes | int | None] = []
-            left = iter(ops)
-            while batch := list(islice(left, rng.randint(1, longest))):
-                state.begin()
-                for op in batch:
-                    position = Position(1, state.position.index + 1)
-                    try:
-                        answers.append(state.apply(position, Change(0, 0, 0, NOW, op))[0])
-                    except StatusError as exc:
-                        answers.append(exc.errno)
-                state.commit()
-            dumps.append(list(state.db.iterdump()))
-            outcomes.append(answers)
-        assert outcomes[0] == outcomes[1], seed
-        assert dumps[0] == dumps[1], seed
-        refused.update(answer for answer in outcomes[0] if isinstance(answer, int))
+        alone, together = (in_batches(ops, longest, rng) for longest in (1, 20))
+        assert alone == together, seed
+        refused.update(answer for answer in alone[0] if isinstance(answer, int))
     assert refused.keys() >= {errno.EEXIST, errno.ENOENT, errno.EINVAL, errno.ENOTEMPTY}
     assert refused.total() < 150 * 60 * 0.8
 
 
-def test_what_is_collected_leaves_nothing_behind() -> None:
-    state = new_state()
+def test_what_is_collected_leaves_nothing_behind(state: State) -> None:
     for ino, name in ((2, b"a"), (3, b"b"), (4, b"c")):
         apply(state, names.Create(ROOT, name, FILE, 0, 0, NOW))
         apply(state, names_record.PutXattr(ino, b"trusted.x", b"1", "", None, NOW))
@@ -504,8 +512,7 @@ def test_what_is_collected_leaves_nothing_behind() -> None:
     assert not rows("id FROM garbage")
 
 
-def test_outcomes_that_arrived_before_the_transaction_ends_are_not_written() -> None:
-    state = new_state()
+def test_outcomes_that_arrived_before_the_transaction_ends_are_not_written(state: State) -> None:
     apply(state, names_record.StartSession(b"t" * 16, "m"))
     for number in range(1, 101):
         op = names.Create(ROOT, b"%d" % number, FILE, 0, 0, NOW)
@@ -520,8 +527,7 @@ def test_outcomes_that_arrived_before_the_transaction_ends_are_not_written() -> 
     assert state.results.find(1, 100) == answer
 
 
-def test_outcomes_of_an_undone_batch_are_not_found() -> None:
-    state = new_state()
+def test_outcomes_of_an_undone_batch_are_not_found(state: State) -> None:
     apply(state, names_record.StartSession(b"t" * 16, "m"))
     state.begin()
     op = names.Create(ROOT, b"a", FILE, 0, 0, NOW)
@@ -532,8 +538,7 @@ def test_outcomes_of_an_undone_batch_are_not_found() -> None:
     assert state.results.find(1, 1) is None
 
 
-def test_outcomes_are_kept_until_they_are_not_needed() -> None:
-    state = new_state()
+def test_outcomes_are_kept_until_they_are_not_needed(state: State) -> None:
     apply(state, names_record.StartSession(b"t" * 16, "m"))
     for number in range(1, 65):
         op = names.Create(ROOT, b"%d" % number, FILE, 0, 0, NOW)
@@ -548,8 +553,7 @@ def test_outcomes_are_kept_until_they_are_not_needed() -> None:
     assert state.results.find(1, 64) is None
 
 
-def test_cookies_rise_and_a_replaced_name_keeps_its_own() -> None:
-    state = new_state()
+def test_cookies_rise_and_a_replaced_name_keeps_its_own(state: State) -> None:
     for name in (b"a", b"b", b"c"):
         apply(state, names.Create(ROOT, name, FILE, 0, 0, NOW))
     apply(state, names.Rename(ROOT, b"a", ROOT, b"b", 0, NOW))
@@ -558,8 +562,7 @@ def test_cookies_rise_and_a_replaced_name_keeps_its_own() -> None:
     assert rows == [(3, b"c"), (5, b"z")]
 
 
-def test_a_deep_tree_has_no_cycles() -> None:
-    state = new_state()
+def test_a_deep_tree_has_no_cycles(state: State) -> None:
     parent = ROOT
     inos = []
     for number in range(20):
@@ -572,8 +575,7 @@ def test_a_deep_tree_has_no_cycles() -> None:
         assert caught.value.errno == errno.EINVAL
 
 
-def test_objects_changed_by_plain_clients() -> None:
-    state = new_state()
+def test_objects_changed_by_plain_clients(state: State) -> None:
     apply(state, names.Create(ROOT, b"a", FILE, 0, 0, NOW))
     apply(state, names.Link(2, ROOT, b"b", NOW))
     apply(state, names_record.PutContent(2, "M00/1", 3, NOW, True, None, b""))
@@ -587,8 +589,7 @@ def test_objects_changed_by_plain_clients() -> None:
     apply(state, names_record.ObjectDeleted("M00/1"))
 
 
-def test_an_appender_that_a_plain_client_made_a_normal_file() -> None:
-    state = new_state()
+def test_an_appender_that_a_plain_client_made_a_normal_file(state: State) -> None:
     apply(state, names.Create(ROOT, b"a", FILE, 0, 0, NOW))
     apply(state, names_record.PutContent(2, "M00/1", 3, NOW, True, None, b""))
     apply(state, names_record.ObjectRenamed("M00/1", "M00/2"))

@@ -8,6 +8,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,58 +117,61 @@ class Tree:
             own_id = view.primary
         if not (directory / founding.DATABASE).exists():
             raise StateDamaged(f"{directory} has no {founding.DATABASE}")
-        path = str(directory / founding.DATABASE)
-        self._connections: list[sqlite3.Connection] = []
-        self.objects = Objects(store)
-        state = State(self._connect(path))
-        if state.volume_id != self.stored_view.volume_id:
-            raise StateDamaged(f"{directory}: view and state are of different volumes")
-        self.state = state
-        self.log = Log(directory)
-        replica = Replica(own_id, view, state.position, state.position.index)
-        self._copies = copies
-        copies.changed = self._tell_in_sync
-        gate = CopyGate(copies, store.binlog)
-        gate.answered = self._flush
-        self.engine = Engine(state, self.log, replica, self.objects, gate)
-        applied = state.position.index
-        self._replay(own_id)
-        self._restore(directory, applied)
-        self.engine.on_commit = self._committed
-        self.engine.on_answered = self._flush
-        self.reads = Reads(self._connect(path), self.objects, state)
-        self.sessions = Sessions(limits.lease_s)
-        self.callbacks = Callbacks(self.sessions, self._flush)
-        self.engine.on_repeat = self.callbacks.repeat
-        self.engine.on_apply = self._has_to_wait
-        self.engine.is_live = self.sessions.is_live
-        self.former = FormerSessions(self.engine, self.sessions, self.reads)
-        longest_lease_s = self._load_sessions(directory)
-        self.preparer = Preparer(state, self.objects)
-        self.operations = Operations(self.engine, self.preparer, self.objects, self.reads)
-        listing_reads = Reads(self._connect(path), self.objects)
-        self.listing = Listing(
-            self._connect(path), listing_reads, self.objects, self.engine.visible
-        )
-        self.writer = ObjectWriter(self.reads, self.objects, view.number)
-        self.housekeeping = housekeeping.Housekeeping(
-            self._connect(path),
-            self._connect(path),
-            directory,
-            self.engine,
-            self.log,
-            self.sessions,
-            self.objects,
-            max(limits.grace_s, longest_lease_s),
-        )
-        self.by_id = ByIdChanges(self.engine, self.reads, self.objects)
-        self.unflushed: set[SessionConnection] = set()
-        self._nursery: trio.Nursery | None = None
-        store.changes.observers += [self.listing.observe, self.by_id.observe]
+        with ExitStack() as files:
+            self._files = files
+            path = str(directory / founding.DATABASE)
+            self.objects = Objects(store)
+            state = State(self._connect(path))
+            if state.volume_id != self.stored_view.volume_id:
+                raise StateDamaged(f"{directory}: view and state are of different volumes")
+            self.state = state
+            self.log = Log(directory)
+            files.callback(self.log.close)
+            replica = Replica(own_id, view, state.position, state.position.index)
+            self._copies = copies
+            copies.changed = self._tell_in_sync
+            gate = CopyGate(copies, store.binlog)
+            gate.answered = self._flush
+            self.engine = Engine(state, self.log, replica, self.objects, gate)
+            applied = state.position.index
+            self._replay(own_id)
+            self._restore(directory, applied)
+            self.engine.on_commit = self._committed
+            self.engine.on_answered = self._flush
+            self.reads = Reads(self._connect(path), self.objects, state)
+            self.sessions = Sessions(limits.lease_s)
+            self.callbacks = Callbacks(self.sessions, self._flush)
+            self.engine.on_repeat = self.callbacks.repeat
+            self.engine.on_apply = self._has_to_wait
+            self.engine.is_live = self.sessions.is_live
+            self.former = FormerSessions(self.engine, self.sessions, self.reads)
+            longest_lease_s = self._load_sessions(directory)
+            self.preparer = Preparer(state, self.objects)
+            self.operations = Operations(self.engine, self.preparer, self.objects, self.reads)
+            listing_reads = Reads(self._connect(path), self.objects)
+            self.listing = Listing(
+                self._connect(path), listing_reads, self.objects, self.engine.visible
+            )
+            self.writer = ObjectWriter(self.reads, self.objects, view.number)
+            self.housekeeping = housekeeping.Housekeeping(
+                self._connect(path),
+                self._connect(path),
+                directory,
+                self.engine,
+                self.log,
+                self.sessions,
+                self.objects,
+                max(limits.grace_s, longest_lease_s),
+            )
+            self.by_id = ByIdChanges(self.engine, self.reads, self.objects)
+            self.unflushed: set[SessionConnection] = set()
+            self._nursery: trio.Nursery | None = None
+            store.changes.observers += [self.listing.observe, self.by_id.observe]
+            self._files = files.pop_all()
 
     def _connect(self, path: str) -> sqlite3.Connection:
         db = schema.connect(path)
-        self._connections.append(db)
+        self._files.callback(db.close)
         return db
 
     def _replay(self, own_id: str) -> None:
@@ -240,9 +244,7 @@ class Tree:
     def close(self) -> None:
         """Close the files. The state is brought up to date on the disk as far as that goes."""
         self.engine.settle()
-        self.log.close()
-        for db in reversed(self._connections):
-            db.close()
+        self._files.close()
 
     def start_operation(self, work: Work, request: names.ChangeRequest) -> None:
         """Carry out a change that takes steps before it is recorded."""
