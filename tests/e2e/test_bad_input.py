@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,7 @@ from fdfsfuse.proto import names
 from tests.common.cluster import Cluster, Daemon
 from tests.common.plain import PlainClient, PlainError, exchange, recv_exactly
 from tests.common.session import BlockingSession, truncate_object, write_object
+from tests.common.sizes import can_have
 from tests.common.treeload import make_pending, name_pending, status_of
 from tests.common.waiting import wait_until
 
@@ -372,6 +374,12 @@ REFUSED = {
 U64, I63 = (1 << 64) - 1, (1 << 63) - 1
 
 
+@pytest.fixture
+def too_large(tmp_path: Path) -> list[int]:
+    """Sizes that the disk of a storage, which is that of *tmp_path*, refuses."""
+    return [] if can_have(tmp_path, 1 << 62) else [1 << 62]
+
+
 def storage_address(cluster: Cluster) -> tuple[str, int]:
     return cluster.storage().address, cluster.storage().port
 
@@ -410,7 +418,7 @@ def test_names_that_no_directory_can_have(target: Cluster, name: bytes) -> None:
         assert all(entry.name != name for entry in session.read_dir(1))
 
 
-def test_absurd_values_in_names_requests(target: Cluster) -> None:
+def test_absurd_values_in_names_requests(target: Cluster, too_large: list[int]) -> None:
     with names_session(target) as session:
         file = session.create(1, b"file%d" % time.monotonic_ns())
         session.store(file.ino, b"content")
@@ -432,7 +440,7 @@ def test_absurd_values_in_names_requests(target: Cluster) -> None:
             names.Create(ino, b"x", 0o100644, 0, 0, 0),
             names.NameObject(ino, "M00/00/00/wKgDr0t8bVaAAAAAAAAACw1KEYU551.txt", 1, 0),
         ]
-    for size in (-1, U64, I63, 1 << 62):
+    for size in (-1, U64, I63, *too_large):
         requests += [
             names.Truncate(file.ino, size, 0),
             names.CommitWrite(file.ino, "M00/00/00/wKgDr0t8bVaAAAAAAAAACw1KEYU551.txt", size, 0),
@@ -505,14 +513,14 @@ def test_a_names_session_cannot_touch_objects_of_clients(target: Cluster) -> Non
         assert client.download(f"group1/{attr.file_id}") == b"x" * 1_500_000
 
 
-def test_write_object_with_absurd_ranges(target: Cluster) -> None:
+def test_write_object_with_absurd_ranges(target: Cluster, too_large: list[int]) -> None:
     address = storage_address(target)
     with names_session(target) as session:
         file = session.create(1, b"range%d" % time.monotonic_ns())
         made = session.call(names.NewObject(file.ino), names.ObjectMade)
-        for offset in (-1, -(1 << 63), I63, U64, 1 << 62):
+        for offset in (-1, -(1 << 63), I63, U64, *too_large):
             assert status_of(partial(write_object, address, made.file_id, made.view, offset, b"x"))
-        for size in (-1, I63, U64, 1 << 62):
+        for size in (-1, I63, U64, *too_large):
             assert status_of(partial(truncate_object, address, made.file_id, made.view, size))
         heads = [
             b"",
