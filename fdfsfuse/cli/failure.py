@@ -96,7 +96,6 @@ def explain(exc: FdfsError | OSError) -> str:
 
 
 _STATUS_ADVICE = {
-    errno.ENOSPC: "free space on the storages or add one (fdfs status shows the space)",
+    errno.ENOSPC: "make room on the storages, or add one (fdfs status shows what is reserved)",
     errno.EINVAL: "the server does not accept this request",
-    errno.ENOENT: None,
 }

@@ -183,9 +183,16 @@ def client_config(path: str) -> ClientConfig:
 
 def run_with(settings: Settings, use: Callable[[Client], Awaitable[T]]) -> T:
     """Run *use* with a `Client` of the cluster that the options name."""
+    import logging
+
     import trio
 
     from fdfsfuse.client.client import Client
+
+    logger = logging.getLogger("fdfsfuse")
+    if not logger.hasHandlers():
+        # Python would print warnings between the output; what matters ends in an error.
+        logger.addHandler(logging.NullHandler())
 
     async def run() -> T:
         async with Client(

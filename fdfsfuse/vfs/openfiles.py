@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import trio
 
-from fdfsfuse.errors import FdfsError, StatusError, TreeError
+from fdfsfuse.errors import FdfsError, StatusError, TreeError, describe
 from fdfsfuse.proto import names
 from fdfsfuse.vfs import clock
 from fdfsfuse.vfs.ahead import Wanted
@@ -314,7 +314,8 @@ class OpenFiles:
             try:
                 await state.flush()
             except (FdfsError, OSError) as exc:
-                log.warning("inode %d: %s", state.number, exc)
+                group = state.volume.backend.group
+                log.warning("inode %d of %s: %s", state.ino, group, describe(exc))
                 break
         if not state.handles and self._context.states.get(state.number) is state:
             self._complete_pages(state)
