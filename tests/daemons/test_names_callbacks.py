@@ -68,12 +68,6 @@ async def holder(server: NamesServer) -> AsyncIterator[Holder]:
         yield found
 
 
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NamesServer]:
-    async with names_server(tmp_path) as server:
-        yield server
-
-
 async def test_each_change_recalls_what_it_touches(server: NamesServer) -> None:
     async with server.session() as other, holder(server) as held:
         d = await make(other, b"d", DIRECTORY)

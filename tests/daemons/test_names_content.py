@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -37,19 +37,6 @@ from tests.common.names_calls import (
 )
 from tests.common.names_server import NamesServer, names_server
 from tests.common.sizes import can_have
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NamesServer]:
-    async with names_server(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-async def session(server: NamesServer) -> AsyncIterator[NamesSession]:
-    async with server.session() as opened:
-        yield opened
-
 
 # --- content ------------------------------------------------------------------------------------
 

@@ -97,12 +97,6 @@ async def maker(server: NamesServer, **options: Any) -> AsyncIterator[Maker]:
             yield found
 
 
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NamesServer]:
-    async with names_server(tmp_path) as server:
-        yield server
-
-
 async def test_a_file_is_stored_with_all_that_it_has(server: NamesServer) -> None:
     async with maker(server) as one:
         attr = await one.tell(ROOT, b"file.txt")
