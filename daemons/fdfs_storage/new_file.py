@@ -1,4 +1,4 @@
-"""A file that has no name yet."""
+"""A file that is being written."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from fdfs_storage.files import write_all
 class NewFile:
     """A file that is being written and has no name yet. Close it in any case.
 
-    ``fd`` may be written in a thread; ``directory`` is that of its `Location`. Closing without
-    `Store.commit` leaves nothing behind.
+    Closing leaves nothing behind unless the file was given a name (`Creations.commit`).
 
     Attributes:
+        fd: its descriptor; may be written in a thread.
+        path_index: the store path that it is on.
+        directory: that of its `Location`.
+        temporary: the path of a temporary name, where files without a name are not possible.
         content: the whole content if it was written by `write`, else None.
     """
 

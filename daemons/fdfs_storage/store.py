@@ -56,7 +56,7 @@ from fdfs_storage.creations import Creations
 from fdfs_storage.deletions import Deletions
 from fdfs_storage.files import status_of, sync_directory
 from fdfs_storage.intents import Intents
-from fdfs_storage.locks import PathLocks
+from fdfs_storage.locks import Locks
 from fdfs_storage.metadata_files import MetadataFiles
 from fdfs_storage.naming import Naming
 from fdfs_storage.paths import Paths, metadata_location
@@ -90,7 +90,7 @@ class Store:
         remove: `Deletions.remove`.
         appenders: changes the content of objects.
         intents: notes of changes whose bytes are being received.
-        locks: one lock per object for changes that last over an await; see `PathLocks`.
+        locks: one lock per object, for changes that last over an await.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Store:
         self._stat_path = base_path / "data" / "storage_stat.dat"
         self.counters = Counters.load(self._stat_path)
         self.changes = Changes(self.binlog, self.counters)
-        self.locks = PathLocks()
+        self.locks: Locks[Location] = Locks()
         self.path_count = len(store_paths)
         self.subdir_count = subdir_count
         mounts = [path.path for path in store_paths]

@@ -36,19 +36,6 @@ from tests.common.names_server import HOST, NamesServer, names_server
 from tests.common.session import BlockingSession
 from tests.common.waiting import wait_for
 
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NamesServer]:
-    async with names_server(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-async def session(server: NamesServer) -> AsyncIterator[NamesSession]:
-    async with server.session() as opened:
-        yield opened
-
-
 # --- tree -------------------------------------------------------------------------------------
 
 
@@ -354,7 +341,7 @@ async def test_what_was_not_done_is_never_done(server: NamesServer) -> None:
     operations = server.tree.operations
     async with server.session() as session:
         # The operation with steps waits for its turn at the inode.
-        async with operations._lock(ino):
+        async with operations.locks.hold(ino):
             number, token = await trio.to_thread.run_sync(leave_under_way)
             answer = await session.call(names.FormerOutcome(number, token, 1))
             assert answer.answer is None
@@ -362,7 +349,7 @@ async def test_what_was_not_done_is_never_done(server: NamesServer) -> None:
             again = names.OpenSession(names.VERSION, number, token, "again")
             status = await exchange(server, names.OPEN_SESSION, names.encode(again))
             assert status == names.SESSION_ENDED
-        await wait_for(lambda: not operations._locks)
+        await wait_for(lambda: operations.locks.is_free(ino))
         attr = await session.call(names.GetAttr(ino))
         assert not attr.in_place
         assert (await session.call(names.FormerOutcome(number, token, 1))).answer is None

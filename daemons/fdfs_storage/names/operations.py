@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import trio
 
 from fdfs_storage.files import pwrite_all
+from fdfs_storage.locks import Locks
 from fdfs_storage.names import content, reads
 from fdfs_storage.names.checks import fail
 from fdfs_storage.names.engine import Engine
@@ -26,9 +26,6 @@ from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.proto.names_record import Op
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 _TRIES: Final = 10
 _COPY_CHUNK: Final = 1 << 30
@@ -41,7 +38,11 @@ _DISK_PROBLEMS: Final = {
 
 
 class Operations:
-    """The operations with steps. Their tasks live as long as the engine, not as a connection."""
+    """The operations with steps. Their tasks live as long as the engine, not as a connection.
+
+    Attributes:
+        locks: by inode, so that one operation at a time changes it.
+    """
 
     def __init__(
         self, engine: Engine, preparer: Preparer, objects: Objects, reader: reads.Reads
@@ -50,7 +51,7 @@ class Operations:
         self._prepare = preparer
         self._objects = objects
         self._reads = reader
-        self._locks: dict[int, trio.Lock] = {}
+        self.locks: Locks[int] = Locks()
 
     async def perform(self, work: Work, request: Any) -> None:
         """Carry out *request* and call ``work.reply``; never raises StatusError."""
@@ -66,24 +67,13 @@ class Operations:
             elif isinstance(request, names.CommitWrite):
                 status, answer = await self._commit_write(work, request)
             else:
-                async with self._lock(request.ino):
+                async with self.locks.hold(request.ino):
                     status, answer = await self._until_settled(work, request)
         except StatusError as exc:
             status, answer = exc.errno or errno.EIO, b""
         except OSError as exc:
             status, answer = _DISK_PROBLEMS.get(exc.errno or 0, errno.EIO), b""
         work.reply(status, answer)
-
-    @asynccontextmanager
-    async def _lock(self, ino: int) -> AsyncIterator[None]:
-        """One at a time per inode."""
-        lock = self._locks.setdefault(ino, trio.Lock())
-        try:
-            async with lock:
-                yield
-        finally:
-            if not lock.statistics().tasks_waiting and not lock.locked():
-                self._locks.pop(ino, None)
 
     async def _decide(self, work: Work, make: Op | Callable[[], Op]) -> tuple[int, bytes]:
         """Have the engine make the change *make* as the last step of *work*: (status, answer)."""
