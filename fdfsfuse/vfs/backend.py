@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from fdfsfuse.client.lease import Lease
+from fdfsfuse.client.names.lease import Lease
 from fdfsfuse.proto import names
 
 

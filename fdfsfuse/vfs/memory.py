@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from fdfsfuse.client.lease import Lease
+from fdfsfuse.client.names.lease import Lease
 from fdfsfuse.core import acl
 from fdfsfuse.core.recent import Recent
 from fdfsfuse.errors import StatusError

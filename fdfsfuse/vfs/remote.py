@@ -18,8 +18,8 @@ import trio
 
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import Connection
-from fdfsfuse.client.lease import Lease, boottime
 from fdfsfuse.client.names import NamesSession, open_session
+from fdfsfuse.client.names.lease import Lease, boottime
 from fdfsfuse.client.pool import Pool
 from fdfsfuse.client.tracker import TrackerClient
 from fdfsfuse.client.views import Candidate

@@ -16,7 +16,7 @@ from typing import Any
 import trio
 from trio.lowlevel import ParkingLot
 
-from fdfsfuse.client.lease import boottime
+from fdfsfuse.client.names.lease import boottime
 from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionProblem,

@@ -18,10 +18,10 @@ import trio.testing
 from outcome import Outcome
 
 from fdfsfuse.client import connection as connection_module
-from fdfsfuse.client import directwait, reading
+from fdfsfuse.client import directwait
 from fdfsfuse.client.connection import connect
 from fdfsfuse.client.directwait import DirectWait
-from fdfsfuse.client.names import NamesSession, open_session
+from fdfsfuse.client.names import NamesSession, open_session, reading
 from fdfsfuse.errors import DeadlineExceeded
 from fdfsfuse.proto import names
 from tests.client.names_peer import ATTR, NamesPeer, answer_to, finder

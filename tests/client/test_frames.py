@@ -6,7 +6,7 @@ import socket
 
 import trio
 
-from fdfsfuse.client.frames import FrameWriter
+from fdfsfuse.client.names.frames import FrameWriter
 
 
 async def test_a_frame_that_the_kernel_has_taken_need_not_have_left() -> None:

@@ -17,7 +17,7 @@ import trio.testing
 from msgspec.structs import replace
 
 from fdfsfuse.client.names import NamesSession, boottime, open_session
-from fdfsfuse.client.sending import PATIENT_AFTER
+from fdfsfuse.client.names.sending import PATIENT_AFTER
 from fdfsfuse.client.views import Candidate, find_primary
 from fdfsfuse.errors import (
     ConnectFailed,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import trio
 
-from fdfsfuse.client.lease import Lease, boottime
+from fdfsfuse.client.names.lease import Lease, boottime
 from fdfsfuse.errors import DeadlineExceeded, StatusError
 from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr

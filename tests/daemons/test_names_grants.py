@@ -18,10 +18,10 @@ from fdfs_storage.names import connection as session_connection
 from fdfs_storage.names.reads import Reads
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect
-from fdfsfuse.client.frames import FrameReader
 from fdfsfuse.client.names import NamesSession, open_session
-from fdfsfuse.client.opening import exchange_open
-from fdfsfuse.client.sending import PATIENT_AFTER
+from fdfsfuse.client.names.frames import FrameReader
+from fdfsfuse.client.names.opening import exchange_open
+from fdfsfuse.client.names.sending import PATIENT_AFTER
 from fdfsfuse.core import acl
 from fdfsfuse.proto import names, names_record
 from fdfsfuse.proto.header import pack_header

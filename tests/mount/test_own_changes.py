@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fdfsfuse.cli.mount_stats import find_reports
-from fdfsfuse.client.session import PROMPT_S
+from fdfsfuse.client.names.session import PROMPT_S
 from tests.common.cluster import Cluster
 from tests.common.mount import Mount
 from tests.common.waiting import wait_until

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from fdfsfuse.client.lease import Lease
+from fdfsfuse.client.names.lease import Lease
 from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.ahead import Ahead, Wanted

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 import trio
 
-from fdfsfuse.client import session as client_session
+from fdfsfuse.client.names import session as client_session
 from fdfsfuse.client.pool import Pool
 from fdfsfuse.client.tracker import TrackerClient
 from fdfsfuse.client.views import Candidate

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import trio
 
-from fdfsfuse.client.frames import FrameWriter
+from fdfsfuse.client.names.frames import FrameWriter
 from fdfsfuse.proto import names
 from fdfsfuse.proto.header import pack_header
 

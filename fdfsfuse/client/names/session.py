@@ -20,7 +20,7 @@ What the user sees of it:
 Shared state: everything lives in one trio event loop and changes only between awaits. ``_calls``
 holds what has no answer yet, in the order of the ids; whoever takes an entry out of it decides its
 outcome. ``_socket`` is set while requests can be sent; only `_serve` closes it. Who reads from it
-is told in `fdfsfuse.client.reading`.
+is told in `fdfsfuse.client.names.reading`.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from trio.lowlevel import ParkingLot, notify_closing
 
 from fdfsfuse.client import directwait
 from fdfsfuse.client.address import Address
-from fdfsfuse.client.arriving import Arriving
 from fdfsfuse.client.connection import connect
-from fdfsfuse.client.frames import FrameReader
-from fdfsfuse.client.lease import Lease, boottime
-from fdfsfuse.client.names_api import NamesCalls
-from fdfsfuse.client.opening import SessionEnded, exchange_open
-from fdfsfuse.client.pending import Call, PendingCalls
-from fdfsfuse.client.reading import Reading
-from fdfsfuse.client.sending import Sending
+from fdfsfuse.client.names.arriving import Arriving
+from fdfsfuse.client.names.calls import NamesCalls
+from fdfsfuse.client.names.frames import FrameReader
+from fdfsfuse.client.names.lease import Lease, boottime
+from fdfsfuse.client.names.opening import SessionEnded, exchange_open
+from fdfsfuse.client.names.pending import Call, PendingCalls
+from fdfsfuse.client.names.reading import Reading
+from fdfsfuse.client.names.sending import Sending
 from fdfsfuse.client.views import Candidate, Finder, Found, find_primary
 from fdfsfuse.errors import (
     ConnectionBroken,

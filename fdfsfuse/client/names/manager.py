@@ -1,4 +1,4 @@
-"""Opening a names session; see `fdfsfuse.client.session` for what it is."""
+"""Names sessions as context managers; see `fdfsfuse.client.names.session` for what they are."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from types import TracebackType
 
 import trio
 
-from fdfsfuse.client.lease import Lease, boottime
-from fdfsfuse.client.session import NamesSession
-from fdfsfuse.client.views import Candidate, Finder
+from fdfsfuse.client.names.lease import Lease
+from fdfsfuse.client.names.session import NamesSession
+from fdfsfuse.client.views import Finder
 from fdfsfuse.proto import names
-
-__all__ = ["Candidate", "Finder", "NamesSession", "boottime", "open_session"]
 
 
 def open_session(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from fdfsfuse.client.lease import Lease, boottime
-from fdfsfuse.client.opening import SessionEnded
-from fdfsfuse.client.pending import Call, PendingCalls
+from fdfsfuse.client.names.lease import Lease, boottime
+from fdfsfuse.client.names.opening import SessionEnded
+from fdfsfuse.client.names.pending import Call, PendingCalls
 from fdfsfuse.errors import ConnectionBroken, ProtocolError, StatusError
 from fdfsfuse.proto import names, structs
 
