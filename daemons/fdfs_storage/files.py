@@ -26,6 +26,7 @@ if _fallocate is not None:
 _KEEP_SIZE: Final = 1
 _WRITE: Final = 2
 _AT_FDCWD: Final = -100
+_EXTENTS_MAX: Final = 10_000
 _RENAME_EXCHANGE: Final = 2
 
 
@@ -47,6 +48,26 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> No
             offset += written
             written = os.pwrite(fd, rest, offset)
             rest = rest[written:]
+
+
+def extents(fd: int, start: int, end: int) -> list[tuple[int, int]]:
+    """(offset, length) of what is not a hole between two offsets of a file; the position changes.
+
+    Where there are very many, all that follows is taken for one.
+    """
+    found: list[tuple[int, int]] = []
+    while start < end:
+        try:
+            start = os.lseek(fd, start, os.SEEK_DATA)
+            behind = os.lseek(fd, start, os.SEEK_HOLE) if len(found) < _EXTENTS_MAX else end
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:  # nothing but a hole
+                raise
+            break
+        if start < end:
+            found.append((start, min(behind, end) - start))
+        start = behind
+    return found
 
 
 def reserve(fd: int, offset: int, length: int) -> None:

@@ -23,6 +23,11 @@ code command          request               response
 
 A 16 whose header has status `SKIP_CONTENT` ends after the name: the receiver only logs it.
 
+A 16 or 18 whose header has status `SPARSE` leaves the holes of the file out, for which we send no
+zeros: behind the head come extents in their order, each an offset i64, a length i64 and so many
+bytes. All else is zero, up to the size in the head. Not for files that have a CRC-32 in their
+name, nor to receivers of version 1 of HELLO.
+
 HELLO is ours: a C server refuses it with 22. After it requests may be sent without waiting for
 answers, which come in order. Its bodies are MessagePack arrays; new fields are appended with
 defaults.
@@ -64,16 +69,21 @@ class SyncCommand(IntEnum):
 
 SKIP_CONTENT = 17
 """Status byte of a 16 without content."""
+SPARSE = 18
+"""Status byte of a 16 or 18 without holes."""
 FILE_HEAD_SIZE = 36
 RANGE_HEAD_SIZE = 44
 """Bytes of a head before the name."""
+EXTENT_HEAD_SIZE = 16
 HELLO_MAX = 1024
-VERSION = 1
+VERSION = 2
+"""2: it takes SPARSE."""
 
 _FILE = struct.Struct(">qqi16s")
 _RANGE = struct.Struct(">qqqi16s")
 _DELETE = struct.Struct(">i16s")
 _TWO_NAMES = struct.Struct(">qqi16s")
+_EXTENT = struct.Struct(">qq")
 
 
 def _name(raw: bytes) -> str:
@@ -116,7 +126,7 @@ class FileHead:
 
     @classmethod
     def decode(cls, head: bytes, content_length: int) -> FileHead:
-        """Decode a whole head; *content_length* bytes follow, 0 for a 16 that skips content."""
+        """Decode a whole head; *content_length* bytes follow, 0 if that is not the content."""
         if len(head) <= FILE_HEAD_SIZE:
             raise ProtocolError(f"a head of {len(head)} bytes has no file name")
         length, size, timestamp, group = _FILE.unpack_from(head)
@@ -140,6 +150,30 @@ def pack_file_request(
         )
         + raw
     )
+
+
+def pack_extent(offset: int, length: int) -> bytes:
+    """What comes before the bytes of an extent."""
+    return _EXTENT.pack(offset, length)
+
+
+def unpack_extent(head: bytes, start: int, size: int, rest: int) -> tuple[int, int]:
+    """(offset, length) of an extent.
+
+    Args:
+        start: where the one before ends.
+        size: of the file.
+        rest: bytes of the body behind *head*.
+
+    Raises:
+        ProtocolError: it begins before *start*, or ends behind the file or the body.
+    """
+    if len(head) != EXTENT_HEAD_SIZE:
+        raise ProtocolError("the request ends inside of the head of an extent")
+    offset, length = _EXTENT.unpack(head)
+    if offset < start or not 0 < length <= min(rest, size - offset):
+        raise ProtocolError(f"an extent of {length} bytes at {offset}, behind {start}")
+    return offset, length
 
 
 @dataclass(frozen=True, slots=True)

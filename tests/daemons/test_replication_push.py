@@ -260,8 +260,8 @@ def read_all(request: Request | None) -> bytes:
     """All that a request sends."""
     assert request is not None
     data = request.data + bytes(request.content)
-    if request.fd >= 0:
-        data += os.pread(request.fd, request.count, request.offset)
+    for head, offset, count in request.pieces:
+        data += head + os.pread(request.fd, count, offset)
     request.close()
     return data
 

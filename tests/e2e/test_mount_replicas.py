@@ -68,10 +68,25 @@ def test_files_are_on_both_storages_when_they_are_closed(tmp_path: Path) -> None
 
             other.kill()
             write(volume / "alone", b"without the other one")
+            huge = [volume / "alone, huge", volume / "file3"]
+            for path in huge:
+                path.touch()
+                os.truncate(path, 1 << 40)
+                with path.open("r+b") as file:
+                    file.seek(1 << 39)
+                    file.write(b"far away")
             assert in_sync(founder) == []
             other.start()
             wait_until(lambda: in_sync(founder) == [other.address], "it is in sync again")
             assert other.path_of(name_of(volume / "alone")).read_bytes() == b"without the other one"
+            for path in huge:
+                copy = other.path_of(name_of(path))
+                assert copy.stat().st_size == 1 << 40
+                assert copy.stat().st_blocks * 512 < 10 << 20
+                with copy.open("rb") as file, path.open("rb") as original:
+                    assert file.read(4 << 20) == original.read(4 << 20)
+                    file.seek(1 << 39)
+                    assert file.read(8) == b"far away"
             write(volume / "both", b"with the other one again")
             assert (
                 other.path_of(name_of(volume / "both")).read_bytes() == b"with the other one again"

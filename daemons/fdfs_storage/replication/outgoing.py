@@ -106,7 +106,9 @@ class Row:
         while pieces:
             piece = pieces[0]
             if isinstance(piece, Request):
-                await link.send_file(piece.fd, piece.offset, piece.count)
+                for head, offset, count in piece.pieces:
+                    await link.send(head, more=True)
+                    await link.send_file(piece.fd, offset, count)
                 piece.close()
                 pieces.popleft()
             else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import structs, sync
 from fdfsfuse.proto.header import FILE_NAME_MAX, Header, pack_response
 from fdfsfuse.proto.sync import (
+    EXTENT_HEAD_SIZE,
     FILE_HEAD_SIZE,
     RANGE_HEAD_SIZE,
     DeleteFile,
@@ -40,6 +42,7 @@ from fdfsfuse.proto.sync import (
     SyncCommand,
     TwoNames,
     name_length,
+    unpack_extent,
 )
 
 if TYPE_CHECKING:
@@ -146,6 +149,8 @@ class Receiver:
         self, op: str, connection: FramedConnection, flags: int, body: bytes
     ) -> bytes | None:
         """16 and 18 whose content has arrived; None when they have to wait for something."""
+        if flags == sync.SPARSE:
+            return None
         end = FILE_HEAD_SIZE + name_length(body[:FILE_HEAD_SIZE], FILE_HEAD_SIZE)
         content = memoryview(body)[end:]
         head = FileHead.decode(body[:end], len(content))
@@ -174,6 +179,8 @@ class Receiver:
 
     async def _whole_file(self, connection: FramedConnection, header: Header, op: str) -> bytes:
         length, content = header.length, None
+        if header.status == sync.SPARSE:
+            return await self._sparse_file(connection, length, op)
         if length <= _SMALL_MAX:
             body = await connection.recv_exactly(length)
             response = self._small_file(op, connection, header.status, body)
@@ -200,6 +207,23 @@ class Receiver:
                     kept = self._store_small(connection, location, head, content, op)
                 else:
                     kept = await self._store_large(connection, location, head, op)
+        return self._done(connection, head, kept)
+
+    async def _sparse_file(self, connection: FramedConnection, length: int, op: str) -> bytes:
+        """16 and 18 of a file that comes without its holes."""
+        fixed = await connection.recv_exactly(min(length, FILE_HEAD_SIZE))
+        size = name_length(fixed, FILE_HEAD_SIZE)
+        rest = length - FILE_HEAD_SIZE - size
+        if rest < 0:
+            raise ProtocolError("the request ends inside of its file name")
+        head = FileHead.decode(fixed + await connection.recv_exactly(size), 0)
+        self._senders.check_group(head.group)
+        location = self._replicas.locate(head.name)
+        if subject_of(head.name).nature is Nature.FIXED or self._store.slot(location) is not None:
+            raise ProtocolError(f"{head.name} cannot come without holes")
+        self._store.counters.total_sync_in_bytes += head.size
+        async with self._store.locks.hold(location):
+            kept = await self._store_large(connection, location, head, op, extents=rest)
         return self._done(connection, head, kept)
 
     async def _store_in_slot(
@@ -305,18 +329,30 @@ class Receiver:
         return False
 
     async def _store_large(
-        self, connection: FramedConnection, location: Location, head: FileHead, op: str
+        self,
+        connection: FramedConnection,
+        location: Location,
+        head: FileHead,
+        op: str,
+        *,
+        extents: int | None = None,
     ) -> bool:
-        """Deal with a file whose content follows on the connection; True when it was dropped."""
+        """Deal with a file whose content follows on the connection; True when it was dropped.
+
+        *extents*: so many bytes of extents follow instead.
+        """
         replicas, subject = self._replicas, subject_of(head.name)
         if await self._is_needless(connection, location, subject, head, op):
-            await connection.discard(head.size)
+            await connection.discard(head.size if extents is None else extents)
             replicas.note(location, head.timestamp, op)
             return True
         received = Received()
         new = replicas.open_new(location)
         try:
-            await receive_content(connection, new.fd, 0, head.size, received)
+            if extents is None:
+                await receive_content(connection, new.fd, 0, head.size, received)
+            else:
+                await _receive_extents(connection, new.fd, head.size, extents)
             self._check_content(connection, subject, head, received.crc32)
             # It may have been deleted while its content was on the way.
             if self._judge(connection, location, subject, head, op) is Verdict.KEEP:
@@ -394,3 +430,22 @@ class Receiver:
 
     def _locate_both(self, request: TwoNames) -> tuple[Location, Location]:
         return self._replicas.locate(request.name), self._replicas.locate(request.other)
+
+
+async def _receive_extents(connection: FramedConnection, fd: int, size: int, length: int) -> None:
+    """Receive *length* bytes of extents into a new file, which has *size* bytes then.
+
+    Raises:
+        ConnectionBroken: the sender went away.
+        OSError: the disk failed. The rest of the body has not been read.
+        ProtocolError: these are no extents of such a file.
+    """
+    os.ftruncate(fd, size)
+    end = 0
+    while length:
+        extent = await connection.recv_exactly(min(length, EXTENT_HEAD_SIZE))
+        length -= len(extent)
+        offset, count = unpack_extent(extent, end, size, length)
+        await receive_content(connection, fd, offset, count, Received())
+        length -= count
+        end = offset + count

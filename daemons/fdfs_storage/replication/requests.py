@@ -1,22 +1,37 @@
-"""Turns binlog records into requests for a peer, with the content that files have now."""
+"""Turns binlog records into requests for a peer, with the content that files have now.
+
+Holes of large files are left out for peers that can do without, unless a file's name tells its
+CRC-32: truncating may have made it larger than any disk.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fdfs_storage.transfer import CHUNK, INLINE_MAX, crc32
+from fdfs_storage.files import extents
+from fdfs_storage.transfer import INLINE_MAX, content_crc32
 from fdfsfuse.core.replicas import Nature, subject_of
 from fdfsfuse.core.sync_plan import Own, Send, plan
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.binlog import BinlogRecord
 from fdfsfuse.proto.header import GROUP_NAME_SIZE, pack_header, pack_text
-from fdfsfuse.proto.sync import DeleteFile, RangeHead, SyncCommand, TwoNames, pack_file_request
+from fdfsfuse.proto.sync import (
+    EXTENT_HEAD_SIZE,
+    SPARSE,
+    DeleteFile,
+    FileHead,
+    RangeHead,
+    SyncCommand,
+    TwoNames,
+    pack_extent,
+    pack_file_request,
+)
 from fdfsfuse.proto.trunk import is_trunk_name
 
 if TYPE_CHECKING:
@@ -31,16 +46,17 @@ _MISSING = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
 _READ_FIRST = 16 << 10
 """Files that are smaller are read without asking for their size."""
 _WHOLE = {ops.CREATE: Send.CREATE, ops.UPDATE: Send.UPDATE}
+_WHOLE_COMMAND = {Send.CREATE: SyncCommand.CREATE, Send.UPDATE: SyncCommand.UPDATE}
 
 
 class Request:
-    """A request: ``data``, ``content`` and, if ``fd`` is not -1, ``count`` bytes of it from
-    ``offset``.
+    """A request: ``data``, ``content`` and, if ``fd`` is not -1, ``pieces`` of that file.
 
-    Close it in any case. ``entry`` is the sender's note of what it is for.
+    Close it in any case. ``pieces``: what goes before each, its offset and its length. ``size``:
+    bytes that the peer gets by it, with holes. ``entry`` is the sender's note of what it is for.
     """
 
-    __slots__ = ("content", "count", "data", "entry", "fd", "offset", "send")
+    __slots__ = ("content", "data", "entry", "fd", "pieces", "send", "size")
 
     def __init__(
         self,
@@ -48,15 +64,15 @@ class Request:
         data: bytes,
         content: Content = b"",
         fd: int = -1,
-        offset: int = 0,
+        pieces: Sequence[tuple[bytes, int, int]] = (),
         count: int = 0,
     ) -> None:
         self.send = send
         self.data = data
         self.content = content
         self.fd = fd
-        self.offset = offset
-        self.count = count
+        self.pieces = pieces
+        self.size = len(data) + len(content) + count
         self.entry: object = None
 
     def close(self) -> None:
@@ -78,9 +94,14 @@ class _File:
 
 
 class Requests:
-    """Makes requests. Its methods read files, and may be called in a thread."""
+    """Makes requests. Its methods read files, and may be called in a thread.
 
-    def __init__(self, store: Store, group: str) -> None:
+    Args:
+        sparse: the peer takes files without their holes.
+    """
+
+    def __init__(self, store: Store, group: str, *, sparse: bool = False) -> None:
+        self._sparse = sparse
         self._store = store
         self._group = group
         self._group_field = pack_text(group, GROUP_NAME_SIZE)
@@ -160,11 +181,7 @@ class Requests:
         if file is None:
             return None
         try:
-            done = crc = 0
-            while data := os.pread(file.fd, min(CHUNK, file.size - done), file.start + done):
-                crc = crc32(data, crc)
-                done += len(data)
-            return done, crc
+            return content_crc32(file.fd, file.start, file.size)
         finally:
             os.close(file.fd)
 
@@ -259,11 +276,17 @@ class Requests:
                 # What is being appended gets a record of its own, or is taken back.
                 count = min(count, self._store.intents.settled.get(record.name, count))
             if count > INLINE_MAX:
-                keep = True
+                request = None
+                if not part and not file.start and self._sparse:
+                    request = self._without_holes(send, record, file, count)
+                if request is None:
+                    data = self._head(send, record, count)
+                    piece = (b"", file.start + offset, count)
+                    request = Request(send, data, b"", file.fd, [piece], count)
+                keep = request.fd >= 0
                 if file is self._kept:
                     self._kept = None  # it is the request's
-                data = self._head(send, record, count)
-                return Request(send, data, b"", file.fd, file.start + offset, count)
+                return request
             content = os.pread(file.fd, count, file.start + offset) if count else b""
             if part and len(content) != count:
                 return None  # it has become shorter just now
@@ -272,6 +295,21 @@ class Requests:
             if not keep and file is not self._kept:
                 os.close(file.fd)
 
+    def _without_holes(
+        self, send: Send, record: BinlogRecord, file: _File, size: int
+    ) -> Request | None:
+        """The request of a large file; None if it has no holes that may be left out."""
+        if subject_of(record.name).nature is Nature.FIXED:
+            return None
+        found = extents(file.fd, 0, size)
+        if found == [(0, size)]:
+            return None
+        head = FileHead(record.name, size, record.timestamp, self._group).encode()
+        length = sum(EXTENT_HEAD_SIZE + count for _, count in found)
+        header = pack_header(len(head) + length, _WHOLE_COMMAND[send], SPARSE)
+        pieces = [(pack_extent(offset, count), offset, count) for offset, count in found]
+        return Request(send, header + head, b"", file.fd if pieces else -1, pieces, size)
+
     def _head(self, send: Send, record: BinlogRecord, count: int) -> bytes:
         """Header and head in front of *count* bytes."""
         if send in (Send.APPEND, Send.MODIFY):
@@ -279,5 +317,6 @@ class Requests:
             head = RangeHead(record.name, offset, count, record.timestamp, self._group).encode()
             command = SyncCommand.APPEND if send is Send.APPEND else SyncCommand.MODIFY
             return pack_header(len(head) + count, command) + head
-        command = SyncCommand.CREATE if send is Send.CREATE else SyncCommand.UPDATE
-        return pack_file_request(command, record.name, count, record.timestamp, self._group_field)
+        return pack_file_request(
+            _WHOLE_COMMAND[send], record.name, count, record.timestamp, self._group_field
+        )

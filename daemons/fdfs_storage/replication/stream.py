@@ -70,6 +70,7 @@ _COVERED_MAX: Final = 10_000
 _PARTS: Final = frozenset("AMT")
 _CONTENT: Final = _PARTS | frozenset("CU")
 _WHOLE: Final = frozenset({Send.CREATE, Send.UPDATE})
+_VERSION_SPARSE: Final = 2
 _KEEP_ALIVE = pack_header(0, StorageCommand.ACTIVE_TEST)
 
 
@@ -128,7 +129,8 @@ class Stream:
         self._received_until = received_until
         self._advanced = advanced
         self._at_rest = at_rest
-        self._requests = Requests(store, config.group_name)
+        sparse = link.hello is not None and link.hello.version >= _VERSION_SPARSE
+        self._requests = Requests(store, config.group_name, sparse=sparse)
         self._reader = BinlogReader(store.binlog, start)
         self._unfinished: deque[Entry] = deque()
         self._asked: deque[Asked] = deque()
@@ -403,8 +405,7 @@ class Stream:
                 self._leave_out(entry, request)
             else:
                 self.sent += 1
-                size = len(request.data) + len(request.content) + request.count
-                self._ask(entry, request.send, size, covers)
+                self._ask(entry, request.send, request.size, covers)
         self._advance()
 
     async def _send_row(self) -> None:
