@@ -158,9 +158,11 @@ class FileState(MergingFile):
         # Writes to a volume that is down must not fill the memory that other volumes need.
         ticket = self.volume.enter()
         self.transfers += 1
+        self.writes += 1
         try:
             await self._write(offset, data, append)
         finally:
+            self.writes -= 1
             self.transfers -= 1
             self.volume.leave(ticket)
 

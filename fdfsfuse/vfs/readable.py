@@ -35,6 +35,7 @@ class ReadableFile(ABC):
         mtime_ns: the modification time of content that is not stored.
         changed_ns: when that content was changed last, whatever ``mtime_ns`` was set to since.
         transfers: READs and WRITEs in flight; the kernel has locked their pages.
+        writes: WRITEs that came and are not taken yet.
         lock: held while the file is changed.
     """
 
@@ -55,6 +56,7 @@ class ReadableFile(ABC):
         "transfers",
         "volume",
         "writer",
+        "writes",
     )
 
     def __init__(self, context: Context, volume: Volume, number: int, attr: Attr) -> None:
@@ -65,6 +67,7 @@ class ReadableFile(ABC):
         self.attr = attr
         self.outdated = bool(attr.ino) and not volume.memory.knows(attr)
         self.transfers = 0
+        self.writes = 0
         self.content: bytes | bytearray | None = None
         self._content_version = -1
         self.dirty = False
@@ -135,6 +138,12 @@ class ReadableFile(ABC):
             self.transfers -= 1
 
     async def _read(self, handle: Handle, offset: int, length: int) -> bytes | memoryview:
+        if self.writes:
+            # Not locked are pages that the kernel had before it wrote to them. It may drop such a
+            # page while the WRITE waits here: without that WRITE it would keep older content then,
+            # and write it back.
+            async with self.lock:
+                pass
         for attempt in range(_READ_TRIES):
             last = attempt == _READ_TRIES - 1
             await self.catch_up()

@@ -575,6 +575,31 @@ async def test_a_file_opened_again_while_its_last_handle_is_stored() -> None:
         assert m.vfs.context.dirty.used == 0
 
 
+@pytest.mark.parametrize("size", [10, 2 * MIB])
+async def test_a_read_sees_the_writes_that_came_before_it(size: int) -> None:
+    async with mounted() as m:
+        opened, _ = await m.create("vol/a")
+        files, handle = m.vfs.files, opened.handle
+        await files.write(handle, 0, b"a" * size)
+        m.volume.gate = trio.Event()
+        read: list[bytes] = []
+
+        async def read_start() -> None:
+            read.append(bytes(await files.read(handle, 0, 6)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(files.flush, handle)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(files.write, handle, 0, b"new")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(read_start)
+            await trio.testing.wait_all_tasks_blocked()
+            m.volume.gate.set()
+        assert read == [b"newaaa"]
+        await m.close(handle)
+        assert m.volume.content("a") == b"new" + b"a" * (size - 3)
+
+
 async def test_a_volume_that_is_down_takes_nothing_more(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
