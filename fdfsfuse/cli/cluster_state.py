@@ -210,9 +210,9 @@ def state_of(volume: Volume) -> tuple[str, str]:
     late = _out_of_sync(volume, active)
     if late:
         return "degraded", f"not in sync: {', '.join(late)}"
-    bad = _cannot_read(volume)
+    bad = _leaving_out(volume)
     if bad:
-        return "degraded", f"some files cannot be read, and are not copied: {', '.join(bad)}"
+        return "degraded", f"some files are not copied to others: {', '.join(bad)}"
     return "ok", "all storages are active"
 
 
@@ -241,8 +241,8 @@ def _out_of_sync(volume: Volume, active: Sequence[StorageStat]) -> list[str]:
     ]
 
 
-def _cannot_read(volume: Volume) -> list[str]:
-    """Ids of the storages that leave out files, because they cannot read them."""
+def _leaving_out(volume: Volume) -> list[str]:
+    """Ids of the storages that leave out files which they cannot bring to others."""
     return [
         storage_id
         for storage_id, told in volume.replication.items()

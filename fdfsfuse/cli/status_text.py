@@ -217,7 +217,7 @@ def _storage(table: Table, data: dict[str, Any]) -> None:
         if peer["unreadable"]:
             count = peer["unreadable"]
             files = "1 file" if count == 1 else f"{count} files"
-            line = f"{files} cannot be read here, so {peer['id']} has no copy: see the log"
+            line = f"{files} cannot be brought to {peer['id']}, which has no copy: see the log"
             table.add_row("", "", "", Text(line, "red"))
     if not data["peers"] and data["behind_s"]:
         table.add_row("", "", "", Text(f"about {_duration(data['behind_s'])} behind the others"))

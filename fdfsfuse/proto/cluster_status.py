@@ -179,7 +179,7 @@ class PeerReplication(_Message, frozen=True):
     there yet (bytes: of the binlog records' contents as far as known). ``delay_s`` is the age of
     the oldest change that is not there yet, 0 when there is none. ``estimate_s`` is when the peer
     will have everything at the present rate, None when that cannot be told. ``unreadable`` files
-    are left out, because the storage cannot read them.
+    are left out, because the storage cannot read them, or the peer's file system has none as large.
     """
 
     peer_id: str

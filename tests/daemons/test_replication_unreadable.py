@@ -165,6 +165,46 @@ async def test_no_file_is_left_out_because_too_many_are_open(
             assert b.content(name) == bytes(100_000)
 
 
+@pytest.mark.parametrize("size", [5, 100_000, 1 << 40], ids=["small", "large", "sparse"])
+@pytest.mark.parametrize("kind", ["append", "truncate", "new"])
+async def test_a_file_that_is_too_large_for_the_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: int
+) -> None:
+    monkeypatch.setattr(stream, "LEFT_OUT_S", 0.0)
+    config = dataclasses.replace(sync_config(tmp_path / "a"), names_replica_timeout_s=0.0)
+
+    def refuse(*args: Any) -> None:
+        raise OSError(errno.EFBIG, "File too large")
+
+    with trio.fail_after(60):
+        async with (
+            run_node(tmp_path / "a", "1", config=config) as a,
+            run_node(tmp_path / "b", "2") as b,
+            a.connect() as client,
+        ):
+            name = await client.upload(b"begin", appender=True)
+            location = a.store.locate(name)
+            if kind != "new":
+                a.meet(b)
+                await a.wait_until_has_all(b)
+            with monkeypatch.context() as patch:
+                if kind == "append" and size < 1 << 40:
+                    await client.append(name, bytes(size))
+                else:
+                    a.store.appenders.truncate(location, size + 5)
+                patch.setattr(b.store.paths, "open_to_change", refuse)
+                patch.setattr(b.store.paths, "open_new", refuse)
+                a.meet(b)
+                good = await client.upload(b"good")
+                await a.wait_until_has_all(b)
+                assert await told(a) == 1
+            assert b.content(good) == b"good"
+            a.cut(b)
+            while await told(a):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            assert b.path(name).stat().st_size == size + 5
+
+
 @pytest.mark.parametrize("offset", [0, 256])
 async def test_a_file_in_a_trunk_file(tmp_path: Path, disk: BadDisk, offset: int) -> None:
     """Content that cannot be read, or what is in front of it."""

@@ -139,9 +139,9 @@ def test_files_that_cannot_be_read() -> None:
     found = volume(storage(A), storage(B))
     sends(found, A, PeerReplication(B, "idle", True, unreadable=2))
     sends(found, B, PeerReplication(A, "idle", True))
-    assert state_of(found) == ("degraded", f"some files cannot be read, and are not copied: {A}")
+    assert state_of(found) == ("degraded", f"some files are not copied to others: {A}")
     text = text_of(cluster_of(found))
-    assert f"2 files cannot be read here, so {B} has no copy: see the log" in text
+    assert f"2 files cannot be brought to {B}, which has no copy: see the log" in text
 
 
 def test_a_group_that_was_moved_from_c_servers() -> None:

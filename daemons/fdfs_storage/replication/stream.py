@@ -342,7 +342,7 @@ class Stream:
             raise _CannotRead from exc
 
     def _leave_out(self, entry: Entry, problem: BaseException | None) -> None:
-        """Go on without a file that cannot be read; it is tried again later.
+        """Go on without a file that the peer cannot be brought; it is tried again later.
 
         Raises:
             OSError: *problem*; it says nothing about the file, or somebody may still wait for this
@@ -544,6 +544,8 @@ class Stream:
             self._store.counters.success_sync_out_bytes += asked.size
             if not status and asked.send in _WHOLE and asked.size > _COVER_BYTES:
                 self._cover(entry.record.name, asked.covers)
+        elif what is Next.FAIL and status == errno.EFBIG:
+            self._leave_out(entry, OSError(status, "too large for its file system"))
         elif what is Next.FAIL:
             problem = StatusError(status, f"{entry.record.op} {entry.record.name}")
             raise PeerRefused(f"it cannot take a change: {problem}")

@@ -1,4 +1,5 @@
-"""Files that this storage cannot read, and so could not bring to a peer.
+"""Files that could not be brought to a peer: this storage cannot read them, or its file system has
+no files as large.
 
 One bad sector must not keep everything behind it from being replicated, and what is left out must
 not be forgotten: each such file is listed beside the peer's mark, one line as in the binlog. The
@@ -53,12 +54,12 @@ class Unreadable:
         return b"".join(record.encode() for record in self.records)
 
     def add(self, record: BinlogRecord, problem: OSError) -> None:
-        """The file of *record* cannot be read."""
+        """The peer does not get the file of *record*."""
         if record.name not in self._records:
             self._records[record.name] = record
             self.changed = True
             logger.error(
-                "%s cannot be read, so %s does not get it: %s; it is tried again later",
+                "%s cannot be brought to %s: %s; it is tried again later",
                 record.name,
                 self._peer_id,
                 problem,
@@ -68,4 +69,4 @@ class Unreadable:
         """The peer has the file now, or it does not exist any more."""
         if self._records.pop(name, None) is not None:
             self.changed = True
-            logger.warning("%s is dealt with: it is readable again, or gone", name)
+            logger.warning("%s is dealt with: it could be brought now, or is gone", name)
