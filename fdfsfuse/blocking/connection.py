@@ -153,8 +153,8 @@ class Connection(BaseConnection):
         self._slice_s = min(left, _SLICE_S)
         seconds = int(self._slice_s)
         value = struct.pack("ll", seconds, int((self._slice_s - seconds) * 1e6) or 1)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
     def _waited(self) -> None:
         """A slice is over."""
@@ -163,7 +163,7 @@ class Connection(BaseConnection):
             self._set_slice(left)
 
     def _send(self, data: bytes | memoryview) -> None:
-        sock = self._sock
+        sock = self.sock
         try:
             sent = sock.send(data)
             if sent == len(data):
@@ -172,7 +172,7 @@ class Connection(BaseConnection):
             sent = 0
             self._waited()
         except OSError as exc:
-            raise self._broken(exc) from exc
+            raise self.broken(exc) from exc
         view = memoryview(data)[sent:]
         while view:
             try:
@@ -180,21 +180,21 @@ class Connection(BaseConnection):
             except BlockingIOError:
                 self._waited()
             except OSError as exc:
-                raise self._broken(exc) from exc
+                raise self.broken(exc) from exc
 
     def _recv(self, limit: int, least: int = 1) -> bytes:
         """Receive *least* bytes, or up to *limit* with each call that this takes."""
         data = b""
         while len(data) < least:
             try:
-                more = self._sock.recv(limit)
+                more = self.sock.recv(limit)
             except BlockingIOError:
                 self._waited()
             except OSError as exc:
-                raise self._broken(exc) from exc
+                raise self.broken(exc) from exc
             else:
                 if not more:
-                    raise self._broken(None)
+                    raise self.broken(None)
                 self.answered = True
                 data = data + more if data else more
         return data
@@ -227,7 +227,7 @@ class Connection(BaseConnection):
                 self._send_chunks(front, cast("Iterable[bytes]", source), size, touch)
         except ConnectionBroken:
             # The peer may have said why before it closed (wire.md trap 3).
-            self._raise_early_answer()
+            self.raise_early_answer()
             raise
 
     def _send_buffer(
@@ -257,7 +257,7 @@ class Connection(BaseConnection):
             self._send(chunk)
             self._due = touch(len(chunk))
             if left and not self.alive():
-                self._raise_early_answer()
+                self.raise_early_answer()
         if left:
             raise UsageError(f"the body has only {size - left} of the {size} bytes announced")
 
@@ -268,14 +268,14 @@ class Connection(BaseConnection):
         while position < end:
             try:
                 count = min(end - position, CHUNK_SIZE)
-                sent = os.sendfile(self._sock.fileno(), source.fd, position, count)
+                sent = os.sendfile(self.sock.fileno(), source.fd, position, count)
             except BlockingIOError:
                 self._waited()
                 continue
             except OSError as exc:
                 if exc.errno in (errno.EIO, errno.EBADF):
                     raise
-                raise self._broken(exc) from exc
+                raise self.broken(exc) from exc
             if not sent:
                 raise UsageError(
                     f"the file became shorter: {position - source.offset} of {size} bytes were read"
@@ -283,4 +283,4 @@ class Connection(BaseConnection):
             position += sent
             self._due = touch(sent)
             if position < end and not self.alive():
-                self._raise_early_answer()
+                self.raise_early_answer()

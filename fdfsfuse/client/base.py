@@ -18,28 +18,31 @@ from fdfsfuse.proto.header import HEADER_SIZE
 
 
 class BaseConnection:
-    """See the module. What waits is in the classes of the clients.
+    """See the module. Everything that waits is in the classes of the two clients.
 
     Attributes:
+        sock: the socket; of this package's use only.
+        address: where it leads.
         answered: whether any byte of the last answer has arrived.
         sent: whether the whole last request was handed to the network.
-        reused: it was kept idle before.
+        reused: whether it was kept idle before.
+        idle_since: since when it has been idle, on the clock of who keeps it.
         usable: False once it was closed, by `close` or because an exchange broke off.
     """
 
     __slots__ = (
         "_readable",
-        "_sock",
         "address",
         "answered",
         "idle_since",
         "reused",
         "sent",
+        "sock",
         "usable",
     )
 
     def __init__(self, sock: socket.socket, address: Address) -> None:
-        self._sock = sock
+        self.sock = sock
         self._readable = readable(sock)
         self.address = address
         self.answered = False
@@ -54,7 +57,7 @@ class BaseConnection:
     def close(self) -> None:
         """Close the connection; may be called again."""
         self.usable = False
-        self._sock.close()
+        self.sock.close()
 
     def alive(self) -> bool:
         """True when the peer has neither closed nor sent anything unasked; no round trip."""
@@ -81,10 +84,10 @@ class BaseConnection:
             raise sent_too_much(self.address)
         return length, data[HEADER_SIZE:]
 
-    def _raise_early_answer(self) -> None:
+    def raise_early_answer(self) -> None:
         """Raise the status that the peer sent before it had the whole request, if it did."""
         try:
-            data = self._sock.recv(HEADER_SIZE, socket.MSG_DONTWAIT)
+            data = self.sock.recv(HEADER_SIZE, socket.MSG_DONTWAIT)
         except OSError:
             return
         if len(data) < HEADER_SIZE:
@@ -98,6 +101,7 @@ class BaseConnection:
             raise
         raise ProtocolError(f"{self.address} answered before it had the whole request")
 
-    def _broken(self, exc: OSError | None) -> ConnectionBroken:
+    def broken(self, exc: OSError | None) -> ConnectionBroken:
+        """The error to raise after *exc*; None: the peer has closed the connection."""
         why = exc.strerror or str(exc) if exc else "the peer closed it"
         return ConnectionBroken(f"the connection to {self.address} broke: {why}")

@@ -53,7 +53,7 @@ async def send_body(
             await _send_iterable(to, front, InThread(source), size, progress)
     except ConnectionBroken:
         # The peer may have said why before it closed (wire.md trap 3).
-        to._raise_early_answer()
+        to.raise_early_answer()
         raise
 
 
@@ -68,15 +68,15 @@ async def _send_buffer(
         packet = b"".join((front, source))
         if len(packet) != len(front) + size:
             raise _wrong_size(len(packet) - len(front), size)
-        await to._send(packet)
+        await to.send_all(packet)
         return
     view = memoryview(source).cast("B")
     if len(view) != size:
         raise _wrong_size(len(view), size)
-    await to._send(front)
+    await to.send_all(front)
     for start in range(0, size, CHUNK_SIZE):
         part = view[start : start + CHUNK_SIZE]
-        await to._send(part)
+        await to.send_all(part)
         await _between_chunks(to, len(part), size - start - len(part), progress)
 
 
@@ -89,14 +89,14 @@ async def _send_pieces(to: Connection, front: bytes, source: Sequence[bytes], si
     for start in range(0, len(pieces), _IOV_MAX):
         group = pieces[start : start + _IOV_MAX]
         try:
-            sent = to._sock.sendmsg(group)
+            sent = to.sock.sendmsg(group)
         except BlockingIOError:
             sent = 0
         except OSError as exc:
-            raise to._broken(exc) from exc
+            raise to.broken(exc) from exc
         for piece in group:
             if sent < len(piece):
-                await to._send(memoryview(piece)[sent:])
+                await to.send_all(memoryview(piece)[sent:])
             sent = max(0, sent - len(piece))
 
 
@@ -112,18 +112,18 @@ async def _send_file(
         got = await _read_file(source.fd, part, source.offset + sent)
         if not got:
             raise UsageError(f"the file became shorter: {sent} of {size} bytes could be read")
-        await to._send(front + part[:got] if front else part[:got])
+        await to.send_all(front + part[:got] if front else part[:got])
         front = b""
         sent += got
         await _between_chunks(to, got, size - sent, progress)
     if front:
-        await to._send(front)
+        await to.send_all(front)
 
 
 async def _send_iterable(
     to: Connection, front: bytes, source: AsyncIterable[bytes], size: int, progress: Progress | None
 ) -> None:
-    await to._send(front)
+    await to.send_all(front)
     sent = 0
     async with AsyncExitStack() as stack:
         iterator = aiter(source)
@@ -134,7 +134,7 @@ async def _send_iterable(
             sent += len(chunk)
             if sent > size:
                 raise UsageError(f"the body has more than the {size} bytes announced")
-            await to._send(chunk)
+            await to.send_all(chunk)
             await _between_chunks(to, len(chunk), size - sent, progress)
     if sent < size:
         raise UsageError(f"the body has only {sent} of the {size} bytes that were announced")
@@ -150,7 +150,7 @@ async def _between_chunks(to: Connection, sent: int, left: int, progress: Progre
         progress(sent)
     await trio.lowlevel.checkpoint()
     if left and not to.alive():
-        to._raise_early_answer()
+        to.raise_early_answer()
 
 
 async def _read_file(fd: int, buffer: memoryview, offset: int) -> int:

@@ -188,7 +188,7 @@ class Connection(BaseConnection):
         """
         self._start()
         try:
-            await self._send(pack_header(len(body), command) + body)
+            await self.send_all(pack_header(len(body), command) + body)
             self.sent = True
             header = bytearray(HEADER_SIZE)
             await self._wait_readable()  # nothing can be there yet
@@ -217,7 +217,7 @@ class Connection(BaseConnection):
         """
         self._start()
         try:
-            await self._send(pack_header(len(body), command) + body)
+            await self.send_all(pack_header(len(body), command) + body)
             self.sent = True
             await self._wait_readable()
             length, rest = self._split(await self._recv(FIRST_READ, HEADER_SIZE))
@@ -232,25 +232,26 @@ class Connection(BaseConnection):
         """Hand the non-blocking socket over to the caller; this object is unusable afterwards."""
         self.usable = False
         self._close_watch()
-        sock = socket.socket(fileno=self._sock.detach())
+        sock = socket.socket(fileno=self.sock.detach())
         sock.setblocking(False)
         return sock
 
     def _send_nowait(self, data: bytes | memoryview) -> int:
         """Send as much as the kernel takes now; how many bytes."""
         try:
-            return self._sock.send(data)
+            return self.sock.send(data)
         except BlockingIOError:
             return 0
         except OSError as exc:
-            raise self._broken(exc) from exc
+            raise self.broken(exc) from exc
 
     async def _send_rest(self, view: memoryview) -> None:
         while view:
-            await self._by_deadline(wait_writable, self._sock)
+            await self._by_deadline(wait_writable, self.sock)
             view = view[self._send_nowait(view) :]
 
-    async def _send(self, data: bytes | memoryview) -> None:
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """Send all of *data*. Raises ConnectionBroken, DeadlineExceeded."""
         sent = self._send_nowait(data)
         if sent != len(data):
             await self._send_rest(memoryview(data)[sent:])
@@ -275,7 +276,7 @@ class Connection(BaseConnection):
 
     async def _wait_readable(self) -> None:
         if self._watch is None or not self._watch.wait(DIRECT_S):
-            await self._by_deadline(wait_readable, self._sock)
+            await self._by_deadline(wait_readable, self.sock)
 
     async def _by_deadline(self, wait: Callable[[_T], Awaitable[None]], what: _T) -> None:
         """Call *wait*. Raises DeadlineExceeded."""
@@ -307,14 +308,14 @@ class Connection(BaseConnection):
         data = b""
         while len(data) < least:
             try:
-                more = self._sock.recv(limit)
+                more = self.sock.recv(limit)
             except BlockingIOError:
                 await self._wait_readable()
             except OSError as exc:
-                raise self._broken(exc) from exc
+                raise self.broken(exc) from exc
             else:
                 if not more:
-                    raise self._broken(None)
+                    raise self.broken(None)
                 self.answered = True
                 data = data + more if data else more
         return data
@@ -322,27 +323,27 @@ class Connection(BaseConnection):
     async def _recv_into(self, view: memoryview) -> int:
         while True:
             try:
-                got = self._sock.recv_into(view)
+                got = self.sock.recv_into(view)
             except BlockingIOError:
                 await self._wait_readable()
             except OSError as exc:
-                raise self._broken(exc) from exc
+                raise self.broken(exc) from exc
             else:
                 if not got:
-                    raise self._broken(None)
+                    raise self.broken(None)
                 return got
 
     async def _recvmsg_into(self, buffers: list[bytearray | memoryview]) -> int:
         while True:
             try:
-                got = self._sock.recvmsg_into(buffers)[0]
+                got = self.sock.recvmsg_into(buffers)[0]
             except BlockingIOError:
                 await self._wait_readable()
             except OSError as exc:
-                raise self._broken(exc) from exc
+                raise self.broken(exc) from exc
             else:
                 if not got:
-                    raise self._broken(None)
+                    raise self.broken(None)
                 return got
 
 

@@ -187,7 +187,7 @@ def test_a_connection_that_the_server_closed_is_noticed(client: blocking.Client)
     file_id = client.upload(b"one", appender=True)
     for shelf in client._pool._shelves.values():
         for connection in shelf._idle:
-            connection._sock.shutdown(socket.SHUT_RDWR)
+            connection.sock.shutdown(socket.SHUT_RDWR)
     client.append(file_id, b" two")
     assert client.download(file_id) == b"one two"
 

@@ -78,7 +78,7 @@ class ChangePlans:
         if not 1 <= replicas <= MAX_SERVERS_PER_GROUP:
             raise UsageError(f"{replicas} replicas: a group has 1 to {MAX_SERVERS_PER_GROUP}")
         if not EXTENSION.match(extension):
-            raise UsageError(f"{extension!r} is not an extension: up to 6 of A-Z a-z 0-9 . _ - are")
+            raise UsageError(f"{extension!r} is not an extension: at most 6 of A-Z a-z 0-9 . _ -")
         text = metadata_text(metadata) if metadata else b""
         command = StorageCommand.UPLOAD_APPENDER if appender else StorageCommand.UPLOAD
         address, answer = yield from self._upload(group, command, extension, opened)
@@ -124,7 +124,7 @@ class ChangePlans:
     ) -> Plan[str]:
         """Store a slave; its id."""
         if not PREFIX.match(prefix):
-            raise UsageError(f"{prefix!r} is not a prefix: 1 to 16 of A-Z a-z 0-9 . _ - are")
+            raise UsageError(f"{prefix!r} is not a prefix: 1 to 16 of A-Z a-z 0-9 . _ -")
         group, master = split_file_id(master_id)
         if extension is None:
             extension = extension_of(master)
