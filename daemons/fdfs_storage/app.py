@@ -21,12 +21,12 @@ from typing import TypeVar
 
 import trio
 
+from fdfs_storage.cluster.identity import Identity
+from fdfs_storage.cluster.membership import Membership
+from fdfs_storage.cluster.place import Place, learn
+from fdfs_storage.cluster.recovery import DiskRecovery
 from fdfs_storage.files import locked_directory
-from fdfs_storage.identity import Identity
-from fdfs_storage.membership import Membership
 from fdfs_storage.names import Names
-from fdfs_storage.place import Place, learn
-from fdfs_storage.recovery import DiskRecovery
 from fdfs_storage.replication.answers import Answers
 from fdfs_storage.replication.service import Replication
 from fdfs_storage.service import StorageService

@@ -10,9 +10,9 @@ from typing import Any
 
 import trio
 
-from fdfs_storage.identity import Identity
-from fdfs_storage.membership import Membership
-from fdfs_storage.place import Place
+from fdfs_storage.cluster.identity import Identity
+from fdfs_storage.cluster.membership import Membership
+from fdfs_storage.cluster.place import Place
 from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.config import StorageConfig, StorePath
 from fdfsfuse.proto.cluster import Brief, Changes, Joined

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdfs_storage.identity import MARK_NAME, Identity, make_mark
+from fdfs_storage.cluster.identity import MARK_NAME, Identity, make_mark
 from fdfsfuse.errors import ConfigError
 from fdfsfuse.proto.cluster import SyncSource
 
@@ -199,11 +199,11 @@ def test_disk_that_is_not_mounted_is_no_new_disk(
     identity = Identity.load(tmp_path, NOW)
     identity.check_marks([str(path)], "127.0.0.3", 23000, NOW)
     identity.decide_source(None)
-    monkeypatch.setattr("fdfs_storage.identity._has_own_disk", lambda _path: True)
+    monkeypatch.setattr("fdfs_storage.cluster.identity._has_own_disk", lambda _path: True)
     identity.note_disks([str(path)])
     (path / "data" / "00").rmdir()
     again = Identity.load(tmp_path, NOW)
     assert again.lost_paths([str(path)], marked_only=True) == [0]  # a new disk was mounted
-    monkeypatch.setattr("fdfs_storage.identity._has_own_disk", lambda _path: False)
+    monkeypatch.setattr("fdfs_storage.cluster.identity._has_own_disk", lambda _path: False)
     with pytest.raises(ConfigError, match="not mounted"):
         again.lost_paths([str(path)], marked_only=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from fdfs_storage.identity import Identity
-from fdfs_storage.place import Place, learn
+from fdfs_storage.cluster.identity import Identity
+from fdfs_storage.cluster.place import Place, learn
 from fdfsfuse.core.config import IdType
 from fdfsfuse.core.storage_ids import StorageIds
 from fdfsfuse.proto.cluster import Brief, Join, SyncSource
@@ -99,8 +99,8 @@ async def test_a_restart_founds_nothing(tmp_path: Path) -> None:
 async def test_a_tracker_that_hangs_holds_up_no_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fdfs_storage.place._TURN_S", 0.01)
-    monkeypatch.setattr("fdfs_storage.tracker_link._GRACE_S", 0.01)
+    monkeypatch.setattr("fdfs_storage.cluster.place._TURN_S", 0.01)
+    monkeypatch.setattr("fdfs_storage.cluster.tracker_link._GRACE_S", 0.01)
     (silent,) = await trio.open_tcp_listeners(0, host=TRACKER_IP)
     async with silent, running_tracker(tmp_path / "t") as tracker:
         config = storage_config(tmp_path / "s", [tracker.port])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fdfs_storage.identity import Identity
-from fdfs_storage.place import Place
+from fdfs_storage.cluster.identity import Identity
+from fdfs_storage.cluster.place import Place
 from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.errors import ConnectionProblem, StatusError
 from fdfsfuse.proto import structs

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from fdfs_storage.tracker_link import connect
+from fdfs_storage.cluster.tracker_link import connect
 from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.errors import ConnectionBroken, DeadlineExceeded, ProtocolError, StatusError
 from fdfsfuse.proto import structs, sync

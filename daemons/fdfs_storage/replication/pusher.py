@@ -16,11 +16,11 @@ import trio
 
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.binlog_reader import find_time, usable_position
+from fdfs_storage.cluster.tracker_link import Retry
 from fdfs_storage.replication.mark_files import BootNote, MarkFiles
 from fdfs_storage.replication.peer_link import PeerLink
 from fdfs_storage.replication.stream import FAILURES, Stream
 from fdfs_storage.replication.unreadable import Unreadable
-from fdfs_storage.tracker_link import Retry
 from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.sync_plan import (
     ENDED,

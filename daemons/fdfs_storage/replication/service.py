@@ -34,7 +34,7 @@ SAVE_S: Final = 1.0
 
 
 class Members(Group, Protocol):
-    """What replication wants of `fdfs_storage.membership.Membership`."""
+    """What replication wants of `fdfs_storage.cluster.membership.Membership`."""
 
     sync_timestamps: Callable[[], Mapping[str, int]]
     copied_until: Callable[[str], int | None]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from fdfs_storage.tracker_link import Retry, ask_once, connect
+from fdfs_storage.cluster.tracker_link import Retry, ask_once, connect
 from fdfsfuse.client.link import PROBLEMS, Link, resolve
 from fdfsfuse.core import members as group_list
 from fdfsfuse.core.conf_file import ServerAddress
@@ -30,7 +30,7 @@ from fdfsfuse.proto.storage_identity import ServerQuery
 from fdfsfuse.proto.tracker import ServerStatus
 
 if TYPE_CHECKING:
-    from fdfs_storage.membership import Membership
+    from fdfs_storage.cluster.membership import Membership
 
 logger = logging.getLogger(__name__)
 

@@ -32,12 +32,12 @@ import trio
 
 from fdfs_storage import directories
 from fdfs_storage.binlog import Binlog
+from fdfs_storage.cluster.identity import Identity
+from fdfs_storage.cluster.place import Place
+from fdfs_storage.cluster.recovery_files import RecoveryFiles
+from fdfs_storage.cluster.tracker_link import Retry, ask_all, highest_status
 from fdfs_storage.files import unlink_quietly
-from fdfs_storage.identity import Identity
-from fdfs_storage.place import Place
-from fdfs_storage.recovery_files import RecoveryFiles
 from fdfs_storage.replication.deleted import names_deleted
-from fdfs_storage.tracker_link import Retry, ask_all, highest_status
 from fdfs_storage.transfer import file_crc32
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.connection import connect

@@ -12,10 +12,10 @@ from typing import Protocol
 
 import trio
 
-from fdfs_storage.founder import Founder
-from fdfs_storage.identity import Identity
-from fdfs_storage.place import Place
-from fdfs_storage.tracker_link import highest_status
+from fdfs_storage.cluster.founder import Founder
+from fdfs_storage.cluster.identity import Identity
+from fdfs_storage.cluster.place import Place
+from fdfs_storage.cluster.tracker_link import highest_status
 from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.config import StorageConfig
 from fdfsfuse.errors import StatusError

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import trio
 
-from fdfs_storage.tracker_link import Retry, connect
+from fdfs_storage.cluster.tracker_link import Retry, connect
 from fdfsfuse.client.link import PROBLEMS, Link
 from fdfsfuse.core.conf_file import ServerAddress
 from fdfsfuse.core.config import StorageConfig

@@ -6,7 +6,7 @@ import errno
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from fdfs_storage.tracker_link import ask_once
+from fdfs_storage.cluster.tracker_link import ask_once
 from fdfsfuse.client.link import PROBLEMS
 from fdfsfuse.core import states
 from fdfsfuse.core.conf_file import ServerAddress

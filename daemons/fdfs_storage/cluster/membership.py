@@ -10,7 +10,7 @@ Source: protocol/cluster.md sections 2 to 4. How the app uses it::
     await nursery.start(membership.run)
 
 `Membership` is what the trackers agree on, and what replication asks and tells them;
-`fdfs_storage.tracker_task` keeps the connection to one tracker.
+`fdfs_storage.cluster.tracker_task` keeps the connection to one tracker.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dataclasses import replace
 
 import trio
 
-from fdfs_storage.data_source import DataSource
-from fdfs_storage.founder import Founder
-from fdfs_storage.identity import Identity
-from fdfs_storage.place import Place
-from fdfs_storage.tracker_link import ask_all, ask_once
-from fdfs_storage.tracker_task import TrackerTask
+from fdfs_storage.cluster.data_source import DataSource
+from fdfs_storage.cluster.founder import Founder
+from fdfs_storage.cluster.identity import Identity
+from fdfs_storage.cluster.place import Place
+from fdfs_storage.cluster.tracker_link import ask_all, ask_once
+from fdfs_storage.cluster.tracker_task import TrackerTask
 from fdfsfuse.client.link import PROBLEMS
 from fdfsfuse.core import members as group_list
 from fdfsfuse.core import states
