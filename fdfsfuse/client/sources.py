@@ -142,7 +142,8 @@ def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
 
 def _open_file(file: IO[bytes]) -> Opened:
     if isinstance(file, io.BytesIO):
-        rest = file.getbuffer()[file.tell() :]
+        # Not a copy; but a view of the buffer itself would keep the caller from closing the file.
+        rest = memoryview(file.getvalue())[file.tell() :]
         return Opened(rest, rest.nbytes)
     try:
         position = file.tell()

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import pytest
 import trio
@@ -24,6 +24,7 @@ import fdfsfuse
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.client import Client
 from fdfsfuse.client.sockets import DEAD_PEER_S
+from fdfsfuse.client.sources import open_source
 from fdfsfuse.errors import (
     ConnectFailed,
     ConnectionProblem,
@@ -123,6 +124,14 @@ async def test_uploads_from_everything(cluster: MakeCluster, tmp_path: Path) -> 
             await client.upload(tmp_path / "missing")
         with pytest.raises(UsageError):
             await client.upload(b"", extension="seven77")
+
+
+def test_a_file_in_memory_is_not_locked_while_it_is_sent() -> None:
+    with io.BytesIO(b"a memory") as file:
+        file.seek(2)
+        source = open_source(file).source
+        file.write(b"MEMORY and more")
+    assert bytes(cast("memoryview", source)) == b"memory"
 
 
 async def test_uploads_from_files_that_are_none(cluster: MakeCluster, tmp_path: Path) -> None:
