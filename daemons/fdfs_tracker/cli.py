@@ -41,7 +41,8 @@ async def serve(config: TrackerConfig, warnings: tuple[str, ...], daemon: Daemon
         port = await nursery.start(run)
         groups = len(tracker.cluster.groups)
         known = f"{groups} group{'' if groups == 1 else 's'} known" if groups else "no group yet"
-        daemon.ready(f"tracker listens on {describe(config, port)}, {known}")
+        logger.info("%s", known)
+        daemon.ready(f"tracker listens on {describe(config, port)}")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

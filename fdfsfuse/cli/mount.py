@@ -27,7 +27,14 @@ from fdfsfuse.errors import ConfigError, FdfsError, UsageError, describe, single
 from fdfsfuse.fuse.mountpoint import MountFailed, check_fuse, check_mountpoint, self_test
 from fdfsfuse.fuse.mounttable import resolve
 from fdfsfuse.fuse.runner import Mount, serve
-from fdfsfuse.server.daemon import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, sd_notify, setup_logging
+from fdfsfuse.server.daemon import (
+    EXIT_FAILURE,
+    EXIT_OK,
+    EXIT_USAGE,
+    LINE,
+    sd_notify,
+    setup_logging,
+)
 
 NAME = "fdfs-mount"
 _SELF_TEST_S = 20.0
@@ -253,18 +260,17 @@ def _become_server(mount: Mount, handler: logging.Handler, pipe: int) -> NoRetur
 
 def _log_handler(where: str) -> logging.Handler:
     """Where to log in the background. Raises OSError when it cannot be written to."""
-    stamp = "%(asctime)s "
+    who = f"{NAME}[%(process)d]"
     if where == "syslog" or (not where and _SYSLOG.exists()):
         handler: logging.Handler = logging.handlers.SysLogHandler(str(_SYSLOG))
-        stamp = ""
+        stamp = f"{who}: "
     else:
         path = Path(where) if where else Path.home() / ".cache" / f"{NAME}.log"
         if not where:
             path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path)
-    handler.setFormatter(
-        logging.Formatter(f"{stamp}{NAME}[%(process)d] %(levelname)s %(name)s: %(message)s")
-    )
+        stamp = f"%(asctime)s {who} "
+    handler.setFormatter(logging.Formatter(stamp + LINE))
     return handler
 
 

@@ -33,6 +33,17 @@ EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 
+LINE = "%(levelname)s %(name)s: %(message)s"
+"""A message of a log, behind its time and who says it."""
+_PRIORITIES = (
+    (logging.CRITICAL, 2),
+    (logging.ERROR, 3),
+    (logging.WARNING, 4),
+    (logging.INFO, 6),
+    (logging.NOTSET, 7),
+)
+"""Python's levels, from this one up, and syslog's for them."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -67,6 +78,10 @@ def run_daemon(
 ) -> int:
     """Run *main* until it returns or a signal stops it. Returns the exit code, see above."""
     setup_logging(name, log_level)
+    if "NOTIFY_SOCKET" in os.environ:
+        # Who supervises us stops us with SIGTERM. SIGHUP makes FastDFS's servers rotate their logs;
+        # systemd takes an end by it for a wanted one, and would not start us again.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _raise_file_limit()
     # What imports made lives for ever; and requests make little garbage that has cycles.
     gc.freeze()
@@ -118,16 +133,29 @@ def _report(name: str, exc: BaseException) -> int:
 
 
 def setup_logging(name: str, level: int = logging.INFO) -> None:
-    """Log to stderr; with the time, unless the journal adds it."""
-    under_systemd = "JOURNAL_STREAM" in os.environ
-    stamp = "" if under_systemd else "%(asctime)s "
+    """Log to stderr. The journal gets priorities; it adds time, name and process id itself."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        logging.Formatter(f"{stamp}{name}[%(process)d] %(levelname)s %(name)s: %(message)s")
-    )
+    if _goes_to_journal(sys.stderr.fileno()):
+        handler.setFormatter(_JournalFormatter(LINE))
+    else:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {name}[%(process)d] {LINE}"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+
+
+def _goes_to_journal(fd: int) -> bool:
+    """True when what is written to *fd* is a message for the journal (systemd.exec(5))."""
+    info = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{info.st_dev}:{info.st_ino}"
+
+
+class _JournalFormatter(logging.Formatter):
+    """Puts its priority in front of each line (sd-daemon(3))."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next(number for level, number in _PRIORITIES if record.levelno >= level)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
 
 
 _LOG_LEVELS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 import trio
@@ -238,11 +240,13 @@ sys.exit(run_daemon("testd", main, stop_timeout_s=0.2 if sys.argv[1] == "stuck" 
 """
 
 
-def start(what: str, **environment: str) -> subprocess.Popen[str]:
+def start(
+    what: str, stderr: int | IO[str] = subprocess.PIPE, **environment: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", DAEMON, what],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env={**os.environ, **environment},
     )
@@ -275,15 +279,32 @@ def test_signals_stop_cleanly_and_systemd_is_told(tmp_path: Path, number: signal
         path = str(tmp_path / "notify")
         systemd.bind(path)
         systemd.settimeout(20)
-        process = start("serve", NOTIFY_SOCKET=path, JOURNAL_STREAM="1:2")
+        process = start("serve", NOTIFY_SOCKET=path)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         assert systemd.recv(100) == b"READY=1\nSTATUS=serving"
+        process.send_signal(signal.SIGHUP)
         process.send_signal(number)
-        output, errors = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=120)
         assert (process.returncode, output) == (0, "stopped\n")
         assert systemd.recv(100) == b"STOPPING=1"
-        assert errors.startswith("testd[")  # no time: the journal adds it
+
+
+def test_the_journal_gets_priorities_and_nothing_that_it_adds_itself(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "w+") as log:
+        info = os.fstat(log.fileno())
+        process = start("mistake", stderr=log, JOURNAL_STREAM=f"{info.st_dev}:{info.st_ino}")
+        process.communicate(timeout=120)
+        lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0] == "<2>CRITICAL fdfsfuse.server.daemon: failed"
+    assert lines[1].startswith("<2>Traceback")
+    assert all(line.startswith("<2>") for line in lines)
+
+
+def test_what_does_not_go_to_the_journal_has_the_time() -> None:
+    process = start("mistake", JOURNAL_STREAM="1:2")
+    _, errors = process.communicate(timeout=120)
+    assert re.match(r"20\d\d-\d\d-\d\d .* testd\[\d+\] CRITICAL fdfsfuse", errors)
 
 
 def test_a_daemon_that_does_not_stop_is_cancelled() -> None:

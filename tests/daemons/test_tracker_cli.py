@@ -88,7 +88,8 @@ def test_wrong_usage() -> None:
 def test_clean_stop(tracker: Process, number: int, address: tuple[str, int]) -> None:
     tracker.start()
     log = tracker.log()
-    assert f"listens on {address[0]}:{address[1]}, no group yet" in log
+    assert f"listens on {address[0]}:{address[1]}\n" in log
+    assert "no group yet" in log
     assert "no_such_key: unknown key, ignored" in log
     assert exchange(address, address[0], pack_header(0, 111), 10) == pack_response()
     tracker.signal(number)
