@@ -34,7 +34,7 @@ from typing import NamedTuple
 import click
 import trio
 
-from fdfs_storage.service import StorageService
+from fdfs_storage.serving.service import StorageService
 from fdfs_storage.store import Store
 from fdfsfuse.core.conf_file import ReservedSpace
 from fdfsfuse.core.config import StorageConfig, StorePath

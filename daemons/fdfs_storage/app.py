@@ -29,7 +29,7 @@ from fdfs_storage.files import locked_directory
 from fdfs_storage.names import Names
 from fdfs_storage.replication.answers import Answers
 from fdfs_storage.replication.service import Replication
-from fdfs_storage.service import StorageService
+from fdfs_storage.serving.service import StorageService
 from fdfs_storage.store import Store
 from fdfsfuse.core.conf_file import ReservedSpace
 from fdfsfuse.core.config import StorageConfig

@@ -11,7 +11,7 @@ import trio
 
 from fdfs_storage.names import Names
 from fdfs_storage.names.service import Tree
-from fdfs_storage.service import StorageService
+from fdfs_storage.serving.service import StorageService
 from fdfs_storage.store import Store
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.names import NamesSession, open_session

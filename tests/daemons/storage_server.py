@@ -12,7 +12,7 @@ import trio
 from fdfs_storage.replication.deleted import Deleted
 from fdfs_storage.replication.receiver import Receiver
 from fdfs_storage.replication.replicas import Replicas
-from fdfs_storage.service import StorageService
+from fdfs_storage.serving.service import StorageService
 from fdfs_storage.store import Store
 from fdfsfuse.core.conf_file import ReservedSpace
 from fdfsfuse.core.config import StorageConfig, StorePath

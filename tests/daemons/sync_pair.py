@@ -16,7 +16,7 @@ from fdfs_storage.names import Names
 from fdfs_storage.replication.answers import Answers
 from fdfs_storage.replication.receiver import Receiver
 from fdfs_storage.replication.service import Replication
-from fdfs_storage.service import StorageService
+from fdfs_storage.serving.service import StorageService
 from fdfs_storage.store import Store
 from fdfsfuse.client.address import Address
 from fdfsfuse.client.names import NamesSession, open_session

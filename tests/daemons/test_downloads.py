@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fdfs_storage import small_reads
 from fdfs_storage.disk_pace import DiskPace
+from fdfs_storage.serving import small_reads
 from tests.daemons.storage_server import Client, make_config, run_storage
 
 CONTENT = bytes(range(256)) * 64

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fdfs_storage.binlog import BinlogPosition
     from fdfs_storage.replication.pusher import Pusher
     from fdfs_storage.replication.service import Replication
-    from fdfs_storage.service import SyncHandler
+    from fdfs_storage.serving.service import SyncHandler
     from fdfs_storage.store import Store
     from fdfsfuse.server.connection import FramedConnection
 

@@ -46,7 +46,7 @@ from fdfsfuse.proto.sync import (
 )
 
 if TYPE_CHECKING:
-    from fdfs_storage.service import SyncAnswer, SyncHandler
+    from fdfs_storage.serving.service import SyncAnswer, SyncHandler
     from fdfs_storage.store import Store
     from fdfs_storage.trunk import SlotPlace
     from fdfsfuse.proto.fileid import Location

@@ -10,7 +10,7 @@ import stat
 import trio
 
 from fdfs_storage.files import status_of
-from fdfs_storage.small_reads import SmallReads
+from fdfs_storage.serving.small_reads import SmallReads
 from fdfs_storage.store import Store
 from fdfs_storage.transfer import INLINE_MAX
 from fdfs_storage.trunk import SlotPlace

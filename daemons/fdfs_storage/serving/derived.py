@@ -11,7 +11,7 @@ import time
 
 import trio
 
-from fdfs_storage.objects import check_appender
+from fdfs_storage.serving.objects import check_appender
 from fdfs_storage.store import Store
 from fdfs_storage.transfer import INLINE_MAX, file_crc32
 from fdfsfuse.errors import ProtocolError, StatusError

@@ -12,11 +12,11 @@ import os
 
 import trio
 
-from fdfs_storage.derived import slave_location
 from fdfs_storage.files import reserve
 from fdfs_storage.intents import Intent
 from fdfs_storage.new_file import NewFile
-from fdfs_storage.objects import check_appender
+from fdfs_storage.serving.derived import slave_location
+from fdfs_storage.serving.objects import check_appender
 from fdfs_storage.store import Store
 from fdfs_storage.transfer import INLINE_MAX, Received, crc32, receive_content
 from fdfsfuse.errors import ProtocolError, StatusError

@@ -4,10 +4,9 @@ Manners (protocol/wire.md sections 1 and 5): every status 22 closes the connecti
 arrived; after other errors it stays open, and what is left of the request's body is read and
 forgotten. Requests that arrive back to back are answered in order.
 
-Requests that are small by nature are functions from body to answer, without an await
-(`fdfs_storage.objects`, `fdfs_storage.derived`); those with content stream it
-(`fdfs_storage.uploads`, `fdfs_storage.downloads`), unless it is small and there already. Commands
-from 128 up belong to the names engine.
+Requests that are small by nature are functions from body to answer, without an await (`objects`,
+`derived`); those with content stream it (`uploads`, `downloads`), unless it is small and has
+arrived already. Commands from 128 up belong to the names engine.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
-from fdfs_storage.derived import Derived
-from fdfs_storage.downloads import Downloads
 from fdfs_storage.files import status_of
-from fdfs_storage.objects import Objects
-from fdfs_storage.path_binlog import PathBinlog
+from fdfs_storage.serving.derived import Derived
+from fdfs_storage.serving.downloads import Downloads
+from fdfs_storage.serving.objects import Objects
+from fdfs_storage.serving.path_binlog import PathBinlog
+from fdfs_storage.serving.uploads import Uploads
 from fdfs_storage.store import Store
-from fdfs_storage.uploads import Uploads
 from fdfsfuse.errors import ProtocolError, StatusError
 from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, Header, pack_header, pack_response
 from fdfsfuse.proto.recovery import FETCH_PATH_BINLOG, REQUEST_SIZE

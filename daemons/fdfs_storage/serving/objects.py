@@ -34,7 +34,7 @@ _OK = pack_response()
 
 
 class Objects:
-    """Handlers over one store; see `fdfs_storage.service` for the arguments."""
+    """Handlers over one store; see `fdfs_storage.serving.service` for the arguments."""
 
     def __init__(
         self, store: Store, group: str, ip_size: int, source_ip: Callable[[str], str]
