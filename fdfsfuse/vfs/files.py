@@ -375,7 +375,12 @@ class FileState(MergingFile):
     async def set_attributes(self, request: names.SetAttr) -> Attr:
         """chmod, chown and utimens of an open file: a time that is set is not lost by storing."""
         async with self.lock:
-            if self.birth is None and (request.mtime_ns or 0) > request.now_ns:
+            if self.birth is not None and self._maybe_stored:
+                # Who finds that the file was made already does not tell what it was made with.
+                await self._try_to_store()
+                if self.birth is not None:
+                    self._raise_error()
+            elif self.birth is None and (request.mtime_ns or 0) > request.now_ns:
                 # The mtime would become the change time of content that is stored later.
                 await self._try_to_store()
             if self.birth is not None:

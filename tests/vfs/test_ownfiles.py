@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
@@ -14,7 +15,13 @@ import trio
 import trio.testing
 
 from fdfsfuse.core import acl
-from fdfsfuse.errors import ConnectFailed, DeadlineExceeded, StatusError, TreeError
+from fdfsfuse.errors import (
+    ConnectFailed,
+    ConnectionProblem,
+    DeadlineExceeded,
+    StatusError,
+    TreeError,
+)
 from fdfsfuse.proto import names
 from fdfsfuse.vfs.context import Entry
 from fdfsfuse.vfs.openfiles import Opened
@@ -432,6 +439,37 @@ async def test_a_file_that_was_made_without_an_answer_is_made_once(
         assert (await mount.vfs.tree.getattr(entry.number)).attr == found
         assert volume.xattrs[found.ino] == {b"user.x": b"1", b"user.y": b"2"}
         assert not mount.of.own_files
+
+
+@pytest.mark.parametrize("mtime_ns", [None, 1, 1 << 62])
+async def test_attributes_of_a_file_that_was_made_without_an_answer(mtime_ns: int | None) -> None:
+    async with making() as mount:
+        files, volume = mount.vfs.files, mount.volume
+        opened, entry = await mount.make("a")
+        await files.write(opened.handle, 0, b"data")
+        real = volume.call
+
+        async def lost(request: names.Request, *, timeout_s: float | None = None) -> None:
+            await real(request)
+            raise DeadlineExceeded("the answer was lost")
+
+        volume.call = lost  # type: ignore[method-assign]
+        with pytest.raises(DeadlineExceeded):
+            await files.flush(opened.handle)
+        changes = Changes(mode=0o600, mtime_ns=mtime_ns)
+        with pytest.raises(ConnectionProblem):
+            await mount.vfs.set_attributes(entry.number, None, changes, opened.handle)
+        volume.call = real  # type: ignore[method-assign]
+        await wait_for(lambda: not mount.of.down)
+        shown = await mount.vfs.set_attributes(entry.number, None, changes, opened.handle)
+        assert stat.S_IMODE(shown.attr.mode) == 0o600
+        await mount.close(opened.handle)
+        await mount.of.own_changes.wait()
+        found = volume.by_path("d/a")
+        assert stat.S_IMODE(found.mode) == 0o600
+        assert found == (await mount.vfs.tree.getattr(entry.number)).attr
+        assert found.mtime_ns == (mtime_ns or found.mtime_ns)
+        assert found.ctime_ns <= time.time_ns()
 
 
 async def test_a_full_storage_is_told_to_who_has_the_file_open() -> None:
