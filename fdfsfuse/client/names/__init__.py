@@ -2,7 +2,7 @@
 
 `open_session` opens one as a context manager (``manager.py``). In reading order: ``session.py`` is
 the session and how it outlives connections; ``pending.py`` has its calls without an answer, and
-``calls.py`` the types of the answers; ``opening.py`` is the first exchange on a connection,
+``calls.py`` the types of the answers; ``opening.py`` makes a connection ready,
 ``sending.py``, ``reading.py`` and ``frames.py`` what is done there; ``arriving.py`` deals with what
 arrives, and ``lease.py`` says until when that may be relied upon.
 """

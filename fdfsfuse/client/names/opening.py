@@ -1,8 +1,9 @@
-"""The first exchange of a names session: OPEN_SESSION."""
+"""Making a connection ready for a names session: the socket, and the exchange OPEN_SESSION."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 
 from trio.lowlevel import wait_readable
@@ -17,11 +18,28 @@ from fdfsfuse.errors import (
 from fdfsfuse.proto import names, structs
 from fdfsfuse.proto.header import HEADER_SIZE, RESPONSE, pack_header
 
+logger = logging.getLogger(__name__)
+
 OPENED_MAX = 64 << 10
 
 
 class SessionEnded(ConnectionProblem):
     """The server has ended the session."""
+
+
+def send_small_at_once(sock: socket.socket) -> None:
+    """Choose a congestion control that lets small packets leave at once.
+
+    BBR, the default of some machines, paces: of small frames sent in a row it held back one in
+    eight, where CUBIC and Reno held back one in a hundred. Not everybody may choose CUBIC; Reno is
+    always there.
+    """
+    for algorithm in (b"cubic", b"reno"):
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, algorithm)
+            return
+        except OSError as exc:
+            logger.debug("no congestion control by %s: %s", algorithm.decode(), exc)
 
 
 async def exchange_open(

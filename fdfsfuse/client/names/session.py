@@ -43,7 +43,7 @@ from fdfsfuse.client.names.arriving import Arriving
 from fdfsfuse.client.names.calls import NamesCalls
 from fdfsfuse.client.names.frames import FrameReader
 from fdfsfuse.client.names.lease import Lease, boottime
-from fdfsfuse.client.names.opening import SessionEnded, exchange_open
+from fdfsfuse.client.names.opening import SessionEnded, exchange_open, send_small_at_once
 from fdfsfuse.client.names.pending import Call, PendingCalls
 from fdfsfuse.client.names.reading import Reading
 from fdfsfuse.client.names.sending import Sending
@@ -341,7 +341,7 @@ class NamesSession(NamesCalls):
             found = await find_primary(self._find_candidates)
             connection = await connect(found.primary.address)
             sock = connection.detach()
-            _send_at_once(sock)
+            send_small_at_once(sock)
             try:
                 if not self._session:
                     self._token = os.urandom(16)
@@ -497,17 +497,3 @@ class NamesSession(NamesCalls):
 
 
 _CHANGES = frozenset(names.CHANGES)
-
-
-def _send_at_once(sock: socket.socket) -> None:
-    """Let the kernel hold few of the small frames back, as they have to be waited for then.
-
-    BBR, the default of some machines, held back one in eight where CUBIC and Reno held back one in
-    a hundred. Not everybody may choose CUBIC; Reno is always there.
-    """
-    for algorithm in (b"cubic", b"reno"):
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, algorithm)
-            return
-        except OSError as exc:
-            logger.debug("no congestion control by %s: %s", algorithm.decode(), exc)
