@@ -473,6 +473,7 @@ def test_rewinding_a_listing(volume: Path) -> None:
 # --- many processes -----------------------------------------------------------------------------
 
 STRESS = Path(__file__).parent.parent / "common" / "stress.py"
+SHARED_FILE = STRESS.with_name("shared_file.py")
 
 
 @pytest.fixture
@@ -496,6 +497,18 @@ def test_many_processes(stressed: Path, mounted: Mount, long_run: bool) -> None:
     before = _contents(stressed)
     mounted.remount()
     assert _contents(stressed) == before
+
+
+def test_processes_that_share_a_file(volume: Path) -> None:
+    """Each page is written to by several, through the kernel's pages and past them."""
+    path = volume / "shared"
+    path.write_bytes(bytes(20_000))
+    processes = [
+        subprocess.Popen([sys.executable, str(SHARED_FILE), str(path), str(mine), "4", "100"])
+        for mine in range(4)
+    ]
+    assert [process.wait(300) for process in processes] == [0] * 4
+    path.unlink()
 
 
 def _contents(root: Path) -> dict[str, object]:
