@@ -11,6 +11,9 @@ import trio
 
 from fdfs_storage import files
 from fdfs_storage.transfer import content_crc32, file_crc32
+from fdfsfuse.client.address import Address
+from fdfsfuse.client.pool import Pool
+from fdfsfuse.client.storage import StorageClient
 from fdfsfuse.proto import structs, sync
 from fdfsfuse.proto.fileid import Location
 from fdfsfuse.proto.header import pack_header
@@ -88,6 +91,20 @@ async def test_content_is_the_same_everywhere(
             assert a.files() == b.files()
             _, first = a.lines()[0].split()
             assert (b.path(first).stat().st_blocks * 512 < 1 << 20) == (peer == "new")
+
+
+async def test_a_lost_disk_gets_holes_again(tmp_path: Path) -> None:
+    parts = {0: b"begin", 3 << 20: b"x" * 700_000, 9 << 20: b"end"}
+    with trio.fail_after(60):
+        async with run_node(tmp_path / "a", "1") as a, Pool() as pool:
+            source = StorageClient(pool, Address("127.0.0.1", a.port))
+            for size in (64 << 20, (9 << 20) + 3):
+                location, path = make(a, size, parts), tmp_path / str(size)
+                with path.open("wb") as file:
+                    fd = file.fileno()
+                    assert await source.download_to_file(GROUP, location.name, fd) == size
+                assert path.read_bytes() == a.content(location.name)
+                assert path.stat().st_blocks * 512 < 4 << 20
 
 
 @pytest.mark.parametrize("seed", range(5))
