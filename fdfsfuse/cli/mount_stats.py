@@ -254,8 +254,8 @@ def _volumes(report: dict[str, Any]) -> list[str]:
             state = f"{'DOWN' if volume['down'] else 'not connected'}: {volume['problem']}"
         shown.append(f"volume {name}: {state}")
         shown.append(
-            f"  {volume['waiting']} requests wait, was down {volume['times_down']} times, "
-            f"storages {', '.join(volume['storages']) or '-'}"
+            f"  requests that wait: {volume['waiting']}, times down: {volume['times_down']}, "
+            f"storages: {', '.join(volume['storages']) or '-'}"
         )
         shown.append(
             "  remembered: {inodes} inodes and {names} names, {limit} of each at most".format(

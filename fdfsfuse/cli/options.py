@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def cluster_options(function: F) -> F:
-    """``--tracker``, ``--config``, ``--timeout``; see `cluster_of`."""
+    """``--tracker``, ``--config``, ``--timeout``; see `settings_of`."""
     for option in (
         click.option(
             "--timeout",
