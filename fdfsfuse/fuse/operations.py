@@ -291,7 +291,11 @@ class Operations(pyfuse3.Operations):
             await self._vfs.tree.set_attributes(inode, Changes(mode=mode))
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
-        return await self._vfs.xattrs.list(inode)
+        listed = await self._vfs.xattrs.list(inode)
+        if ctx.uid:
+            # The kernel hides their values, and leaves the names to the file system.
+            return [name for name in listed if not name.startswith(b"trusted.")]
+        return listed
 
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         await self._vfs.xattrs.remove(inode, name)

@@ -256,6 +256,25 @@ def test_groups_of_new_entries(parent_mode: int, local: Path, volume: Path) -> N
     twin.check()
 
 
+def test_trusted_xattrs_are_hidden_from_users(local: Path, volume: Path) -> None:
+    twin = Twin(local, volume)
+
+    def furnish() -> None:
+        Path("file").touch()
+        os.setxattr("file", "trusted.a", b"1")
+        os.setxattr("file", "user.b", b"2")
+
+    twin.scene(furnish)
+    for name, user in USERS.items():
+
+        def attempt(user: User = user) -> list[str]:
+            with as_user(*user):
+                return sorted(os.listxattr("file"))
+
+        twin.same(name, attempt)
+    twin.check()
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o027])
 def test_umask(umask: int, local: Path, volume: Path) -> None:
     twin = Twin(local, volume)
