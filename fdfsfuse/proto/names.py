@@ -215,7 +215,7 @@ FRAME_MAX = SMALL_CONTENT_MAX + (64 << 10)
 LIST_MAX = 1024
 """Most entries in one listing answer."""
 FOLLOWING_MAX = 64
-"""Most entries that are told along with an `Open`."""
+"""Most entries that are told along with an `Open`, or xattrs with a `ListXattrs`."""
 FOLLOWING_DATA_MAX = 512 << 10
 """Most bytes of content of such entries in one answer."""
 

@@ -72,9 +72,13 @@ class Opened(Message, frozen=True):
 
 
 class Xattrs(Message, frozen=True):
-    """Names with their namespace (``user.width``) and values."""
+    """Names with their namespace (``user.width``) and values.
+
+    ``following`` are those of further inodes; see `fdfsfuse.proto.names.ListXattrs`.
+    """
 
     xattrs: dict[bytes, bytes]
+    following: dict[int, dict[bytes, bytes]] = {}
 
 
 class Space(Message, frozen=True):

@@ -74,10 +74,14 @@ class ListXattrs(Message, tag=5, frozen=True):
     """-> Xattrs: all of them, the object's metadata as ``user.NAME``. ESTALE.
 
     For an unnamed object pass ino 0 and its ``file_id``: ENOENT when there is none.
+
+    ``following``, ``by_name``: those of the entries that follow are told as well, as by `Open`.
     """
 
     ino: int
     file_id: str = ""
+    following: int = 0
+    by_name: bool = False
 
 
 class StatFs(Message, tag=6, frozen=True):

@@ -379,8 +379,13 @@ class Memory:
         self._changed_in(request.parent, request.now_ns, 0, began)
 
     def _learn_xattrs(self, request: names.ListXattrs, answer: names.Xattrs, began: int) -> None:
-        if request.ino and self.flights.is_fresh(request.ino, began):
+        if not request.ino:
+            return
+        if self.flights.is_fresh(request.ino, began):
             self._xattrs[request.ino] = answer.xattrs
+        for ino, xattrs in answer.following.items():
+            if ino not in self._xattrs and self.flights.is_fresh(ino, began):
+                self._xattrs[ino] = xattrs
 
     def _learn_xattr(
         self, request: names.SetXattr | names.RemoveXattr, answer: object, began: int

@@ -38,8 +38,8 @@ class VfsOptions:
         max_waiting: requests that may wait for one volume that does not answer; further ones fail
             at once, so that it does not take all request slots of the mount.
         open_data_bytes: content up to this size comes along with open().
-        ahead_files, ahead_names: most files whose content, and most entries whose attributes are
-            asked for ahead of need, along with another one.
+        ahead_files, ahead_names: most files whose content, and most entries whose attributes, or
+            xattrs, are asked for ahead of need, along with another one.
         ahead_bytes: memory for content that came ahead of need; no more than read_ahead_bytes.
         dirty_bytes: memory for content that is not on a storage yet; writers wait beyond it.
         clean_bytes: memory for content of open files kept after it was stored.

@@ -50,7 +50,8 @@ class Volume:
         held_open: the inodes that the storage was told to keep because they are open here.
         root_attr: the last known attributes of the volume's root.
         memory: what is remembered of the storage's answers; ``recalls`` carries out its recalls.
-        files_ahead, names_ahead: decide which contents and names are asked for ahead of need.
+        files_ahead, names_ahead, xattrs_ahead: decide which contents, names and xattrs are asked
+            for ahead of need.
         own_files: new files that the storage was not told of yet.
         own_changes: changes that are answered here, ahead of the storage.
         ended: set when `run` has ended.
@@ -72,6 +73,7 @@ class Volume:
         self.memory = Memory(boottime, backend.lease, options.cached_entries)
         self.files_ahead = Ahead(options.ahead_files if options.read_ahead_bytes else 0)
         self.names_ahead = Ahead(options.ahead_names)
+        self.xattrs_ahead = Ahead(options.ahead_names)
         self.ended = trio.Event()
         self.root_attr: names.Attr | None = None
         self._options = options

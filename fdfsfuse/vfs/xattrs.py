@@ -174,16 +174,29 @@ class Xattrs:
         volume, ino, file_id = self._tree.inode(number)
         if ino:
             known = volume.memory.xattrs(ino)
-            if known is not None:
-                return known
-        else:
-            found = self._objects.get(number)
-            if found is not None and found[0] > time.monotonic():
-                return found[1]
-        answer: names.Xattrs = await volume.call(names.ListXattrs(ino, file_id))
-        if not ino:
-            until = time.monotonic() + self._context.options.attr_timeout_s
-            self._objects[number] = (until, answer.xattrs)
+            if known is None:
+                return await self._ask(volume, ino)
+            volume.xattrs_ahead.used(volume.memory.parent(ino), ino)
+            return known
+        found = self._objects.get(number)
+        if found is not None and found[0] > time.monotonic():
+            return found[1]
+        answer: names.Xattrs = await volume.call(names.ListXattrs(0, file_id))
+        until = time.monotonic() + self._context.options.attr_timeout_s
+        self._objects[number] = (until, answer.xattrs)
+        return answer.xattrs
+
+    async def _ask(self, volume: Volume, ino: int) -> dict[bytes, bytes]:
+        """Ask for an inode's, and for those of the entries that follow it: ls -l wants them all."""
+        parent = volume.memory.parent(ino)
+        count, by_name, _ = volume.xattrs_ahead.missed(parent, ino)
+        brought: set[int] = set()
+        try:
+            answer: names.Xattrs = await volume.call(names.ListXattrs(ino, "", count, by_name))
+            brought.update(answer.following)
+        finally:
+            if count:
+                volume.xattrs_ahead.came(parent, brought)
         return answer.xattrs
 
     async def _get_hidden(self, number: int, name: bytes) -> bytes:

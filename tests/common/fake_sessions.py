@@ -182,6 +182,8 @@ def _inos(answer: Any) -> set[int]:
         return {entry.attr.ino for entry in answer.entries}
     if isinstance(answer, names.Opened):
         return {answer.attr.ino, answer.parent, *(entry.attr.ino for entry in answer.following)}
+    if isinstance(answer, names.Xattrs):
+        return set(answer.following)
     return {answer.ino} if isinstance(answer, Attr) else set()
 
 

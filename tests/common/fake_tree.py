@@ -267,7 +267,11 @@ class FakeTree:
         return self.metadata.setdefault(file_id, {})
 
     def _list_xattrs(self, request: names.ListXattrs) -> names.Xattrs:
-        return names.Xattrs(dict(self._xattrs_of(request.ino, request.file_id)))
+        own = dict(self._xattrs_of(request.ino, request.file_id))
+        following = self._following(request)[1] if request.following else []
+        return names.Xattrs(
+            own, {attr.ino: dict(self._xattrs_of(attr.ino, "")) for _, attr in following}
+        )
 
     def _set_xattr(self, request: names.SetXattr) -> names.Done:
         self._xattrs_of(request.ino, request.file_id)[request.name] = request.value
@@ -338,7 +342,11 @@ class FakeTree:
     def _open(self, request: names.Open) -> names.Opened:
         attr = self._inode(request.ino)
         parent, following = self._following(request) if request.following else (0, [])
-        return names.Opened(attr, self._small(attr, request), parent, following)
+        entries = [
+            names.FollowingEntry(name, found, self._small(found, request))
+            for name, found in following
+        ]
+        return names.Opened(attr, self._small(attr, request), parent, entries)
 
     def _small(self, attr: Attr, request: names.Open) -> bytes | None:
         if attr.size > request.max_data or not stat.S_ISREG(attr.mode):
@@ -347,7 +355,9 @@ class FakeTree:
         # As a storage: no content rather than one of another size.
         return data if len(data) == attr.size else None
 
-    def _following(self, request: names.Open) -> tuple[int, list[names.FollowingEntry]]:
+    def _following(
+        self, request: names.Open | names.ListXattrs
+    ) -> tuple[int, list[tuple[bytes, Attr]]]:
         for parent, directory in self.directories.items():
             rows: list[tuple[Any, bytes, int]] = [
                 (name if request.by_name else cookie, name, ino)
@@ -356,11 +366,7 @@ class FakeTree:
             own = [key for key, _, ino in rows if ino == request.ino]
             if own:
                 found = sorted(row for row in rows if row[0] > own[0])[: request.following]
-                entries = [(name, self.attrs[ino]) for _, name, ino in found]
-                return parent, [
-                    names.FollowingEntry(name, attr, self._small(attr, request))
-                    for name, attr in entries
-                ]
+                return parent, [(name, self.attrs[ino]) for _, name, ino in found]
         return 0, []
 
     def _drop_object(self, attr: Attr) -> None:

@@ -122,6 +122,16 @@ async def test_what_follows_an_opened_file_is_held(server: NamesServer) -> None:
         assert held.take() == [([d], [], [(d, b"b"), (d, b"c")])]
 
 
+async def test_xattrs_that_follow_others_are_held(server: NamesServer) -> None:
+    async with server.session() as other, holder(server) as held:
+        d = await make(other, b"d", DIRECTORY)
+        a, b, c = [await make(other, name, parent=d) for name in (b"a", b"b", b"c")]
+        assert (await held.call(names.ListXattrs(a, following=1))).following == {b: {}}
+        for ino in (b, c):
+            await other.call(names.SetXattr(ino, b"user.k", b"v", 0, NOW))
+        assert held.take() == [([b], [], [])]
+
+
 async def test_that_a_name_is_missing_is_held(server: NamesServer) -> None:
     async with server.session() as other, holder(server) as held:
         d = await make(other, b"d", DIRECTORY)

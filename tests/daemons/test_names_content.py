@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -481,6 +482,40 @@ async def test_truncate_to_more_than_the_disk_can_have(
 async def xattrs(session: NamesSession, ino: int) -> dict[bytes, bytes]:
     answer: names.Xattrs = await session.call(names.ListXattrs(ino))
     return answer.xattrs
+
+
+async def test_xattrs_that_follow_come_along(session: NamesSession) -> None:
+    d = await make(session, b"d", DIRECTORY)
+    inos = [await make(session, name, parent=d) for name in (b"c", b"a", b"d", b"b")]
+    c, a, last, b = inos
+    await store(session, b, b"content")
+    for ino, name in ((c, b"user.c"), (b, b"user.b"), (b, b"trusted.b")):
+        await session.call(names.SetXattr(ino, name, b"v", 0, NOW))
+
+    async def following(ino: int, count: int, by_name: bool = False) -> Any:
+        answer = await session.call(names.ListXattrs(ino, "", count, by_name))
+        assert answer.xattrs == await xattrs(session, ino)
+        return answer.following
+
+    of_b = {b"user.b": b"v", b"trusted.b": b"v"}
+    assert await following(c, 10) == {a: {}, last: {}, b: of_b}
+    assert await following(c, 1) == {a: {}}
+    assert await following(a, 2, True) == {b: of_b, c: {b"user.c": b"v"}}
+    for ino, count in ((b, 10), (c, 0), (ROOT, 10)):
+        assert await following(ino, count) == {}
+    assert await status_of(session.call(names.ListXattrs(c, "", -1))) == errno.EINVAL
+
+
+async def test_xattrs_that_follow_have_a_limit(session: NamesSession) -> None:
+    d = await make(session, b"d", DIRECTORY)
+    inos = [await make(session, b"%d" % number, parent=d) for number in range(100)]
+    answer = await session.call(names.ListXattrs(inos[0], "", 1 << 40))
+    assert 1 <= len(answer.following) <= names.FOLLOWING_MAX
+    for ino in inos[:10]:
+        for name in (b"trusted.a", b"trusted.b"):
+            await session.call(names.SetXattr(ino, name, bytes(names.XATTR_VALUE_MAX), 0, NOW))
+    answer = await session.call(names.ListXattrs(inos[0], "", 64))
+    assert list(answer.following) in (inos[1:2], inos[1:3])
 
 
 async def test_xattrs_are_the_metadata_of_the_object(

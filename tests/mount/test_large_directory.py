@@ -7,6 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,18 @@ def test_ls_l_costs_no_request_per_file(large: tuple[Mount, Path]) -> None:
     # The smallest request has over 30 bytes. A listing takes about 100 for each 1024 files.
     assert settled_bytes(mount) - sent < COUNT
     assert mount.rss_kib() < 300 << 10
+
+
+def test_xattrs_of_each_file_cost_no_request_per_file(large: tuple[Mount, Path]) -> None:
+    """Since coreutils 9.6 that is what ls -l asks for."""
+    mount, path = large
+    mount.remount()
+    with os.scandir(path) as entries:
+        first = [entry.path for entry in islice(entries, 5000)]
+    sent = settled_bytes(mount)
+    for file in first:
+        assert os.listxattr(file) == []
+    assert settled_bytes(mount) - sent < len(first)
 
 
 def test_listing_while_it_changes(large: tuple[Mount, Path]) -> None:

@@ -242,6 +242,31 @@ async def test_attributes_in_a_row_come_in_few_calls() -> None:
         assert m.vfs.context.contents.used == 0
 
 
+async def test_xattrs_in_a_row_come_in_few_calls_and_are_never_old() -> None:
+    async with mounted() as m:
+        await prepare(m)
+        last = m.volume.by_path(f"f{COUNT - 1:03}").ino
+        listed = [entry.entry.number for entry in await m.listing("vol") if entry.counts][:COUNT]
+        before = m.volume.requests.copy()
+        for number in listed[:-1]:
+            assert await m.vfs.xattrs.list(number) == []
+        assert (m.volume.requests - before).total() <= 8
+        await m.volume.change(names.SetXattr(last, b"user.a", b"1", 0, 3))
+        assert await m.vfs.xattrs.list(listed[-1]) == [b"user.a"]
+
+
+async def test_xattrs_that_are_known_are_not_replaced_by_what_follows() -> None:
+    async with mounted() as m:
+        await prepare(m)
+        numbers = [(await m.lookup(path(number))).number for number in range(20)]
+        for number in numbers[10:]:
+            await m.vfs.xattrs.set(number, b"user.a", b"%d" % number)
+        for number in numbers:
+            await m.vfs.xattrs.list(number)
+        for number in numbers[10:]:
+            assert await m.vfs.xattrs.get(number, b"user.a") == b"%d" % number
+
+
 async def test_that_nothing_is_told_of_what_follows_is_no_error() -> None:
     async with mounted() as m:
         await prepare(m)

@@ -108,13 +108,18 @@ def _open(request: names.Open) -> None:
     _ino(request.ino)
     if request.max_data < 0:
         raise fail(errno.EINVAL, "max_data")
-    if request.following < 0:
+    _following(request.following)
+
+
+def _following(count: int) -> None:
+    if count < 0:
         raise fail(errno.EINVAL, "following")
 
 
 def _list_xattrs(request: names.ListXattrs) -> None:
     _ino(request.ino)
     _file_id(request.file_id)
+    _following(request.following)
 
 
 def _list_objects(request: names.ListObjects) -> None:

@@ -520,5 +520,5 @@ def _told(request: Any, answer: Any) -> list[int]:
             return [request.ino, answer.parent, *(entry.attr.ino for entry in answer.following)]
         return [request.ino]
     if isinstance(answer, names.Xattrs):
-        return [request.ino] if request.ino else []
+        return [request.ino, *answer.following] if request.ino else []
     return []

@@ -16,7 +16,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from fdfs_storage.names.checks import fail
 from fdfs_storage.names.content import USER
@@ -52,7 +52,13 @@ _LISTING_BYTES: Final = 512 << 10
 """Names and targets in one answer, so that it stays well below FRAME_MAX."""
 _WARM_S: Final = 0.02
 """So long may what follows keep an answer back: on slow disks it is little that comes ahead."""
+_XATTRS_S: Final = 0.005
+"""So long may looking for the metadata of further files take, for which the loop waits."""
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)
+
+
+def _size(xattrs: dict[bytes, bytes]) -> int:
+    return sum(len(name) + len(value) for name, value in xattrs.items())
 
 
 class WouldBlock(Exception):
@@ -139,23 +145,30 @@ class Reads:
         self, request: names.Open, opened: Attr
     ) -> tuple[int, list[tuple[bytes, Attr]]]:
         """The directory of *opened*, and what follows it there as far as one answer may tell."""
-        place = self._db.execute(_PLACE, (request.ino,)).fetchone()
-        if place is None:
-            return 0, []
-        parent, cookie, name = place
-        query, behind = (_FOLLOWING_BY_NAME, name) if request.by_name else (_FOLLOWING, cookie)
-        limit = min(request.following, names.FOLLOWING_MAX)
+        parent, rows = self._rows_after(request)
         found: list[tuple[bytes, Attr]] = []
         # Beside the content that was asked for: the whole answer has to fit a frame.
         own = opened.size if self.wants_data(opened, request) else 0
         left = min(names.FOLLOWING_DATA_MAX, names.SMALL_CONTENT_MAX - own)
-        for row in self._db.execute(query, (parent, behind, limit)).fetchall():
+        for row in rows:
             attr = to_attr(row[1:])
             left -= attr.size if self.wants_data(attr, request) else len(attr.target)
             if left < 0:
                 break
             found.append((row[0], attr))
         return parent, found
+
+    def _rows_after(
+        self, request: names.Open | names.ListXattrs
+    ) -> tuple[int, list[tuple[Any, ...]]]:
+        """The directory of the inode, and name and attributes of the entries that follow it."""
+        place = self._db.execute(_PLACE, (request.ino,)).fetchone()
+        if place is None:
+            return 0, []
+        parent, cookie, name = place
+        query, behind = (_FOLLOWING_BY_NAME, name) if request.by_name else (_FOLLOWING, cookie)
+        limit = min(request.following, names.FOLLOWING_MAX)
+        return parent, self._db.execute(query, (parent, behind, limit)).fetchall()
 
     def contents(self, request: names.Open) -> list[tuple[str, int]]:
         """Path and size of what the answer to *request* is to carry; of the inode itself first."""
@@ -189,12 +202,32 @@ class Reads:
         if request.ino == 0:
             self.lookup_object(names.LookupObject(request.file_id))
             return Xattrs(self._metadata(request.file_id))
-        attr = get_attr(self._db, request.ino)
-        rows = self._db.execute("SELECT name, value FROM xattr WHERE ino = ?", (request.ino,))
+        found = self._xattrs_of(get_attr(self._db, request.ino))
+        return Xattrs(found, self._following_xattrs(request, found) if request.following else {})
+
+    def _following_xattrs(
+        self, request: names.ListXattrs, own: dict[bytes, bytes]
+    ) -> dict[int, dict[bytes, bytes]]:
+        following: dict[int, dict[bytes, bytes]] = {}
+        left = _LISTING_BYTES - _size(own)
+        until = time.monotonic() + _XATTRS_S
+        for row in self._rows_after(request)[1]:
+            attr = to_attr(row[1:])
+            found = self._xattrs_of(attr)
+            left -= _size(found)
+            if left < 0:
+                break
+            following[attr.ino] = found
+            if time.monotonic() > until:
+                break
+        return following
+
+    def _xattrs_of(self, attr: Attr) -> dict[bytes, bytes]:
+        rows = self._db.execute("SELECT name, value FROM xattr WHERE ino = ?", (attr.ino,))
         found: dict[bytes, bytes] = dict(rows.fetchall())
         if attr.file_id:
             found.update(self._metadata(attr.file_id))
-        return Xattrs(found)
+        return found
 
     def _metadata(self, file_id: str) -> dict[bytes, bytes]:
         text = self._objects.stored_metadata(file_id)
