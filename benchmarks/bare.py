@@ -193,7 +193,7 @@ class BareOperations(pyfuse3.Operations):
 
 def main() -> None:
     mountpoint = sys.argv[1]
-    pyfuse3.init(BareOperations(), mountpoint, {"default_permissions", "fsname=bare"})
+    pyfuse3.init(BareOperations(), mountpoint, {"fsname=bare"})
     try:
         trio.run(pyfuse3.main, 3, 99)
     finally:

@@ -24,7 +24,13 @@ import trio
 from fdfsfuse import __version__
 from fdfsfuse.cli.mount_options import MountOptions, parse_options, parse_source
 from fdfsfuse.errors import ConfigError, FdfsError, UsageError, describe, single
-from fdfsfuse.fuse.mountpoint import MountFailed, check_fuse, check_mountpoint, self_test
+from fdfsfuse.fuse.mountpoint import (
+    MountFailed,
+    check_fuse,
+    check_mountpoint,
+    permissions_matter,
+    self_test,
+)
 from fdfsfuse.fuse.mounttable import resolve
 from fdfsfuse.fuse.runner import Mount, serve
 from fdfsfuse.server.daemon import (
@@ -124,7 +130,10 @@ def main(
         sys.exit(exit_code(_complain(exc)))
     if fake:
         sys.exit(EXIT_OK)
-    mount = Mount(addresses, mountpoint, vfs, parsed.libfuse, source=source, trace=debug)
+    libfuse = parsed.libfuse
+    if vfs.acl or permissions_matter(allow_other="allow_other" in libfuse):
+        libfuse |= {"default_permissions"}
+    mount = Mount(addresses, mountpoint, vfs, libfuse, source=source, trace=debug)
     if foreground or debug:
         sys.exit(exit_code(_run_in_foreground(mount, debug)))
     sys.exit(exit_code(_run_in_background(mount, parsed)))

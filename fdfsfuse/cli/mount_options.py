@@ -15,6 +15,7 @@ from fdfsfuse.vfs.options import Ids, VfsOptions
 _TO_LIBFUSE = frozenset(
     (
         "allow_other",
+        "default_permissions",
         "ro",
         "suid",
         "nosuid",
@@ -33,7 +34,6 @@ _IGNORED = frozenset(
     (
         "rw",
         "defaults",
-        "default_permissions",
         "auto",
         "noauto",
         "nofail",

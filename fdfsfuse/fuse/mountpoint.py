@@ -21,6 +21,9 @@ from fdfsfuse.vfs.xattrs import SELF_TEST
 
 FUSE_DEVICE = Path("/dev/fuse")
 _FUSE_CONF = Path("/etc/fuse.conf")
+_OWN_STATUS = Path("/proc/self/status")
+_OVERRIDING = 1 << 1 | 1 << 2 | 1 << 3
+"""CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH and CAP_FOWNER (capabilities(7))."""
 _ANSWER_S = 10.0
 
 
@@ -87,6 +90,21 @@ def _user_allow_other() -> bool:
     except OSError:
         return False
     return any(line.strip() == "user_allow_other" for line in lines)
+
+
+def permissions_matter(*, allow_other: bool) -> bool:
+    """Whether permissions could refuse anything to those whom the kernel lets use the mount.
+
+    Without allow_other these are processes of the user who mounts. When that is root they may do
+    everything, as with NFS; but not if what makes root that powerful was taken from this process.
+    """
+    if allow_other or os.geteuid() != 0:
+        return True
+    try:
+        lines = dict(line.split(":", 1) for line in _OWN_STATUS.read_text().splitlines())
+        return int(lines["CapEff"], 16) & _OVERRIDING != _OVERRIDING
+    except (OSError, KeyError, ValueError):
+        return True
 
 
 def self_test(path: Path, timeout_s: float) -> None:

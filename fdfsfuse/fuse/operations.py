@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
@@ -44,12 +45,14 @@ _IO_SIZE = 128 << 10
 _STATFS_BLOCK = 4096
 
 _PATHS_MAX = 4096
+_EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 _Handler: TypeAlias = Callable[..., Awaitable[Any]]
 
 _HANDLERS = (
     "lookup",
     "getattr",
+    "access",
     "setattr",
     "readlink",
     "mknod",
@@ -241,6 +244,16 @@ class Operations(pyfuse3.Operations):
 
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         return attributes(await self._vfs.tree.getattr(inode))
+
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        """Asked for only where the kernel checks no permissions: by root, see `permissions_matter`.
+
+        Even root may not execute what nobody may.
+        """
+        if not mode & os.X_OK:
+            return True
+        found = (await self._vfs.tree.getattr(inode)).attr.mode
+        return stat.S_ISDIR(found) or bool(found & _EXECUTABLE)
 
     async def setattr(
         self,

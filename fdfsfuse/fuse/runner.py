@@ -66,7 +66,7 @@ class Mount:
         """For pyfuse3.init, which takes ASCII. Commas inside a value are escaped."""
         source = self.source.encode("ascii", "replace").decode()
         source = source.replace("\\", "\\\\").replace(",", "\\,")
-        return {"default_permissions", f"fsname={source}", f"subtype={_SUBTYPE}", *self.libfuse}
+        return {f"fsname={source}", f"subtype={_SUBTYPE}", *self.libfuse}
 
 
 async def serve(mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:
