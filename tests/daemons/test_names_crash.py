@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import trio
 
 from fdfs_storage import paths
 from fdfs_storage.binlog import BinlogPosition
-from fdfs_storage.names import effects, founding, schema
+from fdfs_storage.names import effects, founding, housekeeping, schema
+from fdfs_storage.names.housekeeping import Housekeeping
 from fdfs_storage.names.log import Log, LogDamaged, segment_name
 from fdfs_storage.names.prepare import CREATE
 from fdfs_storage.names.service import Tree
@@ -448,6 +450,75 @@ async def test_collecting_goes_on_after_a_crash(
                 await trio.sleep(0.01)
         assert set(objects_on_disk(crashed)) == {plain.name, entries(tree)[b"a"][1]}
         assert tree.state.inodes == 2
+
+
+async def write_in_place(tree: Tree, name: bytes, data: bytes, *, commit: bool) -> None:
+    """Put *data* at the end of the content, and the new size into the inode, if that is wanted."""
+    file_id = entries(tree)[name][1]
+    with open(tree.objects.path(file_id), "ab") as file:
+        file.write(data)
+        size = file.tell()
+    if commit:
+        ino = tree.state.db.execute("SELECT ino FROM dirent WHERE name = ?", (name,)).fetchone()[0]
+        await tree.engine.change(names_record.Resize(ino, file_id, size, NOW))
+
+
+@pytest.fixture
+async def cut_short(tmp_path: Path) -> Path:
+    """A storage that died when "b" had got 5 bytes in place, of which the log does not know."""
+    async with open_tree(tmp_path) as tree:
+        await together(tree, [create(b"a"), create(b"b")])
+        for (ino,) in tree.state.db.execute("SELECT ino FROM dirent ORDER BY name").fetchall():
+            made = tree.preparer.new_pending(ino)
+            await tree.engine.change(made)
+            await tree.engine.change(tree.preparer.name_pending(0, ino, made.file_id, 0, NOW))
+        await write_in_place(tree, b"b", b"crash", commit=False)
+        assert entries(tree)[b"b"][0] == 0
+    return tmp_path
+
+
+async def test_a_size_that_was_not_recorded_is_found_at_start(cut_short: Path) -> None:
+    async with open_tree(cut_short) as tree:
+        await wait_for(lambda: entries(tree)[b"b"][0] == 5)
+        assert entries(tree)[b"a"][0] == 0
+
+
+async def test_a_size_found_at_start_does_not_undo_what_was_written_since(
+    cut_short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Housekeeping._find_changed
+
+    def find_changed(self: Housekeeping, rows: list[tuple[str, int]]) -> Any:
+        found = original(self, rows)
+        trio.from_thread.run(partial(write_in_place, tree, b"b", b" and more", commit=True))
+        return found
+
+    monkeypatch.setattr(Housekeeping, "_find_changed", find_changed)
+    async with open_tree(cut_short, run=False) as tree, trio.open_nursery() as nursery:
+        nursery.start_soon(tree.engine.run)
+        await tree.housekeeping.reconcile()
+        nursery.cancel_scope.cancel()
+        assert entries(tree)[b"b"][0] == len(b"crash and more")
+
+
+async def test_sizes_are_recorded_once_the_log_can_be_written_again(
+    cut_short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+    original = Log.write
+
+    def write(self: Log, records: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            raise OSError(errno.ENOSPC, "no space")
+        original(self, records)
+
+    monkeypatch.setattr(Log, "write", write)
+    monkeypatch.setattr(housekeeping, "_RETRY_S", 0.01)
+    async with open_tree(cut_short) as tree:
+        await wait_for(lambda: entries(tree)[b"b"][0] == 5)
+    assert tries == 3
 
 
 async def test_others_get_their_turn_while_much_is_deleted(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -20,6 +21,7 @@ import trio
 from fdfs_storage.names.checks import fail
 from fdfs_storage.names.engine import Engine
 from fdfs_storage.names.objects import Objects
+from fdfs_storage.names.prepare import Preparer
 from fdfs_storage.names.reads import Reads
 from fdfs_storage.names.work import Work
 from fdfs_storage.paths import master_location
@@ -42,10 +44,11 @@ _CHANGES: Final = (ops.APPEND, ops.MODIFY, ops.TRUNCATE, ops.UPDATE)
 class ByIdChanges:
     """Turns changes by plain clients into records."""
 
-    def __init__(self, engine: Engine, reads: Reads, objects: Objects) -> None:
+    def __init__(self, engine: Engine, reads: Reads, objects: Objects, preparer: Preparer) -> None:
         self._engine = engine
         self._reads = reads
         self._objects = objects
+        self._preparer = preparer
         self._changed: set[str] = set()
         self._wake = trio.Event()
 
@@ -99,14 +102,9 @@ class ByIdChanges:
             changed, self._changed = self._changed, set()
             for file_id in changed:
                 try:
-                    await self._engine.change(self._changed_op(file_id))
+                    await self._engine.change(partial(self._preparer.object_changed, file_id))
                 except StatusError as exc:
-                    if exc.errno != errno.ENOENT:
-                        logger.error("a change of %s by its id was not noted: %s", file_id, exc)
-
-    def _changed_op(self, file_id: str) -> Op:
-        info = self._objects.stat(file_id)
-        return names_record.ObjectChanged(file_id, info.st_size, info.st_mtime_ns)
+                    logger.error("a change of %s by its id was not noted: %s", file_id, exc)
 
     def _find_missed(self) -> None:
         """Deletions and renames at the end of the binlog that no record has noted."""

@@ -191,7 +191,7 @@ class Engine:
             self._wake.set()
         self.on_answered()
 
-    async def change(self, make: Op | Callable[[], Op]) -> None:
+    async def change(self, make: Op | Callable[[], Op | None]) -> None:
         """Make a change of the storage's own and wait until it is committed.
 
         Raises:

@@ -18,6 +18,7 @@ import logging
 import os
 import sqlite3
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ import trio
 from fdfs_storage.names.engine import Engine
 from fdfs_storage.names.log import Log
 from fdfs_storage.names.objects import Objects
+from fdfs_storage.names.prepare import Preparer
 from fdfs_storage.names.sessions import Sessions
 from fdfsfuse.errors import StatusError
 from fdfsfuse.proto import names_record
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 RESULTS_KEPT_S: Final = 600.0
 """Outcomes of an ended session can be asked for this long."""
 _TICK_S: Final = 1.0
+_RETRY_S: Final = 30.0
 _COLLECT_MAX: Final = 256
 _TURN: Final = 16
 """Objects that are deleted before others on the loop get their turn: about a millisecond."""
@@ -76,6 +79,7 @@ class Housekeeping:
         log: Log,
         sessions: Sessions,
         objects: Objects,
+        preparer: Preparer,
         grace_s: float,
     ) -> None:
         self._db = db
@@ -86,6 +90,7 @@ class Housekeeping:
         self._log = log
         self._sessions = sessions
         self._objects = objects
+        self._preparer = preparer
         self._grace_s = max(grace_s, sessions.lease_s)
         self._due: deque[tuple[float, int, int]] = deque()
         self._seen = 0
@@ -93,7 +98,7 @@ class Housekeeping:
 
     async def run(self) -> None:
         """End sessions and collect garbage until cancelled."""
-        await self._start()
+        await self._drop_pending()
         while True:
             due = self._sessions.clock() + self._tick_s
             await trio.sleep(self._tick_s)
@@ -109,47 +114,63 @@ class Housekeeping:
                     return
                 logger.warning("cleaning up has to wait: %s", exc)
 
-    async def _start(self) -> None:
-        """What a restart leaves to do."""
+    async def _drop_pending(self) -> None:
+        """Let go of objects that the storage made for operations which ended with its last run."""
+        if not self._db.execute("SELECT 1 FROM pending WHERE session = 0 LIMIT 1").fetchone():
+            return
         try:
-            # Objects that the storage had made for operations which ended with the process.
-            if self._db.execute("SELECT 1 FROM pending WHERE session = 0 LIMIT 1").fetchone():
-                await self._engine.change(names_record.EndSession(0))
-            await self.reconcile()
-        except (StatusError, OSError) as exc:
-            logger.warning("what the last run left has to wait: %s", exc)
+            await self._engine.change(names_record.EndSession(0))
+        except StatusError as exc:
+            # Not tried again: by then operations of this run may have made such objects.
+            logger.warning("objects of unfinished operations stay until the next start: %s", exc)
 
     async def reconcile(self) -> None:
-        """Bring the sizes of inodes in line with objects that were changed in place.
+        """Bring the sizes of inodes in line with objects that were changed in place; once.
 
         A change that was not committed before a crash, or one by a plain client that the engine
-        did not see, is in the file already.
+        did not see, is in the file already. Tried again while it cannot be recorded, for example
+        because the disk of the log is full.
         """
+        while not self._engine.broken:
+            try:
+                await self._record_sizes()
+                return
+            except (StatusError, OSError) as exc:
+                logger.warning(
+                    "sizes that have changed are recorded in %g s at the earliest: %s",
+                    _RETRY_S,
+                    exc,
+                )
+            await trio.sleep(_RETRY_S)
+
+    async def _record_sizes(self) -> None:
         self._engine.settle()
         rows = self._db.execute(
             "SELECT file_id, size FROM inode WHERE in_place = 1 ORDER BY ino"
         ).fetchall()
-        changed = await trio.to_thread.run_sync(self._find_changed, rows)
-        for file_id, info in changed:
-            logger.info("%s has %d bytes on the disk", file_id, info.st_size)
-            await self._engine.change(
-                names_record.ObjectChanged(file_id, info.st_size, info.st_mtime_ns)
-            )
-
-    def _find_changed(self, rows: list[tuple[str, int]]) -> list[tuple[str, os.stat_result]]:
-        changed: list[tuple[str, os.stat_result]] = []
-        for file_id, size in rows:
-            try:
-                info = self._objects.stat(file_id)
-            except StatusError:
+        for file_id in await trio.to_thread.run_sync(self._find_changed, rows):
+            self._engine.settle()
+            if self._objects.exists(file_id):
+                logger.info("%s has another size on the disk than was recorded", file_id)
+                # Recorded is what it has then: a mount may be writing to it.
+                await self._engine.change(partial(self._preparer.object_changed, file_id))
+            elif self._db.execute("SELECT 1 FROM inode WHERE file_id = ?", (file_id,)).fetchone():
                 logger.error(
                     "the object %s is missing, so its file cannot be read (fdfs path tells its "
                     "name): restore it from another storage, or remove the file",
                     file_id,
                 )
-                continue
-            if info.st_size != size:
-                changed.append((file_id, info))
+
+    def _find_changed(self, rows: list[tuple[str, int]]) -> list[str]:
+        """Objects whose files cannot be found, or have not the size in *rows*. For a thread."""
+        changed: list[str] = []
+        for file_id, size in rows:
+            try:
+                same = self._objects.stat(file_id).st_size == size
+            except StatusError:
+                same = False
+            if not same:
+                changed.append(file_id)
         return changed
 
     # --- sessions ---------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from fdfs_storage.names.content import USER, metadata_name
 from fdfs_storage.names.objects import Objects, extension_of
 from fdfs_storage.names.schema import ATTR_COLUMNS
 from fdfs_storage.names.state import State
+from fdfsfuse.errors import NotFoundError
 from fdfsfuse.proto import metadata, names, names_record
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.proto.names_record import Op
@@ -163,6 +164,14 @@ class Preparer:
             info.st_mtime_ns,
             self._objects.is_appender(request.file_id),
         )
+
+    def object_changed(self, file_id: str) -> Op | None:
+        """The size and time of an object that was changed in place; None when it is gone by now."""
+        try:
+            info = self._objects.stat(file_id)
+        except NotFoundError:
+            return None
+        return names_record.ObjectChanged(file_id, info.st_size, info.st_mtime_ns)
 
     # --- xattrs -----------------------------------------------------------------------------
 

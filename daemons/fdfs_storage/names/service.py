@@ -161,9 +161,10 @@ class Tree:
                 self.log,
                 self.sessions,
                 self.objects,
+                self.preparer,
                 max(limits.grace_s, longest_lease_s),
             )
-            self.by_id = ByIdChanges(self.engine, self.reads, self.objects)
+            self.by_id = ByIdChanges(self.engine, self.reads, self.objects, self.preparer)
             self.unflushed: set[SessionConnection] = set()
             self._nursery: trio.Nursery | None = None
             store.changes.observers += [self.listing.observe, self.by_id.observe]
@@ -227,6 +228,7 @@ class Tree:
             self._nursery = nursery
             for service in (
                 self.housekeeping.run,
+                self.housekeeping.reconcile,
                 self.housekeeping.maintain_files,
                 self.by_id.run,
                 self.listing.run,
