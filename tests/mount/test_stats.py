@@ -132,7 +132,8 @@ def test_the_mount_tells_what_it_waits_for(alone: Cluster, tmp_path: Path) -> No
 
 
 def test_failures_are_noted(alone: Cluster, tmp_path: Path) -> None:
-    with alone.mount(tmp_path / "mnt", "timeout=3") as mount:
+    # Longer than a storage may be silent before it is taken for one that does not answer anybody.
+    with alone.mount(tmp_path / "mnt", "timeout=6") as mount:
         path = mount.path / "group1" / "made"
         alone.storage().signal(signal.SIGSTOP)
         try:
