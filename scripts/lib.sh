@@ -42,6 +42,7 @@ TABLE
         # For a FastDFS client that others wrote in JavaScript.
         command -v node >/dev/null 2>&1 || echo nodejs
         command -v npm >/dev/null 2>&1 || echo npm
+        command -v lsattr >/dev/null 2>&1 || echo e2fsprogs
     fi
     pkg-config --exists fuse3 2>/dev/null || echo libfuse3-dev
     # The C library's headers, which gcc only recommends.

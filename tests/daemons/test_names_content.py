@@ -467,12 +467,18 @@ async def test_truncate_of_what_is_no_file(session: NamesSession) -> None:
     assert await status_of(session.call(too_much)) == errno.EFBIG
 
 
-async def test_truncate_to_more_than_the_disk_can_have(
-    session: NamesSession, tmp_path: Path
-) -> None:
+@pytest.fixture
+def too_large(tmp_path: Path) -> int:
+    """A size that the disk of the storage refuses."""
     if can_have(tmp_path, 1 << 62):
         pytest.skip("a file can have any size here")
-    huge = names.Truncate(await make(session, b"a"), 1 << 62, NOW)
+    return 1 << 62
+
+
+async def test_truncate_to_more_than_the_disk_can_have(
+    session: NamesSession, too_large: int
+) -> None:
+    huge = names.Truncate(await make(session, b"a"), too_large, NOW)
     assert await status_of(session.call(huge)) in (errno.EFBIG, errno.ENOSPC, errno.EIO)
 
 
