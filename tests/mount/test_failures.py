@@ -119,21 +119,24 @@ def test_hard_waits_for_as_long_as_it_takes(tmp_path: Path, fuse: None) -> None:
         cluster.mount(tmp_path / "mnt", "hard", "timeout=1") as mount,
     ):
         path = mount.path / "group1"
-        (path / "d").mkdir()
+        for name in ("d", "old"):
+            (path / name).mkdir()
         storage = cluster.storage()
         storage.kill()
         waiting = InThreads(
             [
                 (path / "new").mkdir,
                 lambda: (path / "d" / "file").write_bytes(b"x" * 3 * MIB),
-                lambda: os.rename(path / "d", path / "e"),
+                # Another directory: one that is renamed first has no place for the file any more.
+                lambda: os.rename(path / "old", path / "renamed"),
             ]
         )
         time.sleep(3)
         assert waiting.done == 0
         storage.start()
         assert waiting.join() == [0, 0, 0]
-        assert (path / "e" / "file").read_bytes() == b"x" * 3 * MIB
+        assert (path / "d" / "file").read_bytes() == b"x" * 3 * MIB
+        assert {entry.name for entry in path.iterdir()} >= {"d", "new", "renamed"}
 
 
 def test_nothing_is_done_twice(tmp_path: Path, fuse: None) -> None:
