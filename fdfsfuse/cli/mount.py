@@ -24,6 +24,7 @@ import trio
 from fdfsfuse import __version__
 from fdfsfuse.cli.mount_options import MountOptions, parse_options, parse_source
 from fdfsfuse.errors import ConfigError, FdfsError, UsageError, describe, single
+from fdfsfuse.fuse.kernelmount import remount
 from fdfsfuse.fuse.mountpoint import (
     MountFailed,
     check_fuse,
@@ -31,7 +32,7 @@ from fdfsfuse.fuse.mountpoint import (
     permissions_matter,
     self_test,
 )
-from fdfsfuse.fuse.mounttable import resolve
+from fdfsfuse.fuse.mounttable import FILE_SYSTEM_TYPE, mounted_on, resolve
 from fdfsfuse.fuse.runner import Mount, serve
 from fdfsfuse.server.daemon import (
     EXIT_FAILURE,
@@ -41,10 +42,16 @@ from fdfsfuse.server.daemon import (
     sd_notify,
     setup_logging,
 )
+from fdfsfuse.vfs.options import VfsOptions
 
 NAME = "fdfs-mount"
 _SELF_TEST_S = 20.0
 _SYSLOG = Path("/dev/log")
+_NOT_REMOUNTED = (
+    "a remount changes ro, nosuid, nodev, noexec and noatime; the other options stay as they are"
+)
+_KERNEL_DEFAULTS = frozenset(("rw", "atime"))
+"""They undo options before them. libfuse does not know them all."""
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +115,7 @@ def main(
       log=FILE|syslog   where to log in the background  [syslog, or without one
                         ~/.cache/fdfs-mount.log]
     and nosuid, nodev, noexec, noatime, sync, dirsync; what else mount(8) passes is accepted.
+    remount changes ro, nosuid, nodev, noexec and noatime (or rw, suid ...) of a mount in use.
 
     For /etc/fstab, mount(8) and .mount units, run once as root: fdfs install-helpers
 
@@ -124,19 +132,32 @@ def main(
         addresses, top = parse_source(source)
         vfs = replace(parsed.vfs, top=top)
         mountpoint = Path(resolve(str(mountpoint)))
+        if parsed.remount:
+            if not fake:
+                _remount(mountpoint, parsed)
+            sys.exit(EXIT_OK)
         check_mountpoint(mountpoint)
         check_fuse(allow_other="allow_other" in parsed.libfuse, acl=vfs.acl)
     except (FdfsError, OSError) as exc:
         sys.exit(exit_code(_complain(exc)))
     if fake:
         sys.exit(EXIT_OK)
-    libfuse = parsed.libfuse
+    libfuse = parsed.libfuse - _KERNEL_DEFAULTS
     if vfs.acl or permissions_matter(allow_other="allow_other" in libfuse):
         libfuse |= {"default_permissions"}
     mount = Mount(addresses, mountpoint, vfs, libfuse, source=source, trace=debug)
     if foreground or debug:
         sys.exit(exit_code(_run_in_foreground(mount, debug)))
     sys.exit(exit_code(_run_in_background(mount, parsed)))
+
+
+def _remount(mountpoint: Path, options: MountOptions) -> None:
+    entry = mounted_on(mountpoint)
+    if entry is None or entry.type != FILE_SYSTEM_TYPE:
+        raise MountFailed(f"{mountpoint}: nothing of ours is mounted here that could be remounted")
+    remount(mountpoint, options.libfuse)
+    if options.vfs != VfsOptions():
+        print(f"{NAME}: {mountpoint}: {_NOT_REMOUNTED}", file=sys.stderr)
 
 
 def _helper_code(code: int) -> int:

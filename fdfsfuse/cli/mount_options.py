@@ -17,22 +17,31 @@ _TO_LIBFUSE = frozenset(
         "allow_other",
         "default_permissions",
         "ro",
+        "rw",
         "suid",
         "nosuid",
         "dev",
         "nodev",
         "exec",
         "noexec",
+        "atime",
         "noatime",
         "sync",
         "async",
         "dirsync",
     )
 )
-_OPPOSITE = {"async": frozenset(("sync",)), "sync": frozenset(("async",))}
+_OPPOSITE = {
+    "ro": "rw",
+    "suid": "nosuid",
+    "dev": "nodev",
+    "exec": "noexec",
+    "atime": "noatime",
+    "async": "sync",
+}
+_OPPOSITE |= {opposite: name for name, opposite in _OPPOSITE.items()}
 _IGNORED = frozenset(
     (
-        "rw",
         "defaults",
         "auto",
         "noauto",
@@ -43,7 +52,6 @@ _IGNORED = frozenset(
         "owner",
         "group",
         "_netdev",
-        "atime",
         "relatime",
         "norelatime",
         "strictatime",
@@ -63,17 +71,35 @@ _IGNORED = frozenset(
         "fg",
     )
 )
-_IGNORED_KEYS = frozenset(("comment", "user", "context", "fscontext", "defcontext", "rootcontext"))
+_IGNORED_KEYS = frozenset(
+    (
+        "comment",
+        "user",
+        "context",
+        "fscontext",
+        "defcontext",
+        "rootcontext",
+        # The kernel's own, which mount(8) repeats when it remounts.
+        "user_id",
+        "group_id",
+        "max_read",
+        "blksize",
+    )
+)
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30}
 
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """What ``-o`` said. ``log`` is a file's path, ``syslog`` or '' (not said)."""
+    """What ``-o`` said. ``log`` is a file's path, ``syslog`` or '' (not said).
+
+    ``remount``: the flags of a mount that is there are to be changed.
+    """
 
     vfs: VfsOptions = field(default_factory=VfsOptions)
     libfuse: frozenset[str] = frozenset()
     log: str = ""
+    remount: bool = False
 
 
 def parse_source(text: str) -> tuple[list[Address], str]:
@@ -123,19 +149,16 @@ def _apply(options: MountOptions, part: str) -> MountOptions:
     if equals and name in _KNOWN:
         raise ConfigError(f"-o {name} takes no value")
     if name == "remount":
-        raise ConfigError(
-            "-o remount: options of a mount cannot be changed; unmount and mount again"
-        )
+        return replace(options, remount=True)
     if name in _FLAGS:
         return replace(options, vfs=replace(options.vfs, **_FLAGS[name]))
     if name in _TO_LIBFUSE:
         # The kernel leaves it to us how soon a change of names is stored.
-        libfuse = options.libfuse - _OPPOSITE.get(name, frozenset()) | {name}
+        libfuse = options.libfuse - {_OPPOSITE.get(name, "")} | {name}
         vfs = replace(options.vfs, dirsync=not libfuse.isdisjoint(("sync", "dirsync")))
         return replace(options, libfuse=libfuse, vfs=vfs)
     if name in _IGNORED:
-        libfuse = options.libfuse - {"ro"} if name == "rw" else options.libfuse
-        return replace(options, libfuse=libfuse)
+        return options
     near = difflib.get_close_matches(name, ["log", *_VALUES, *_KNOWN], 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ConfigError(f"-o {name} is not an option of fdfs-mount{hint}")

@@ -1,4 +1,4 @@
-"""Mounting without libfuse's help, for what it cannot ask of the kernel.
+"""Mounting and remounting without libfuse's help, for what it cannot ask of the kernel.
 
 With POSIX ACLs the umask must be left to us, because a default ACL takes its place. The kernel does
 so for mounts made with the flag MS_POSIXACL, which neither libfuse nor fusermount3 can set.
@@ -7,13 +7,14 @@ so for mounts made with the flag MS_POSIXACL, which neither libfuse nor fusermou
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from pathlib import Path
 
 from fdfsfuse.fuse.mountpoint import FUSE_DEVICE, MountFailed
 from fdfsfuse.fuse.mounttable import device_of
 
-_MS_NOSUID, _MS_NODEV, _MS_POSIXACL = 1 << 1, 1 << 2, 1 << 16
+_MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_POSIXACL = 1 << 1, 1 << 2, 1 << 5, 1 << 16
 _FLAGS = {
     "ro": 1,
     "noexec": 1 << 3,
@@ -21,7 +22,42 @@ _FLAGS = {
     "dirsync": 1 << 7,
     "noatime": 1 << 10,
 }
+_REMOUNTED = {
+    "ro": (1, "rw"),
+    "nosuid": (_MS_NOSUID, "suid"),
+    "nodev": (_MS_NODEV, "dev"),
+    "noexec": (1 << 3, "exec"),
+}
+"""Flags that can be changed, and the options that clear them. statvfs() has the same as mount()."""
+_REMOUNTED_ATIME = {"noatime": 1 << 10, "atime": 1 << 21}
+"""One of both, as a remount without any leaves it as it is. By default times are relative."""
+_SYNCHRONOUS = 1 << 4
 _MNT_DETACH = 2
+_PROBLEMS = {
+    errno.EPERM: "only root may do this",
+    errno.EBUSY: "files are open for writing; fuser -vm tells by whom",
+}
+
+
+def remount(mountpoint: Path, options: frozenset[str]) -> None:
+    """Change flags of the mount on *mountpoint* as *options* say: ro, rw, nosuid, suid ...
+
+    Raises:
+        MountFailed: the kernel refuses.
+        OSError: the mount does not answer.
+    """
+    now = os.statvfs(mountpoint).f_flag
+    flags = _MS_REMOUNT | now & _SYNCHRONOUS
+    for name, (flag, opposite) in _REMOUNTED.items():
+        if name in options or (now & flag and opposite not in options):
+            flags |= flag
+    for name, flag in _REMOUNTED_ATIME.items():
+        flags |= flag if name in options else 0
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(None, os.fsencode(mountpoint), None, ctypes.c_ulong(flags), None):
+        code = ctypes.get_errno()
+        problem = _PROBLEMS.get(code, os.strerror(code))
+        raise MountFailed(f"cannot remount {mountpoint}: {problem}")
 
 
 class KernelMount:

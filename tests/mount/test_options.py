@@ -72,7 +72,6 @@ def test_options_arrive(text: str, wanted: dict[str, Any]) -> None:
         ("log=here", "must be an absolute path or syslog"),
         ("hard=1", "takes no value"),
         ("ro=1", "takes no value"),
-        ("remount,ro", "unmount and mount again"),
         ("alow_other", "did you mean allow_other?"),
         ("readahead=1M", "did you mean read_ahead?"),
         ("frobnicate", "is not an option"),
@@ -205,6 +204,10 @@ SCRIPTS = {
     "fstab": 'echo "$SOURCE $MNT fdfs noauto,_netdev,allow_other,nofail 0 0" > "$PREFIX/fstab"; '
     'mount -T "$PREFIX/fstab" "$MNT"',
     "directory": 'mount -t fdfs "fdfs://$SOURCE/group1" "$MNT"',
+    "remounted": 'mount -t fdfs "$SOURCE" "$MNT" -o ro,hard,allow_other; '
+    'mount -o remount,rw,noatime "$MNT"; touch "$MNT/group1/there"; mount -o remount,ro "$MNT"; '
+    'rm "$MNT/group1/there" && exit 1; [ -e "$MNT/group1/there" ]; '
+    'grep "$MNT .* ro,.*noatime" /proc/mounts',
 }
 
 
@@ -261,7 +264,7 @@ def test_mount_by_mount(kind: str, helpers: Path, cluster: Cluster, tmp_path: Pa
     ("script", "code", "problem"),
     [
         ('mount -f -t fdfs "$SOURCE" "$MNT"', 0, ""),
-        ('mount -t fdfs "$SOURCE" "$MNT" -o remount,ro', 1, "unmount and mount again"),
+        ('mount -t fdfs "$SOURCE" "$MNT" -o remount,ro', 32, "nothing of ours is mounted here"),
         ('mount -t fdfs "$SOURCE" "$MNT" -o timeout=never', 1, "must be a number of seconds"),
         ('mount -t fdfs "$SOURCE/group7" "$MNT"', 32, "there is no volume group7"),
     ],
@@ -272,6 +275,41 @@ def test_mount_says_what_is_wrong(
     done = _in_namespace(script, helpers, cluster, tmp_path / "mnt")
     assert (done.returncode, problem in done.stderr) == (code, True), done.stderr
     assert not is_mounted(tmp_path / "mnt")
+
+
+def flags(path: Path) -> set[str]:
+    with open("/proc/self/mounts") as table:
+        return {
+            option
+            for line in table
+            for option in line.split()[3].split(",")
+            if line.split()[1] == str(path)
+        }
+
+
+def test_remounting(fuse: None, cluster: Cluster, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may remount")
+    path = tmp_path / "mnt"
+    with cluster.mount(path, "nosuid", "nodev", "atime") as mount:
+
+        def remount(options: str) -> subprocess.CompletedProcess[str]:
+            command = [*mount.command[:3], "-o", f"remount,{options}"]
+            return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+        before = flags(path)
+        with open(path / "group1" / "open", "w") as file:
+            file.write("x")
+            done = remount("ro")
+            assert (done.returncode, "files are open for writing" in done.stderr) == (1, True)
+        done = remount("ro,noatime,timeout=5")
+        assert (done.returncode, "the other options stay" in done.stderr) == (0, True)
+        with pytest.raises(OSError, match="Read-only"):
+            (path / "group1" / "open").unlink()
+        assert flags(path) - before == {"ro", "noatime"}
+        assert remount("rw,atime").returncode == 0
+        assert flags(path) - {"relatime"} == before - {"relatime"}
+        (path / "group1" / "open").unlink()
 
 
 def test_helpers_are_removed_and_foreign_ones_are_left(tmp_path: Path) -> None:
