@@ -16,6 +16,7 @@ import trio
 from fdfs_storage import files
 from fdfs_storage.disk_pace import DiskPace
 from fdfs_storage.names import connection, reads, writes
+from fdfs_storage.names.operations import Operations
 from fdfs_storage.names.reads import Reads, WouldBlock, warm
 from fdfsfuse.client.names import NamesSession
 from fdfsfuse.proto import metadata, names
@@ -317,6 +318,32 @@ async def test_in_place_changes(server: NamesServer, session: NamesSession) -> N
     digit = "1" if attr.file_id.endswith("0") else "0"
     other = names.CommitWrite(attr.ino, attr.file_id[:-1] + digit, 1, NOW)
     assert await status_of(session.call(other)) == errno.ESTALE
+
+
+async def test_a_slow_truncation_does_not_undo_what_was_committed_meanwhile(
+    server: NamesServer, session: NamesSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attr = await make_big(server, session, b"a")
+    original = Operations._sync
+    cut, committed = trio.Event(), trio.Event()
+
+    async def sync(self: Operations, file_id: str) -> None:
+        await original(self, file_id)
+        if not cut.is_set():
+            cut.set()
+            await committed.wait()
+
+    monkeypatch.setattr(Operations, "_sync", sync)
+    async with server.session() as other, trio.open_nursery() as nursery:
+        nursery.start_soon(session.call, names.Truncate(attr.ino, 10, NOW + 1))
+        await cut.wait()
+        assert await write_object(server, attr.file_id, 100, b"end") == 0
+        done = await other.call(names.CommitWrite(attr.ino, attr.file_id, 103, NOW + 2))
+        assert done.size == 103
+        committed.set()
+    attr = await session.call(names.GetAttr(attr.ino))
+    assert attr.size == 103
+    assert content(server, attr) == b"b" * 10 + b"\0" * 90 + b"end"
 
 
 async def write_pieces(server: NamesServer, file_id: str, *pieces: tuple[int, bytes]) -> int:

@@ -134,14 +134,13 @@ class Operations:
         )
 
     async def _commit_write(self, work: Work, request: names.CommitWrite) -> tuple[int, bytes]:
-        """The size is taken from the file: another mount may have written to it, or cut it off."""
         attr = self._file(request.ino)
         if attr.file_id != request.file_id or not attr.in_place:
             raise fail(errno.ESTALE)
         await self._sync(request.file_id)
-        size = self._objects.stat(request.file_id).st_size
         return await self._decide(
-            work, names_record.Resize(request.ino, request.file_id, size, request.mtime_ns)
+            work,
+            lambda: self._prepare.resize(request.ino, request.file_id, request.mtime_ns),
         )
 
     # --- making writable, truncating ----------------------------------------------------------
@@ -182,7 +181,7 @@ class Operations:
             self._objects.truncate(attr.file_id, size)
             await self._sync(attr.file_id)
             return await self._decide(
-                work, names_record.Resize(attr.ino, attr.file_id, size, mtime_ns)
+                work, lambda: self._prepare.resize(attr.ino, attr.file_id, mtime_ns)
             )
         if size > names.SMALL_CONTENT_MAX:
             return await self._copy(work, attr, size, mtime_ns)

@@ -146,6 +146,14 @@ class Preparer:
             ino, file_id, size, mtime_ns, True, None, self.metadata_of(attr), same
         )
 
+    def resize(self, ino: int, file_id: str, mtime_ns: int) -> Op:
+        """The object of an inode has been changed in place. ENOENT when it is gone.
+
+        The size is what the file has now, whatever the change was: other mounts may have written to
+        it, or cut it off, since then.
+        """
+        return names_record.Resize(ino, file_id, self._objects.stat(file_id).st_size, mtime_ns)
+
     # --- objects that get a name --------------------------------------------------------------
 
     def adopt(self, request: names.Adopt) -> Op:
