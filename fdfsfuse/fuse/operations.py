@@ -103,19 +103,27 @@ def attributes(entry: Entry) -> EntryAttributes:
 
 
 class Operations(pyfuse3.Operations):
-    """The handlers. With *trace*, each request is logged."""
+    """The handlers.
+
+    Args:
+        root_alone: refuse what is done for others than root, as the kernel checks no permissions.
+        trace: log each request.
+    """
 
     # Asked for, the kernel looks up "." and ".." for file handles of NFS: not supported.
     supports_dot_lookup = False
 
-    def __init__(self, vfs: Vfs, *, trace: bool = False) -> None:
+    def __init__(self, vfs: Vfs, *, root_alone: bool = False, trace: bool = False) -> None:
         super().__init__()
         self._vfs = vfs
         self.enable_acl = vfs.context.options.acl
         self._paths: Recent[int, tuple[int, bytes]] = Recent(_PATHS_MAX)
         self.stats = Stats(self._describe)
         for name in _HANDLERS:
-            handler = self.stats.counted(name, getattr(self, name), self._errno)
+            handler = getattr(self, name)
+            if root_alone:
+                handler = _for_root(handler)
+            handler = self.stats.counted(name, handler, self._errno)
             setattr(self, name, self._traced(name, handler) if trace else handler)
 
     # --- the guard -------------------------------------------------------------------------------
@@ -379,6 +387,23 @@ class Operations(pyfuse3.Operations):
 def _kept_time(time_ns: int) -> int:
     """The nearest time that can be kept: file systems do not refuse others."""
     return max(TIME_MIN_NS, min(time_ns, TIME_MAX_NS))
+
+
+def _for_root(handler: _Handler) -> _Handler:
+    """*handler* for root alone.
+
+    The kernel lets nobody in who is not root, but servers as those of NFS stay root while they act
+    for a user: that user's are only the ids in the request (``setfsuid(2)``).
+    """
+
+    @functools.wraps(handler)
+    async def for_root(*args: Any) -> Any:
+        ctx = args[-1]
+        if isinstance(ctx, RequestContext) and ctx.uid:
+            raise FUSEError(errno.EACCES)
+        return await handler(*args)
+
+    return for_root
 
 
 def _owner(ctx: RequestContext) -> Owner:

@@ -130,7 +130,8 @@ async def _first_contact(cluster: RemoteCluster, mount: Mount) -> None:
 async def _serve_mounted(vfs: Vfs, mount: Mount, mounted: Callable[[], Awaitable[None]]) -> None:
     # From before the kernel has the mount until it is gone: no signal leaves a dead one behind.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        operations = Operations(vfs, trace=mount.trace)
+        root_alone = "default_permissions" not in mount.libfuse
+        operations = Operations(vfs, root_alone=root_alone, trace=mount.trace)
         report = Report(mount, vfs, operations.stats)
         own: KernelMount | None = None
         try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import json
 import os
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from fdfsfuse.fuse.mountpoint import permissions_matter
 from tests.common.cluster import Cluster
 from tests.common.mount import Mount
 from tests.common.processes import program
-from tests.common.twin import Twin, User, Wanted, as_user, look_around, restore
+from tests.common.twin import Twin, User, Wanted, as_user, inside, look_around, restore
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root's mounts: needs root")
 
@@ -55,6 +58,41 @@ def test_nobody_else_gets_in(mounted: Mount, volume: Path) -> None:
     volume.chmod(0o777)
     with as_user(*OTHER), pytest.raises(PermissionError):
         os.listdir(volume)
+
+
+@needs_root
+def test_nor_does_who_acts_for_somebody_else(mounted: Mount, volume: Path) -> None:
+    """As servers of NFS do, which are root all the same."""
+    (volume / "secret").write_text("x")
+    (volume / "secret").chmod(0o600)
+    (volume / "open").mkdir()
+    (volume / "open").chmod(0o777)
+    with inside(volume), acting_for(OTHER):
+        for action in (
+            lambda: Path("secret").read_text(),
+            lambda: Path("secret").chmod(0o666),
+            lambda: Path("secret").unlink(),
+            lambda: Path("secret").rename("open/mine"),
+            lambda: Path("open/mine").write_text("y"),
+            lambda: Path("open/mine").mkdir(),
+            lambda: os.listdir("open"),
+        ):
+            with pytest.raises(PermissionError):
+                action()
+    assert (volume / "secret").read_text() == "x"
+    assert not os.listdir(volume / "open")
+
+
+@contextlib.contextmanager
+def acting_for(user: User) -> Iterator[None]:
+    libc = ctypes.CDLL(None)
+    libc.setfsgid(user.gid)
+    libc.setfsuid(user.uid)
+    try:
+        yield
+    finally:
+        libc.setfsuid(0)
+        libc.setfsgid(0)
 
 
 @needs_root
