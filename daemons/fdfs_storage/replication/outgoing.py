@@ -106,9 +106,11 @@ class Row:
         while pieces:
             piece = pieces[0]
             if isinstance(piece, Request):
+                before = 0
                 for head, offset, count in piece.pieces:
                     await link.send(head, more=True)
-                    await link.send_file(piece.fd, offset, count)
+                    await link.send_file(piece.fd, offset, count, before=before)
+                    before += count
                 piece.close()
                 pieces.popleft()
             else:

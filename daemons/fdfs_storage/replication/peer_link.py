@@ -104,14 +104,17 @@ class PeerLink:
             except OSError as exc:
                 raise self._broken(exc) from exc
 
-    async def send_file(self, fd: int, offset: int, count: int) -> None:
+    async def send_file(self, fd: int, offset: int, count: int, *, before: int = 0) -> None:
         """Send bytes of a file; what is much, or has to come from the disk, is sent in a thread.
+
+        Args:
+            before: bytes of the same request that were sent before these.
 
         Raises:
             ConnectionBroken: also when the file ends early, as what was announced cannot follow.
             OSError: EIO, the file cannot be read; the connection cannot be used on.
         """
-        start, end = offset, offset + count
+        taken, end = offset - before + _KERNEL_TAKES, offset + count
         while end - offset > _LARGE:
             try:
                 sent = await trio.to_thread.run_sync(self._send_for_a_while, fd, offset, end)
@@ -122,7 +125,7 @@ class PeerLink:
             if not sent:
                 await self._wait_writable()
             offset += sent
-            if offset - start > _KERNEL_TAKES:
+            if offset > taken:
                 self.progress_at = trio.current_time()
         probe = [bytearray(1)]
         out = self._sock.fileno()
@@ -143,7 +146,7 @@ class PeerLink:
             if not sent:
                 raise ConnectionBroken("a file became shorter while it was sent")
             offset += sent
-            if offset - start > _KERNEL_TAKES:
+            if offset > taken:
                 self.progress_at = trio.current_time()
             # It took as long as some requests of clients do.
             await trio.lowlevel.checkpoint()
