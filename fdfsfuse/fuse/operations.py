@@ -397,11 +397,11 @@ def _for_root(handler: _Handler) -> _Handler:
     """
 
     @functools.wraps(handler)
-    async def for_root(*args: Any) -> Any:
+    def for_root(*args: Any) -> Awaitable[Any]:
         ctx = args[-1]
         if isinstance(ctx, RequestContext) and ctx.uid:
             raise FUSEError(errno.EACCES)
-        return await handler(*args)
+        return handler(*args)
 
     return for_root
 
