@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import fields
 from pathlib import Path
+from typing import Final
 
 from fdfs_storage.files import replace_file
 from fdfsfuse.proto.statistics import Statistics
@@ -33,6 +34,8 @@ _KEYS = [
     "dist_write_file_count",
 ]
 _STATISTICS = [field.name for field in fields(Statistics)]
+_MAX: Final = (1 << 63) - 1
+"""The largest number that a tracker can be told. What requests announce may be as much each."""
 
 
 class Counters:
@@ -158,4 +161,4 @@ class Counters:
 
     def statistics(self) -> Statistics:
         """The form that trackers get. Connection numbers are filled in by the caller."""
-        return Statistics(*(getattr(self, name) for name in _STATISTICS))
+        return Statistics(*(min(getattr(self, name), _MAX) for name in _STATISTICS))

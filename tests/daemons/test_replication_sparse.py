@@ -172,6 +172,17 @@ async def test_requests_that_are_wrong(tmp_path: Path) -> None:
         assert b.content(name) == bytes(10) + b"123" + bytes(986) + b"4"
 
 
+async def test_sizes_that_are_announced_do_not_break_the_statistics(tmp_path: Path) -> None:
+    async with run_node(tmp_path / "b", "2") as b:
+        name = b.store.creations.make_name(0, 0, 1, "", appender=True).name
+        body = sync.FileHead(name, (1 << 63) - 1, 1, GROUP).encode() + b"no extent"
+        for _ in range(3):
+            async with b.connect() as client:
+                await hello(client)
+                assert (await client.call(16, body, flags=sync.SPARSE))[0]
+        b.store.counters.statistics().encode()
+
+
 async def hello(client: Client) -> None:
     body = structs.encode(sync.Hello(sync.VERSION, GROUP, "127.0.0.9"))
     status, _ = await client.call(sync.SyncCommand.HELLO, body)
