@@ -24,6 +24,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from typing import TextIO
 
 import trio
 
@@ -135,7 +136,7 @@ def _report(name: str, exc: BaseException) -> int:
 def setup_logging(name: str, level: int = logging.INFO) -> None:
     """Log to stderr. The journal gets priorities; it adds time, name and process id itself."""
     handler = logging.StreamHandler(sys.stderr)
-    if _goes_to_journal(sys.stderr.fileno()):
+    if _goes_to_journal(sys.stderr):
         handler.setFormatter(_JournalFormatter(LINE))
     else:
         handler.setFormatter(logging.Formatter(f"%(asctime)s {name}[%(process)d] {LINE}"))
@@ -144,9 +145,14 @@ def setup_logging(name: str, level: int = logging.INFO) -> None:
     root.setLevel(level)
 
 
-def _goes_to_journal(fd: int) -> bool:
-    """True when what is written to *fd* is a message for the journal (systemd.exec(5))."""
-    info = os.fstat(fd)
+def _goes_to_journal(stream: TextIO | None) -> bool:
+    """True when what is written to *stream* is a message for the journal (systemd.exec(5)).
+
+    None: this process was started without such a stream.
+    """
+    if stream is None:
+        return False
+    info = os.fstat(stream.fileno())
     return os.environ.get("JOURNAL_STREAM") == f"{info.st_dev}:{info.st_ino}"
 
 

@@ -307,6 +307,16 @@ def test_what_does_not_go_to_the_journal_has_the_time() -> None:
     assert re.match(r"20\d\d-\d\d-\d\d .* testd\[\d+\] CRITICAL fdfsfuse", errors)
 
 
+def test_a_daemon_without_stderr_runs() -> None:
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", DAEMON, "serve"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    assert (process.returncode, output) == (0, "stopped\n")
+
+
 def test_a_daemon_that_does_not_stop_is_cancelled() -> None:
     process = start("stuck")
     assert process.stdout is not None
