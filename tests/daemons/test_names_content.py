@@ -517,7 +517,10 @@ async def xattrs(session: NamesSession, ino: int) -> dict[bytes, bytes]:
     return answer.xattrs
 
 
-async def test_xattrs_that_follow_come_along(session: NamesSession) -> None:
+async def test_xattrs_that_follow_come_along(
+    session: NamesSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "_XATTRS_S", 60.0)
     d = await make(session, b"d", DIRECTORY)
     inos = [await make(session, name, parent=d) for name in (b"c", b"a", b"d", b"b")]
     c, a, last, b = inos
