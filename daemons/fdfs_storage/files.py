@@ -64,7 +64,7 @@ def extents(fd: int, start: int, end: int) -> list[tuple[int, int]]:
             if exc.errno != errno.ENXIO:  # nothing but a hole
                 raise
             break
-        if start < end:
+        if start < min(behind, end):
             found.append((start, min(behind, end) - start))
         start = behind
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
 from pathlib import Path
@@ -124,6 +125,24 @@ def test_the_crc_of_files_with_holes(tmp_path: Path, seed: int) -> None:
             found = content[start : start + length]
             expected = len(found), zlib.crc32(found)
             assert content_crc32(file.fileno(), start, len(found)) == expected
+
+
+def test_extents_of_a_file_that_is_emptied_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lseek = os.lseek
+
+    def cut_first(fd: int, offset: int, whence: int) -> int:
+        if whence == os.SEEK_HOLE:
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, 10_000)
+        return lseek(fd, offset, whence)
+
+    monkeypatch.setattr(os, "lseek", cut_first)
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 10_000)
+    with path.open("r+b") as file:
+        assert files.extents(file.fileno(), 0, 10_000) == []
 
 
 def test_the_crc_of_a_file_that_became_shorter(tmp_path: Path) -> None:
