@@ -34,7 +34,8 @@ class ReadableFile(ABC):
         dirty, content, writer: see `fdfsfuse.vfs.files`.
         mtime_ns: the modification time of content that is not stored.
         changed_ns: when that content was changed last, whatever ``mtime_ns`` was set to since.
-        transfers: READs and WRITEs in flight; the kernel has locked their pages.
+        transfers: READs, WRITEs and truncations in flight: the kernel has locked the pages of the
+            first two, and sends no changed pages while it waits for the third.
         writes: WRITEs that came and are not taken yet.
         lock: held while the file is changed.
     """
@@ -127,11 +128,17 @@ class ReadableFile(ABC):
         if data is not None and len(data) == attr.size:
             self._keep_content(data)
 
+    def _begin_transfer(self, *, waits: bool) -> None:
+        """*waits*: perhaps for others who store the file."""
+        self.transfers += 1
+        if waits:
+            self.volume.recalls.transfer_began(self.number)
+
     # --- reading ---------------------------------------------------------------------------------
 
     async def read(self, handle: Handle, offset: int, length: int) -> bytes | memoryview:
         """Read through *handle*. The result is valid until the caller's next checkpoint."""
-        self.transfers += 1
+        self._begin_transfer(waits=self.dirty or self.writes > 0)
         try:
             return await self._read(handle, offset, length)
         finally:

@@ -9,11 +9,15 @@ A recall is carried out in three steps:
    done in threads.
 
 Then the recall is confirmed. If a request of this mount is in flight in one of the directories, or
-a READ or WRITE of one of the files, the recall is already confirmed after step 2, and step 3 is
-done when that request was answered. Otherwise two mounts that work in one directory could wait for
-each other for ever: the request may be waiting until another mount confirms a recall of its own,
-which has to wait in the same way. The kernel keeps nothing of the answer to such a request, as the
-request was sent before the recall.
+a READ, WRITE or truncation of one of the files, the recall is already confirmed after step 2, and
+step 3 is done when that request was answered. If a WRITE or truncation comes during step 3, or a
+READ of a file with changes that are not stored, the recall is confirmed at once: before the kernel
+forgets a page that was changed through a mapping it sends it in a WRITE, which waits for an fsync
+of the file that is in flight. Otherwise two mounts that work in one directory, or on one file,
+could wait for each other for ever: the request, or that fsync, may be waiting until another mount
+confirms a recall of its own, which has to wait in the same way. The kernel keeps nothing of the
+answer to a request that was sent before the recall, and one that comes during step 3 is answered
+with what is there now.
 """
 
 from __future__ import annotations
@@ -83,7 +87,7 @@ class NoKernel:
 class Recalls:
     """The recalls of one volume.
 
-    ``late``: how many names were recalled and confirmed, but are not forgotten by the kernel yet.
+    ``late``: how many names were recalled, but are not forgotten by the kernel yet.
     """
 
     def __init__(self, context: Context, volume: Volume) -> None:
@@ -92,6 +96,8 @@ class Recalls:
         # Threads that wait must not keep those of other volumes from working.
         self._limiter = trio.CapacityLimiter(_THREADS)
         self.late = 0
+        # Recalls that are confirmed when the kernel has forgotten these pages, by their numbers.
+        self._unconfirmed: dict[int, tuple[names.Recall, Collection[int]]] = {}
         self._refused_at = float("-inf")
 
     def recalled(self, message: names.Recall) -> None:
@@ -165,10 +171,22 @@ class Recalls:
     async def _forget_and_confirm(
         self, message: names.Recall, pages: list[int], entries: list[tuple[int, bytes]]
     ) -> None:
+        self.late += len(entries)
+        self._unconfirmed[message.number] = message, pages
         try:
             await self._forget(pages, entries)
         finally:
-            self._confirm(message)
+            self.late -= len(entries)
+            if self._unconfirmed.pop(message.number, None) is not None:
+                self._confirm(message)
+
+    def transfer_began(self, number: int) -> None:
+        """Confirm what waits for the kernel to forget pages of a file: that may wait for this."""
+        if self._unconfirmed:
+            for message, pages in list(self._unconfirmed.values()):
+                if number in pages:
+                    del self._unconfirmed[message.number]
+                    self._confirm(message)
 
     def _forget_later(self, pages: list[int], entries: list[tuple[int, bytes]]) -> None:
         self.late += len(entries)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -39,13 +41,31 @@ class OneVolume:
         return self._session
 
 
+class MappingKernel(KernelModel):
+    """``changed`` writes a page that a program has changed through a mapping, then ``written``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changed: Callable[[], Awaitable[None]] | None = None
+        self.written = trio.Event()
+
+    def forget_pages(self, number: int) -> None:
+        changed, self.changed = self.changed, None
+        if changed is not None:
+            trio.from_thread.run(changed)
+            trio.from_thread.run_sync(self.written.set)
+        super().forget_pages(number)
+
+
 @asynccontextmanager
-async def machines(rng: random.Random) -> AsyncIterator[tuple[SharedVolume, list[Machine]]]:
+async def machines(
+    rng: random.Random, make_kernel: Callable[[], KernelModel] = KernelModel
+) -> AsyncIterator[tuple[SharedVolume, list[Machine]]]:
     async with trio.open_nursery() as nursery:
         shared = SharedVolume(rng, nursery)
         found = []
         for _ in range(2):
-            kernel = KernelModel()
+            kernel = make_kernel()
             options = VfsOptions(uid=7, gid=8, cached_entries=rng.choice((5, 1000)))
             vfs = Vfs(options, OneVolume(SessionBackend(shared)), kernel)
             await nursery.start(vfs.run)
@@ -243,6 +263,34 @@ async def test_files_made_without_asking_are_seen_at_once(seed: int) -> None:
                     number = await other.lookup(place, name)
                     assert await other.read(number) == b"%d" % made[place, name]
         assert sum(session.requests["CreateFile"] for session in shared.sessions) >= 6
+
+
+async def test_mappings_and_fsync_of_both_do_not_wait_for_each_other() -> None:
+    """Forgetting pages makes the kernel WRITE, which waits for an fsync, and that for the other."""
+    async with machines(random.Random(1), MappingKernel) as (_, pair):
+        places = await directories(pair[0])
+        await directories(pair[1])
+        await pair[0].write(places[0], b"a", bytes(20))
+        handles = []
+        for mine, machine in enumerate(pair):
+            files, kernel = machine.vfs.files, machine.kernel
+            handle = (await files.open(await machine.lookup(places[0], b"a"), os.O_RDWR)).handle
+            await files.write(handle, mine, b"w")
+            assert isinstance(kernel, MappingKernel)
+            kernel.changed = partial(files.write, handle, 10 + mine, b"m")
+            handles.append(handle)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for machine, handle in zip(pair, handles, strict=True):
+                    nursery.start_soon(machine.vfs.files.sync, handle)
+            for machine, handle in zip(pair, handles, strict=True):
+                assert isinstance(machine.kernel, MappingKernel)
+                await machine.kernel.written.wait()
+                await machine.vfs.files.sync(handle)
+        wanted = b"ww" + bytes(8) + b"mm" + bytes(8)
+        for machine, handle in zip(pair, handles, strict=True):
+            assert bytes(await machine.vfs.files.read(handle, 0, 99)) == wanted
+            await machine.vfs.files.release(handle)
 
 
 async def test_a_lost_lease_leaves_nothing() -> None:
