@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-UNANSWERED_MAX: Final = 256
+UNANSWERED_MAX: Final = 1024
 """Changes under way at a time: another mount that wants to look waits for all of them."""
 _SLOW_S: Final = 1.0
 """While the oldest change has had no answer for so long, further ones wait for theirs."""
