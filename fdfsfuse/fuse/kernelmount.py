@@ -14,7 +14,8 @@ from pathlib import Path
 from fdfsfuse.fuse.mountpoint import FUSE_DEVICE, MountFailed
 from fdfsfuse.fuse.mounttable import device_of
 
-_MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_POSIXACL = 1 << 1, 1 << 2, 1 << 5, 1 << 16
+_MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 1 << 1, 1 << 2, 1 << 5
+_MS_POSIXACL, _MS_RELATIME = 1 << 16, 1 << 21
 _FLAGS = {
     "ro": 1,
     "noexec": 1 << 3,
@@ -23,15 +24,14 @@ _FLAGS = {
     "noatime": 1 << 10,
 }
 _REMOUNTED = {
-    "ro": (1, "rw"),
+    "ro": (_FLAGS["ro"], "rw"),
     "nosuid": (_MS_NOSUID, "suid"),
     "nodev": (_MS_NODEV, "dev"),
-    "noexec": (1 << 3, "exec"),
+    "noexec": (_FLAGS["noexec"], "exec"),
 }
 """Flags that can be changed, and the options that clear them. statvfs() has the same as mount()."""
-_REMOUNTED_ATIME = {"noatime": 1 << 10, "atime": 1 << 21}
+_REMOUNTED_ATIME = {"noatime": _FLAGS["noatime"], "atime": _MS_RELATIME}
 """One of both, as a remount without any leaves it as it is. By default times are relative."""
-_SYNCHRONOUS = 1 << 4
 _MNT_DETACH = 2
 _PROBLEMS = {
     errno.EPERM: "only root may do this",
@@ -47,7 +47,7 @@ def remount(mountpoint: Path, options: frozenset[str]) -> None:
         OSError: the mount does not answer.
     """
     now = os.statvfs(mountpoint).f_flag
-    flags = _MS_REMOUNT | now & _SYNCHRONOUS
+    flags = _MS_REMOUNT | now & _FLAGS["sync"]
     for name, (flag, opposite) in _REMOUNTED.items():
         if name in options or (now & flag and opposite not in options):
             flags |= flag
