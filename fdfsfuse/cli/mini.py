@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -25,6 +24,7 @@ from fdfsfuse.cli.supervise import Child, ChildProblem, describe_exit
 from fdfsfuse.client.pool import Pool
 from fdfsfuse.client.tracker import TrackerClient
 from fdfsfuse.errors import ConfigError, ConnectionProblem, StatusError
+from fdfsfuse.fuse.mountpoint import MountDied, check_mountpoint
 from fdfsfuse.fuse.mounttable import mounted_on, resolve
 from fdfsfuse.proto.tracker import ServerStatus
 from fdfsfuse.server.daemon import sd_notify
@@ -145,14 +145,16 @@ def prepare_mountpoint(path: Path) -> None:
 
     Raises:
         ConfigError: something is mounted there, or it cannot be a mount point
+        MountFailed: what is mounted there is a file system of ours that is in use or hangs
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        path.stat()
+        if not mounted_on(path):
+            path.mkdir(parents=True, exist_ok=True)
+        check_mountpoint(path)
     except OSError as exc:
-        if exc.errno != errno.ENOTCONN or not mounted_on(path):
-            raise ConfigError(f"{path}: {exc.strerror}") from exc
-        unmount(path)  # nobody answers for it any more
+        raise ConfigError(f"{path}: {exc.strerror}") from exc
+    except MountDied:
+        unmount(path)
     if mounted_on(path):
         raise ConfigError(f"something is mounted on {path}")
 

@@ -56,12 +56,28 @@ _KERNEL_DEFAULTS = frozenset(("rw", "atime"))
 log = logging.getLogger(__name__)
 
 
+class _MountPoint(click.Path):
+    """Completed as a directory, but not looked at: what is mounted there may hang."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Path:
+        """Raises nothing: `check_mountpoint` finds out what it is."""
+        return Path(value)
+
+
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]},
     options_metavar="[-f] [-d] [-o OPTIONS]",
 )
 @click.argument("source", metavar="TRACKER[,TRACKER...][/VOLUME[/DIR]]")
-@click.argument("mountpoint", metavar="MOUNTPOINT", type=click.Path(path_type=Path))
+@click.argument("mountpoint", metavar="MOUNTPOINT", type=_MountPoint())
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground, log to stderr.")
 @click.option("-d", "--debug", is_flag=True, help="As -f, and log each request.")
 @click.option("-o", "options", metavar="OPTIONS", multiple=True, help="Mount options, see above.")

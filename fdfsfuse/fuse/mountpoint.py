@@ -27,8 +27,16 @@ _OVERRIDING = 1 << 1 | 1 << 2 | 1 << 3
 _ANSWER_S = 10.0
 
 
+_DIED = (errno.ENOTCONN, errno.ECONNABORTED)
+"""What a mount without a process answers; the second one to who asked while it died."""
+
+
 class MountFailed(FdfsError):
     """The mount does not work; the text says why."""
+
+
+class MountDied(MountFailed):
+    """What is mounted there has no process any more."""
 
 
 def check_mountpoint(path: Path) -> None:
@@ -36,7 +44,8 @@ def check_mountpoint(path: Path) -> None:
 
     Raises:
         ConfigError: it is no directory: the wrong argument.
-        MountFailed: it is one, but in use, or what is mounted there has died or hangs.
+        MountDied: it is one, and what is mounted there has died.
+        MountFailed: it is one, but in use, or what is mounted there hangs.
     """
     modes: list[int] = []
     problems: list[OSError] = []
@@ -51,8 +60,8 @@ def check_mountpoint(path: Path) -> None:
 
     _in_thread(look, _ANSWER_S)
     for exc in problems:
-        if exc.errno == errno.ENOTCONN:
-            raise MountFailed(
+        if exc.errno in _DIED:
+            raise MountDied(
                 f"{path}: the process of an earlier mount has died. "
                 f"Clean up with: fusermount3 -u -z {path}"
             )

@@ -63,6 +63,12 @@ def ended(pid: int) -> bool:
         return True
 
 
+def asleep(pid: int) -> list[str]:
+    """The threads of a process that wait for something."""
+    states = {path: path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")}
+    return [path.parent.name for path, text in states.items() if ") S " in text or ") D " in text]
+
+
 def test_in_the_background(cluster: Cluster, mountpoint: Path, tmp_path: Path, fuse: None) -> None:
     log = tmp_path / "log"
     code, said = fdfs_mount(cluster.tracker.endpoint, mountpoint, "-o", f"rw,nosuid,log={log}")
@@ -98,6 +104,26 @@ def test_a_mount_left_by_a_killed_process(
     assert unmount(mountpoint, lazy=True)
     assert fdfs_mount(*arguments) == (0, "")
     wait_until(lambda: unmount(mountpoint), "umount")
+
+
+def test_a_mount_that_is_killed_while_it_is_looked_at(
+    cluster: Cluster, mountpoint: Path, tmp_path: Path, fuse: None
+) -> None:
+    """A request that is under way then gets another error than those that come later."""
+    arguments = [cluster.tracker.endpoint, str(mountpoint), "-o", f"log={tmp_path / 'log'}"]
+    assert fdfs_mount(*arguments)[0] == 0
+    pid = mount_process(mountpoint)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        second = subprocess.Popen(
+            [program("fdfs-mount"), *arguments], stderr=subprocess.PIPE, text=True
+        )
+        wait_until(lambda: len(asleep(second.pid)) == 2, "the look at the mount")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert f"fusermount3 -u -z {mountpoint}" in said
 
 
 def test_unmounted_at_once(cluster: Cluster, tmp_path: Path, fuse: None) -> None:
