@@ -42,6 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
         suppress_health_check=[HealthCheck.too_slow],
     )
     settings.load_profile("fdfsfuse")
+    # A handler, other than "ignore", is not inherited: under nohup or in the background of a script
+    # the programs that tests start would not hear of these signals.
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from fdfsfuse.errors import ConfigError, ConnectionProblem, StatusError
 from fdfsfuse.fuse.mountpoint import MountDied, check_mountpoint
 from fdfsfuse.fuse.mounttable import mounted_on, resolve
 from fdfsfuse.proto.tracker import ServerStatus
-from fdfsfuse.server.daemon import sd_notify
+from fdfsfuse.server.daemon import sd_notify, stop_at_hangup
 
 ACTIVE_TIMEOUT_S = 60.0
 MOUNT_TIMEOUT_S = 60.0
@@ -205,7 +205,8 @@ class Cluster:
             ChildProblem: a process did not start, ended by itself, or did not stop cleanly
         """
         problems: list[str] = []
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        stop_at_hangup()
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._cancel_at_signal, signals, nursery.cancel_scope)

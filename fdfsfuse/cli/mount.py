@@ -41,6 +41,7 @@ from fdfsfuse.server.daemon import (
     LINE,
     sd_notify,
     setup_logging,
+    stop_at_hangup,
 )
 from fdfsfuse.vfs.options import VfsOptions
 
@@ -185,6 +186,7 @@ def _helper_code(code: int) -> int:
 
 
 def _run_in_foreground(mount: Mount, debug: bool) -> int:
+    stop_at_hangup()
     setup_logging(NAME, logging.DEBUG if debug else logging.INFO)
     # pyfuse3 and trio tell of every step at DEBUG; the requests are what -d is for.
     logging.getLogger("pyfuse3").setLevel(logging.INFO)

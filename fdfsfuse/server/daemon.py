@@ -8,7 +8,7 @@
 =========== =================================================================================
 exit code
 =========== =================================================================================
-0           stopped by SIGTERM or SIGINT
+0           stopped by SIGTERM, SIGINT or the end of its terminal
 1           failed; the reason is on stderr
 2           wrong use or configuration
 =========== =================================================================================
@@ -79,10 +79,7 @@ def run_daemon(
 ) -> int:
     """Run *main* until it returns or a signal stops it. Returns the exit code, see above."""
     setup_logging(name, log_level)
-    if "NOTIFY_SOCKET" in os.environ:
-        # Who supervises us stops us with SIGTERM. SIGHUP makes FastDFS's servers rotate their logs;
-        # systemd takes an end by it for a wanted one, and would not start us again.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop_at_hangup()
     _raise_file_limit()
     # What imports made lives for ever; and requests make little garbage that has cycles.
     gc.freeze()
@@ -94,6 +91,16 @@ def run_daemon(
     except BaseException as exc:
         return _report(name, single(exc))
     return EXIT_OK
+
+
+def stop_at_hangup() -> None:
+    """Take the end of our terminal for SIGTERM; under nohup it still means nothing."""
+    if "NOTIFY_SOCKET" in os.environ:
+        # Who supervises us stops us with SIGTERM. SIGHUP makes FastDFS's servers rotate their logs;
+        # systemd takes an end by it for a wanted one, and would not start us again.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 async def _supervise(

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
@@ -241,10 +241,14 @@ sys.exit(run_daemon("testd", main, stop_timeout_s=0.2 if sys.argv[1] == "stuck" 
 
 
 def start(
-    what: str, stderr: int | IO[str] = subprocess.PIPE, **environment: str
+    what: str,
+    stderr: int | IO[str] = subprocess.PIPE,
+    *,
+    before: Sequence[str] = (),
+    **environment: str,
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", DAEMON, what],
+        [*before, sys.executable, "-c", DAEMON, what],
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
@@ -288,6 +292,27 @@ def test_signals_stop_cleanly_and_systemd_is_told(tmp_path: Path, number: signal
         output, _ = process.communicate(timeout=120)
         assert (process.returncode, output) == (0, "stopped\n")
         assert systemd.recv(100) == b"STOPPING=1"
+
+
+def test_the_end_of_the_terminal_stops_cleanly_too() -> None:
+    process = start("serve")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output) == (0, "stopped\n")
+    assert "stopping (SIGTERM)" in errors
+
+
+def test_nohup_outlives_its_terminal() -> None:
+    process = start("serve", before=["nohup"])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output) == (0, "stopped\n")
+    assert "stopping (SIGINT)" in errors
 
 
 def test_the_journal_gets_priorities_and_nothing_that_it_adds_itself(tmp_path: Path) -> None:

@@ -175,18 +175,31 @@ def test_servers_only_and_one_run_per_directory(mini: Mini) -> None:
 
 
 def test_readable_summary(mini: Mini) -> None:
-    mini.command = [
-        *(program("fdfs"), "mini", str(mini.home), "--no-mount", "--volumes", "1"),
-        *("--address", mini.address),
-    ]
-    mini.start()
-    text = mini.log()
+    # Not told that it is supervised: then the end of the terminal would mean nothing.
+    process = subprocess.Popen(
+        [
+            *(program("fdfs"), "mini", str(mini.home), "--no-mount", "--volumes", "1"),
+            *("--address", mini.address),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    text = ""
+    try:
+        for line in process.stdout:
+            text += line
+            if "Ctrl-C ends it" in line:
+                process.send_signal(signal.SIGHUP)  # the terminal was closed
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
     assert "fdfs mini is running" in text
     assert f"tracker   {mini.address}:" in text
     assert "export FDFS_TRACKERS=" in text
-    mini.signal(signal.SIGHUP)  # the terminal was closed
-    assert mini.wait() == 0
-    assert f"Stopped. The files stay in {mini.home}." in mini.log()
+    assert f"Stopped. The files stay in {mini.home}." in text
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,18 @@ def test_stopped_while_a_request_waits_for_ever(tmp_path: Path, fuse: None) -> N
         assert not is_mounted(mount.path)
 
 
+def test_the_end_of_the_terminal_ends_a_mount_in_the_foreground(
+    cluster: Cluster, mountpoint: Path, fuse: None
+) -> None:
+    command = [program("fdfs-mount"), "-f", cluster.tracker.endpoint, str(mountpoint)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: is_mounted(mountpoint) and os.listdir(mountpoint), "the mount")
+    process.send_signal(signal.SIGHUP)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert not is_mounted(mountpoint)
+
+
 def test_sigterm_stores_what_was_written(
     cluster: Cluster, mounted: Mount, tmp_path: Path, volume: Path
 ) -> None:
