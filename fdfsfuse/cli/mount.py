@@ -310,7 +310,7 @@ def _log_handler(where: str) -> logging.Handler:
     """Where to log in the background. Raises OSError when it cannot be written to."""
     who = f"{NAME}[%(process)d]"
     if where == "syslog" or (not where and _SYSLOG.exists()):
-        handler: logging.Handler = logging.handlers.SysLogHandler(str(_SYSLOG))
+        handler: logging.Handler = _to_syslog()
         stamp = f"{who}: "
     else:
         path = Path(where) if where else Path.home() / ".cache" / f"{NAME}.log"
@@ -319,6 +319,12 @@ def _log_handler(where: str) -> logging.Handler:
         handler = logging.FileHandler(path)
         stamp = f"%(asctime)s {who} "
     handler.setFormatter(logging.Formatter(stamp + LINE))
+    return handler
+
+
+def _to_syslog() -> logging.Handler:
+    handler = logging.handlers.SysLogHandler(str(_SYSLOG))
+    handler.append_nul = False  # it would be logged
     return handler
 
 
