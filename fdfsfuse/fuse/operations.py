@@ -34,7 +34,7 @@ from fdfsfuse.proto.names import NAME_MAX, TIME_MAX_NS, TIME_MIN_NS
 from fdfsfuse.vfs.context import Entry
 from fdfsfuse.vfs.numbers import ROOT
 from fdfsfuse.vfs.openfiles import Opened
-from fdfsfuse.vfs.tree import Changes, Owner
+from fdfsfuse.vfs.tree import Changes, Owner, without_set_id
 from fdfsfuse.vfs.vfs import Vfs
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,9 @@ class Operations(pyfuse3.Operations):
     """The handlers.
 
     Args:
-        root_alone: refuse what is done for others than root, as the kernel checks no permissions.
+        root_alone: refuse what is done for others than root, as the kernel checks no permissions;
+            and clear set-id bits when a file is given to another owner or group, see
+            `fdfsfuse.fuse.handshake`. Writing and truncating leave root's alone.
         trace: log each request.
     """
 
@@ -116,6 +118,7 @@ class Operations(pyfuse3.Operations):
     def __init__(self, vfs: Vfs, *, root_alone: bool = False, trace: bool = False) -> None:
         super().__init__()
         self._vfs = vfs
+        self._root_alone = root_alone
         self.enable_acl = vfs.context.options.acl
         self._paths: Recent[int, tuple[int, bytes]] = Recent(_PATHS_MAX)
         self.stats = Stats(self._describe)
@@ -279,7 +282,23 @@ class Operations(pyfuse3.Operations):
             mtime_ns=_kept_time(attr.st_mtime_ns) if fields.update_mtime else None,
         )
         size = attr.st_size if fields.update_size else None
+        if self._root_alone and size is None:
+            changes = await self._with_set_id(inode, changes)
         return attributes(await self._vfs.set_attributes(inode, size, changes, fh))
+
+    async def _with_set_id(self, inode: int, changes: Changes) -> Changes:
+        """*changes*, and the set-id bits if these are lost: see `fdfsfuse.fuse.handshake`.
+
+        That is by chown, and by nothing at all: the kernel sends this for who writes and may not
+        keep them, and for chown(-1, -1).
+        """
+        if changes != Changes(uid=changes.uid, gid=changes.gid):
+            return changes
+        mode = (await self._vfs.tree.getattr(inode)).attr.mode
+        cleared = without_set_id(mode)
+        if cleared == mode or stat.S_ISDIR(mode):
+            return changes
+        return changes._replace(mode=stat.S_IMODE(cleared))
 
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         space = await self._vfs.tree.space()

@@ -22,6 +22,7 @@ import trio
 from trio.lowlevel import Abort
 
 from fdfsfuse.client import directwait
+from fdfsfuse.fuse.handshake import Handshake
 
 log = logging.getLogger(__name__)
 
@@ -106,22 +107,34 @@ class RequestTurns(trio.abc.Instrument):
         trio.lowlevel.notify_closing(fd)
 
 
-def take_turns() -> None:
-    """Let pyfuse3's tasks wait in our way. To be called in the trio run of `pyfuse3.main`."""
+def take_turns(init_flags: int = 0) -> None:
+    """Let pyfuse3's tasks wait in our way. To be called in the trio run of `pyfuse3.main`.
+
+    Args:
+        init_flags: what else the kernel is told of the file system, see `fdfsfuse.fuse.handshake`.
+            Only if tasks do wait in our way.
+    """
     try:
         turns = RequestTurns(_Readers())
     except (ImportError, AttributeError) as exc:
         log.debug("requests are waited for in pyfuse3's way: %s", exc)
         return
     trio.lowlevel.add_instrument(turns)
+    lowlevel = SimpleNamespace(
+        current_task=trio.lowlevel.current_task,
+        current_trio_token=trio.lowlevel.current_trio_token,
+        wait_readable=turns.wait_readable,
+        notify_closing=turns.notify_closing,
+    )
+    if init_flags:
+
+        def done() -> None:
+            lowlevel.wait_readable = turns.wait_readable
+
+        lowlevel.wait_readable = Handshake(init_flags, turns.wait_readable, done).wait_readable
     pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]
         Lock=_NoLock,
         ClosedResourceError=trio.ClosedResourceError,
         open_nursery=trio.open_nursery,
-        lowlevel=SimpleNamespace(
-            current_task=trio.lowlevel.current_task,
-            current_trio_token=trio.lowlevel.current_trio_token,
-            wait_readable=turns.wait_readable,
-            notify_closing=turns.notify_closing,
-        ),
+        lowlevel=lowlevel,
     )

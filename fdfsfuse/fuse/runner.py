@@ -24,6 +24,7 @@ from fdfsfuse.client.address import Address
 from fdfsfuse.errors import ConnectionProblem, FdfsError
 from fdfsfuse.fuse.caches import KernelCaches
 from fdfsfuse.fuse.control import ControlSocket
+from fdfsfuse.fuse.handshake import HANDLE_KILLPRIV_V2
 from fdfsfuse.fuse.kernelmount import KernelMount
 from fdfsfuse.fuse.mountpoint import MountFailed
 from fdfsfuse.fuse.mounttable import device_of
@@ -150,7 +151,7 @@ async def _serve_mounted(vfs: Vfs, mount: Mount, mounted: Callable[[], Awaitable
                     nursery.start_soon(_stop_on_signals, signals, vfs, nursery.cancel_scope)
                     nursery.start_soon(mounted)
                     nursery.start_soon(_widen_read_ahead, mount.mountpoint)
-                    take_turns()
+                    take_turns(HANDLE_KILLPRIV_V2 if root_alone else 0)
                     await pyfuse3.main(IDLE_TASKS, MAX_REQUESTS)
                     nursery.cancel_scope.cancel()
                 lost = await _store_rest(vfs, signals)

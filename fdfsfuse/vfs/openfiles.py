@@ -23,7 +23,7 @@ from fdfsfuse.vfs.context import Context, Entry
 from fdfsfuse.vfs.files import FileState
 from fdfsfuse.vfs.handle import Handle
 from fdfsfuse.vfs.readahead import Buffers
-from fdfsfuse.vfs.tree import Changes, Owner, Tree
+from fdfsfuse.vfs.tree import Changes, Owner, Tree, without_set_id
 from fdfsfuse.vfs.volume import Volume
 from fdfsfuse.vfs.volumes import Volumes
 
@@ -179,9 +179,7 @@ class OpenFiles:
     async def _clear_set_id(self, state: FileState) -> None:
         """Clear set-id bits; the kernel does so after write() and truncate(), not for O_TRUNC."""
         mode = state.attr.mode
-        cleared = mode & ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
-            cleared &= ~stat.S_ISGID
+        cleared = without_set_id(mode)
         if cleared != mode:
             request = Changes(mode=stat.S_IMODE(cleared)).request(state.ino)
             await state.set_attributes(request)

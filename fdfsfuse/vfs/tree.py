@@ -57,6 +57,15 @@ class Changes(NamedTuple):
         return names.SetAttr(ino, clock.now_ns(), *self)
 
 
+def without_set_id(mode: int) -> int:
+    """*mode* of a file after a change by which the set-id bits are lost.
+
+    Without execution by the group the set-group-id bit means something else, and stays.
+    """
+    cleared = mode & ~stat.S_ISUID
+    return cleared & ~stat.S_ISGID if mode & stat.S_IXGRP else cleared
+
+
 class Tree:
     """See the module."""
 

@@ -25,6 +25,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root's mounts: needs 
 
 OTHER = User(10003, 10003)
 KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFLNK)
+WEAK = ("setpriv", "--bounding-set=-fsetid")
 MODES = (0, 0o644, 0o100, 0o010, 0o001, 0o777)
 
 
@@ -83,6 +84,50 @@ def test_nor_does_who_acts_for_somebody_else(mounted: Mount, volume: Path) -> No
     assert not os.listdir(volume / "open")
 
 
+SET_ID: dict[str, tuple[str, ...]] = {
+    "write": ("dd", "if=/dev/zero", "of=x", "count=1", "conv=notrunc"),
+    "write, unprivileged": (*WEAK, "dd", "if=/dev/zero", "of=x", "count=1", "conv=notrunc"),
+    "replace": ("cp", "other", "x"),
+    "truncate": ("truncate", "--size=1", "x"),
+    "chown": ("chown", "10003", "x"),
+    "chown same": ("chown", "0:0", "x"),
+    "chgrp": ("chgrp", "10003", "x"),
+    "chmod": ("chmod", "6711", "x"),
+    "touch": ("touch", "--date=@1", "x"),
+}
+
+
+@needs_root
+def test_set_id_bits(local: Path, volume: Path) -> None:
+    twin = Twin(local, volume)
+    kinds = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFIFO)
+    for kind, mode in itertools.product(kinds, (0o4755, 0o2755, 0o6777, 0o6644)):
+        entries = {"x": Wanted(kind | mode, User(0, 0)), "other": Wanted(stat.S_IFREG | 0o644)}
+        for what, command in SET_ID.items():
+            if kind == stat.S_IFREG or command[0] in ("chown", "chgrp", "chmod"):
+                twin.scene(restore, entries)
+                twin.same(f"{mode:o}: {what}", subprocess.call, command)
+                twin.same(f"{mode:o}: after {what}", look_around)
+        twin.scene(restore, entries)
+        twin.same(f"{mode:o}: chown to nobody", os.chown, "x", -1, -1)
+        twin.same(f"{mode:o}: after chown to nobody", look_around)
+    twin.check()
+
+
+@needs_root
+def test_set_id_bits_of_an_open_file(mounted: Mount, volume: Path) -> None:
+    """Who acts for somebody else may not write to it, as that would clear them."""
+    path = volume / "file"
+    path.touch()
+    path.chmod(0o4755)
+    with path.open("ab", 0) as file:
+        file.write(b"x")
+        with acting_for(OTHER), pytest.raises(PermissionError):
+            file.write(b"y")
+    assert path.read_text() == "x"
+    assert path.stat().st_mode == stat.S_IFREG | 0o4755
+
+
 @contextlib.contextmanager
 def acting_for(user: User) -> Iterator[None]:
     libc = ctypes.CDLL(None)
@@ -110,6 +155,28 @@ def test_what_checking_costs(
             (volume / f"d{number}").mkdir()
             (volume / f"d{number}").rmdir()
         assert checked <= requests(mount, "getattr") - before < checked + 10
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("options", "asked"), [((), 1), (("default_permissions",), 20), (("allow_other",), 20)]
+)
+def test_what_writing_costs(
+    options: tuple[str, ...], asked: int, fuse: None, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Where others could keep set-id bits the kernel asks for capabilities before each write."""
+    with cluster.mount(tmp_path / "mnt", *options) as mount:
+        path = mount.path / "group1" / "file"
+        before = requests(mount, "getxattr")
+        for _ in range(10):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.write(fd, b"x")
+            os.close(fd)
+        with path.open("ab", 0) as file:
+            for _ in range(10):
+                file.write(b"x")
+        path.unlink()
+        assert asked <= requests(mount, "getxattr") - before < asked + 10
 
 
 def requests(mount: Mount, operation: str) -> int:
