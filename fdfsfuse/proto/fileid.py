@@ -21,7 +21,7 @@ import functools
 import ipaddress
 import re
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fdfsfuse.errors import ProtocolError, UsageError
 from fdfsfuse.proto.header import FILE_NAME_MAX, GROUP_NAME_SIZE, pack_text
@@ -37,6 +37,8 @@ _RAW = struct.Struct(">4siQI")
 _HALVES = struct.Struct(">4siIII")
 """`_RAW` with the size in two numbers: Python takes much longer for numbers of 64 bits."""
 _ORIGIN = struct.Struct(">4s4xB7xI")
+_unpack_usual = struct.Struct("20s3s3s").unpack_from
+"""Group and store path, and both sub directories, each with its slash."""
 _ORDINARY = _SIZE_IN_LOW_BITS >> 56
 """The byte of flags of a file that is neither an appender nor large nor in a trunk file."""
 _TRUNK = struct.Struct(">iii")
@@ -60,8 +62,14 @@ STORE_PATHS = tuple(f"M{number:02X}/" for number in range(256))
 """What file names on a store path begin with."""
 _STORE_PATH_INDEX = {text: number for number, text in enumerate(STORE_PATHS)}
 _GROUP = re.compile(r"[A-Za-z0-9]{1,16}\Z")
-_USUAL = r"M[0-9A-F]{2}/[0-9A-F]{2}/[0-9A-F]{2}/[A-Za-z0-9_-][A-Za-z0-9._-]{0,116}\Z"
-_USUAL_NAME = re.compile(_USUAL)
+_USUAL_NAME = re.compile(
+    r"M[0-9A-F]{2}/[0-9A-F]{2}/[0-9A-F]{2}/[A-Za-z0-9_-][A-Za-z0-9._-]{0,116}\Z"
+)
+_SUB_DIRECTORIES = frozenset(f"{text}/".encode() for text in _HEX)
+_USUAL_TO_ITSELF = bytes(c if re.match(rb"[\w.-]", bytes([c])) else ord(".") for c in range(256))
+"""For `bytes.translate`: what consists of letters, digits and ``._-`` stays what it is."""
+_USUAL_MIN = GROUP_NAME_SIZE + len("M00/00/00/...")
+_USUAL_MAX = GROUP_NAME_SIZE + FILE_NAME_MAX
 # Blanks and control characters would break the lines of the binlog; no storage makes such names.
 _RELATIVE = re.compile(r"[0-9A-F]{2}/[0-9A-F]{2}/[!-.0-~]+\Z")
 EXTENSION = re.compile(r"[A-Za-z0-9._-]{0,6}\Z")
@@ -185,30 +193,33 @@ def parse_location(name: str, path_count: int) -> Location:
 
 
 class UsualFields:
-    """Locates the files of requests to one storage if they look as nearly all do: by one match.
+    """Locates the files of requests to one storage if they look as nearly all do.
 
     Args:
         group: that of the storage.
         path_count: the number of its store paths.
     """
 
-    __slots__ = ("_index", "_match")
+    __slots__ = ("_index",)
 
     def __init__(self, group: str, path_count: int) -> None:
-        group_field = re.escape(pack_text(group, GROUP_NAME_SIZE))
-        self._match = re.compile(group_field + _USUAL.encode()).match
-        self._index = {text.encode(): i for i, text in enumerate(STORE_PATHS[:path_count])}
+        group_field = pack_text(group, GROUP_NAME_SIZE)
+        store_paths = enumerate(STORE_PATHS[:path_count])
+        self._index = {group_field + text.encode(): index for index, text in store_paths}
 
     def locate(self, body: bytes, start: int) -> Location | None:
         """`parse_location` for the name that follows the group at *start*, up to the end of *body*.
 
         None for what has to be looked at more closely, be it valid or not.
         """
-        match = self._match
-        if match(body, start) is not None:
-            index = self._index.get(body[start + 16 : start + 20])
-            if index is not None:
-                return _new(Location, (index, body[start + 20 :].decode()))
+        # Each request comes here: a regular expression would take half as long again.
+        if _USUAL_MIN <= len(body) - start <= _USUAL_MAX:
+            store_path, high, low = _unpack_usual(body, start)
+            index = self._index.get(store_path)
+            if index is not None and high in _SUB_DIRECTORIES and low in _SUB_DIRECTORIES:
+                base = body[start + 26 :]
+                if base.translate(_USUAL_TO_ITSELF) == base:
+                    return _new(Location, (index, body[start + 20 :].decode()))
         return None
 
 
@@ -223,7 +234,7 @@ def decode_name(name: str) -> NameInfo:
     Raises:
         ProtocolError: it is shorter than 37 characters or not base64.
     """
-    source_raw, timestamp, field, crc = _RAW.unpack(_decode(name[10:37]))
+    source_raw, timestamp, field, crc = _unpack(_RAW, name[10:37])
     source, source_is_id = decode_source(source_raw)
     in_trunk = False
     kind = FileKind.NORMAL
@@ -244,22 +255,20 @@ def origin_of(location: Location) -> tuple[bytes, int | None]:
     What `decode_name` says, for callers in a hurry who want nothing else. Raises ProtocolError.
     """
     relative = location.relative
-    source, flags, crc = _ORIGIN.unpack(_decode(relative[6:33]))
+    source, flags, crc = _unpack(_ORIGIN, relative[6:33])
     if flags == _ORDINARY and len(relative) <= _NORMAL_RELATIVE_LENGTH:
         return source, crc
     normal = decode_name(location.name).kind is FileKind.NORMAL
     return source, crc if normal else None
 
 
-def _decode(text: str) -> bytes:
-    """The 20 bytes of the 27 characters. Raises ProtocolError."""
+def _unpack(fields: struct.Struct, text: str) -> tuple[Any, ...]:
+    """The fields of the 20 bytes of the 27 characters. Raises ProtocolError."""
     try:
         raw = binascii.a2b_base64(text.encode().translate(_TO_STANDARD_BASE64) + b"=")
-    except (binascii.Error, ValueError) as exc:
+        return fields.unpack(raw)
+    except (binascii.Error, struct.error, ValueError) as exc:
         raise ProtocolError(f"{text!r} is not from the name of a file of a storage") from exc
-    if len(raw) != _RAW.size:
-        raise ProtocolError(f"{text!r} is not from the name of a file of a storage")
-    return raw
 
 
 @functools.lru_cache(maxsize=1024)

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -47,6 +48,7 @@ from fdfsfuse.proto.header import (
     HEADER_SIZE,
     PREFIX_SIZE,
     RESPONSE,
+    pack_header,
     pack_text,
     unpack_group,
     unpack_text,
@@ -99,7 +101,6 @@ _RANGE = struct.Struct(">qq")
 _APPEND = struct.Struct(">qq")
 _MODIFY = struct.Struct(">qqq")
 _INFO = struct.Struct(">qq4xI")
-_INFO_RESPONSE = struct.Struct(">qBBqqiI")
 _CRC32_POSITIVE_MAX = 0x7FFFFFFF
 _new = tuple.__new__
 """Makes a named tuple for half of what calling its class costs: requests are decoded into them."""
@@ -325,7 +326,8 @@ class FileInfo(NamedTuple):
     def encode(self, ip_size: int) -> bytes:
         """The body, with an ip field of *ip_size* bytes (16 or 46)."""
         ip_field = pack_text(self.source_ip, ip_size)
-        return pack_file_info(self.size, self.mtime, self.crc32, ip_field)[HEADER_SIZE:]
+        pack = file_info_packer(ip_size)
+        return pack(self.size, self.mtime, self.crc32, ip_field)[HEADER_SIZE:]
 
     @classmethod
     def decode(cls, body: bytes) -> FileInfo:
@@ -338,11 +340,16 @@ class FileInfo(NamedTuple):
         return cls(size, mtime, crc, unpack_text(body[_INFO.size :]))
 
 
-def pack_file_info(size: int, mtime: int, crc32: int, ip_field: bytes) -> bytes:
-    """The whole response with a `FileInfo` whose ip field is packed already."""
-    sign = -1 if crc32 > _CRC32_POSITIVE_MAX else 0
-    length = _INFO.size + len(ip_field)
-    return _INFO_RESPONSE.pack(length, RESPONSE, 0, size, mtime, sign, crc32) + ip_field
+def file_info_packer(ip_size: int) -> Callable[[int, int, int, bytes], bytes]:
+    """Makes whole responses with a `FileInfo` of size, mtime, crc32 and a packed ip field."""
+    pack = struct.Struct(f">{HEADER_SIZE}sqqiI{ip_size}s").pack
+    header = pack_header(_INFO.size + ip_size, RESPONSE)
+
+    def pack_file_info(size: int, mtime: int, crc32: int, ip_field: bytes) -> bytes:
+        sign = -1 if crc32 > _CRC32_POSITIVE_MAX else 0
+        return pack(header, size, mtime, sign, crc32, ip_field)
+
+    return pack_file_info
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -218,11 +220,31 @@ def test_usual_names_in_requests() -> None:
     body = FileRequest("group1", name).encode()
     assert usual.locate(body, 0) == parse_location(name, 2)
     assert usual.locate(b"front" + body, 5) == parse_location(name, 2)
-    for unusual in (f"{name}x", f"{name[:50]}\0", f"{name[:50]}\n", name.lower(), name[:10], ""):
+    front = name[:10]
+    for unusual in (
+        f"{name}x",
+        f"{name[:50]}\0",
+        name.lower(),
+        front,
+        front + ".",
+        front + "..",
+        "",
+    ):
         assert usual.locate(FileRequest("group1", unusual).encode(), 0) is None
     assert UsualFields("group1", 1).locate(body, 0) is None
     for group in ("group2", "group", "group12"):
         assert usual.locate(FileRequest(group, name).encode(), 0) is None
+
+
+def test_characters_of_usual_names() -> None:
+    usual = UsualFields("group1", 1)
+    start = FileRequest("group1", "M00/0A/1B/").encode()
+    found = {byte for byte in range(256) if usual.locate(start + bytes([byte]) * 3, 0)}
+    assert found == set((string.ascii_letters + string.digits + "._-").encode())
+    for position in range(len("M00/0A/1B/")):
+        changed = bytearray(start + b"name")
+        changed[16 + position] = ord("/" if changed[16 + position] != ord("/") else "0")
+        assert usual.locate(bytes(changed), 0) is None
 
 
 @pytest.mark.parametrize(

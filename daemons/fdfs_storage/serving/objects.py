@@ -28,7 +28,7 @@ from fdfsfuse.proto.fileid import (
     origin_of,
 )
 from fdfsfuse.proto.header import pack_response, pack_text
-from fdfsfuse.proto.storage import NO_CRC, FileRequest, SetMetadata, Truncate, pack_file_info
+from fdfsfuse.proto.storage import NO_CRC, FileRequest, SetMetadata, Truncate, file_info_packer
 
 _OK = pack_response()
 
@@ -42,6 +42,7 @@ class Objects:
         self._store = store
         self._group = group
         self._usual = UsualFields(group, store.path_count)
+        self._pack_info = file_info_packer(ip_size)
         # Few sources, many questions: the packed field of each is kept.
         self._ip_field = functools.lru_cache(maxsize=1024)(
             lambda source: pack_text(source_ip(decode_source(source)[0]), ip_size)
@@ -108,7 +109,7 @@ class Objects:
                 crc = self._crc32(location)
             else:
                 return None
-        return pack_file_info(status.st_size, int(status.st_mtime), crc, self._ip_field(source))
+        return self._pack_info(status.st_size, int(status.st_mtime), crc, self._ip_field(source))
 
     async def file_info_with_crc(self, body: bytes, _flags: int) -> bytes:
         """22 for a large appender or slave."""
@@ -116,7 +117,7 @@ class Objects:
         status = self._store.stat(location)
         source, _ = origin_of(location)
         crc = await trio.to_thread.run_sync(self._crc32, location)
-        return pack_file_info(status.st_size, int(status.st_mtime), crc, self._ip_field(source))
+        return self._pack_info(status.st_size, int(status.st_mtime), crc, self._ip_field(source))
 
     def _crc32(self, location: Location) -> int:
         try:
