@@ -9,6 +9,11 @@ The promise is part of the answer to the kernel's first request, FUSE_INIT. libf
 has a name for the promise only in new versions; pyfuse3 has no way to ask for it. So the descriptor
 stands for a socket instead of the device while they answer, and their answer goes to the kernel
 with the promise added.
+
+The promise is kept in `Operations.setattr`: the kernel announces a write that takes the bits away
+by a setattr without any field. The protocol does not oblige it to, and pyfuse3 does not tell who
+writes; so where set-id bits have an effect for others than root, the kernel goes on clearing them.
+(No file of ours has capabilities.)
 """
 
 from __future__ import annotations

@@ -106,9 +106,7 @@ class Operations(pyfuse3.Operations):
     """The handlers.
 
     Args:
-        root_alone: refuse what is done for others than root, as the kernel checks no permissions;
-            and clear set-id bits when a file is given to another owner or group, see
-            `fdfsfuse.fuse.handshake`. Writing and truncating leave root's alone.
+        root_alone: refuse what is done for others than root, as the kernel checks no permissions.
         trace: log each request.
     """
 
@@ -118,7 +116,6 @@ class Operations(pyfuse3.Operations):
     def __init__(self, vfs: Vfs, *, root_alone: bool = False, trace: bool = False) -> None:
         super().__init__()
         self._vfs = vfs
-        self._root_alone = root_alone
         self.enable_acl = vfs.context.options.acl
         self._paths: Recent[int, tuple[int, bytes]] = Recent(_PATHS_MAX)
         self.stats = Stats(self._describe)
@@ -282,15 +279,15 @@ class Operations(pyfuse3.Operations):
             mtime_ns=_kept_time(attr.st_mtime_ns) if fields.update_mtime else None,
         )
         size = attr.st_size if fields.update_size else None
-        if self._root_alone and size is None:
+        if size is None or ctx.uid:
             changes = await self._with_set_id(inode, changes)
         return attributes(await self._vfs.set_attributes(inode, size, changes, fh))
 
     async def _with_set_id(self, inode: int, changes: Changes) -> Changes:
         """*changes*, and the set-id bits if these are lost: see `fdfsfuse.fuse.handshake`.
 
-        That is by chown, and by nothing at all: the kernel sends this for who writes and may not
-        keep them, and for chown(-1, -1).
+        That is by chown, by truncating unless root does, and by nothing at all: the kernel sends
+        that before a write of somebody who may not keep them, and for chown(-1, -1).
         """
         if changes != Changes(uid=changes.uid, gid=changes.gid):
             return changes

@@ -151,7 +151,8 @@ async def _serve_mounted(vfs: Vfs, mount: Mount, mounted: Callable[[], Awaitable
                     nursery.start_soon(_stop_on_signals, signals, vfs, nursery.cancel_scope)
                     nursery.start_soon(mounted)
                     nursery.start_soon(_widen_read_ahead, mount.mountpoint)
-                    take_turns(HANDLE_KILLPRIV_V2 if root_alone else 0)
+                    promise = root_alone or "suid" not in mount.libfuse
+                    take_turns(HANDLE_KILLPRIV_V2 if promise else 0)
                     await pyfuse3.main(IDLE_TASKS, MAX_REQUESTS)
                     nursery.cancel_scope.cancel()
                 lost = await _store_rest(vfs, signals)

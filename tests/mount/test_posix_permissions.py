@@ -46,6 +46,16 @@ def mounted(
         yield mount
 
 
+@pytest.fixture(scope="module")
+def nosuid(
+    fuse: None, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A volume on a mount for all users, on which set-id bits have no effect."""
+    path = tmp_path_factory.mktemp("mnt") / "fdfs"
+    with cluster.mount(path, "allow_other") as mount:
+        yield mount.path / "group1"
+
+
 @pytest.fixture(autouse=True)
 def no_umask() -> Iterator[None]:
     old = os.umask(0)
@@ -199,6 +209,18 @@ SET_ID_MODES = (0o4755, 0o2755, 0o6777, 0o6644)
 @pytest.mark.parametrize("name", USERS)
 def test_set_id_bits(name: str, local: Path, volume: Path) -> None:
     """Writing, truncating and chown clear them, except for root's writing."""
+    compare_set_id_bits(name, local, volume)
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_set_id_bits_without_effect(name: str, local: Path, nosuid: Path) -> None:
+    """There we have told the kernel that we clear them."""
+    directory = nosuid / name
+    directory.mkdir()
+    compare_set_id_bits(name, local, directory)
+
+
+def compare_set_id_bits(name: str, local: Path, volume: Path) -> None:
     user = USERS[name]
     twin = Twin(local, volume)
     groups = {OWNER.gid, user.gid}

@@ -157,28 +157,6 @@ def test_what_checking_costs(
         assert checked <= requests(mount, "getattr") - before < checked + 10
 
 
-@needs_root
-@pytest.mark.parametrize(
-    ("options", "asked"), [((), 1), (("default_permissions",), 20), (("allow_other",), 20)]
-)
-def test_what_writing_costs(
-    options: tuple[str, ...], asked: int, fuse: None, cluster: Cluster, tmp_path: Path
-) -> None:
-    """Where others could keep set-id bits the kernel asks for capabilities before each write."""
-    with cluster.mount(tmp_path / "mnt", *options) as mount:
-        path = mount.path / "group1" / "file"
-        before = requests(mount, "getxattr")
-        for _ in range(10):
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.write(fd, b"x")
-            os.close(fd)
-        with path.open("ab", 0) as file:
-            for _ in range(10):
-                file.write(b"x")
-        path.unlink()
-        assert asked <= requests(mount, "getxattr") - before < asked + 10
-
-
 def requests(mount: Mount, operation: str) -> int:
     command = [program("fdfs"), "mount-stats", str(mount.path), "--json"]
     found = json.loads(subprocess.check_output(command, timeout=60))

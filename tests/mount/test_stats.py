@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,30 @@ def test_requests_are_counted(mounted: Mount, volume: Path) -> None:
     assert not state["down"]
     assert state["calls"]["CreateFile"]["count"] >= 20
     assert 0 < state["lease_left_seconds"] <= state["lease_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), range(1, 5)),
+        (("default_permissions",), range(1, 5)),
+        (("allow_other", "suid"), range(29, 40)),
+    ],
+)
+def test_how_often_writing_asks_for_capabilities(
+    options: tuple[str, ...], expected: Container[int], fuse: None, cluster: Cluster, tmp_path: Path
+) -> None:
+    with cluster.mount(tmp_path / "mnt", *options) as mount:
+        before = report(mount)["operations"].get("getxattr", {"count": 0})["count"]
+        path = mount.path / "group1" / "file"
+        for _ in range(10):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.write(fd, b"x")
+            os.write(fd, b"y")
+            os.close(fd)
+        path.unlink()
+        # Once more if the kernel has asked for attributes meanwhile.
+        assert report(mount)["operations"]["getxattr"]["count"] - before in expected
 
 
 def test_what_people_see(mounted: Mount, volume: Path) -> None:
