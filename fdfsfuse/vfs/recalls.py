@@ -13,11 +13,14 @@ a READ, WRITE or truncation of one of the files, the recall is already confirmed
 step 3 is done when that request was answered. If a WRITE or truncation comes during step 3, or a
 READ of a file with changes that are not stored, the recall is confirmed at once: before the kernel
 forgets a page that was changed through a mapping it sends it in a WRITE, which waits for an fsync
-of the file that is in flight. Otherwise two mounts that work in one directory, or on one file,
-could wait for each other for ever: the request, or that fsync, may be waiting until another mount
-confirms a recall of its own, which has to wait in the same way. The kernel keeps nothing of the
-answer to a request that was sent before the recall, and one that comes during step 3 is answered
-with what is there now.
+of the file that is in flight. And if the kernel has not forgotten names within `_LOCKED_S` while
+requests are in flight, the recall is confirmed: a call that changes names there has locked the
+directory, and may itself wait for a lock. A rename, for example, waits for its other directory
+while a request there is in flight. Otherwise two mounts that work in the same directories, or on
+one file, could wait for each other for ever: the request, or that fsync, may be waiting until
+another mount confirms a recall of its own, which has to wait in the same way. The kernel keeps
+nothing of the answer to a request that was sent before the recall, and one that comes during step 3
+is answered with what is there now.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _THREADS: Final = 8
+_LOCKED_S: Final = 0.05
+"""The kernel forgets a name in microseconds, unless its directory is locked."""
 _REFUSE_AGAIN_S: Final = 1.0
 
 
@@ -96,7 +101,7 @@ class Recalls:
         # Threads that wait must not keep those of other volumes from working.
         self._limiter = trio.CapacityLimiter(_THREADS)
         self.late = 0
-        # Recalls that are confirmed when the kernel has forgotten these pages, by their numbers.
+        # What waits until the kernel has forgotten: recall and pages, by the number of the recall.
         self._unconfirmed: dict[int, tuple[names.Recall, Collection[int]]] = {}
         self._refused_at = float("-inf")
 
@@ -174,19 +179,37 @@ class Recalls:
         self.late += len(entries)
         self._unconfirmed[message.number] = message, pages
         try:
-            await self._forget(pages, entries)
+            if pages:
+                await self._forget(pages, [])
+            if entries:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._confirm_if_locked, message.number)
+                    await self._forget([], entries)
+                    nursery.cancel_scope.cancel()
         finally:
             self.late -= len(entries)
-            if self._unconfirmed.pop(message.number, None) is not None:
-                self._confirm(message)
+            self._confirm_now(message.number)
+
+    async def _confirm_if_locked(self, number: int) -> None:
+        """Confirm a recall if it takes long to forget its names."""
+        while True:
+            await trio.sleep(_LOCKED_S)
+            if self._volume.waiting or self._volume.own_changes:
+                self._confirm_now(number)
+                return
+
+    def _confirm_now(self, number: int) -> None:
+        """Confirm a recall unless that was done."""
+        message, _ = self._unconfirmed.pop(number, (None, ()))
+        if message is not None:
+            self._confirm(message)
 
     def transfer_began(self, number: int) -> None:
         """Confirm what waits for the kernel to forget pages of a file: that may wait for this."""
         if self._unconfirmed:
             for message, pages in list(self._unconfirmed.values()):
                 if number in pages:
-                    del self._unconfirmed[message.number]
-                    self._confirm(message)
+                    self._confirm_now(message.number)
 
     def _forget_later(self, pages: list[int], entries: list[tuple[int, bytes]]) -> None:
         self.late += len(entries)

@@ -191,8 +191,8 @@ class KernelModel:
     """What the kernel caches of a mount, and the locks that it holds meanwhile.
 
     Only what counts for validity: a directory is locked while a request about its names is in
-    flight, and forgetting a name has to wait for that. The pages of a file are locked while they
-    are read or written.
+    flight, and forgetting a name has to wait for that. A rename locks its new directory, then the
+    old one. The pages of a file are locked while they are read or written.
     """
 
     def __init__(self) -> None:
@@ -200,6 +200,7 @@ class KernelModel:
         self.attrs: dict[int, Attr] = {}
         self.pages: dict[int, bytes] = {}
         self.locks: defaultdict[int, trio.Lock] = defaultdict(trio.Lock)
+        self.across = trio.Lock()
         self.busy = 0
 
     def store_pages(self, number: int, content: bytes, offset: int = 0) -> bool:
@@ -357,7 +358,9 @@ class Machine:
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
         async with AsyncExitStack() as locks:
-            for number in sorted({parent, new_parent}):
+            if parent != new_parent:
+                await locks.enter_async_context(self.kernel.across)
+            for number in dict.fromkeys((new_parent, parent)):
                 await locks.enter_async_context(self.kernel.locks[number])
             moved = await self._lookup(parent, name)
             if not moved:

@@ -328,6 +328,37 @@ def test_both_work_in_one_directory(pair: tuple[Path, Path]) -> None:
     )
 
 
+def test_both_rename_between_the_same_directories(pair: tuple[Path, Path]) -> None:
+    """The kernel locks one and waits for the other, where a change waits for the other mount."""
+    for name in ("0", "1"):
+        (pair[0] / name).mkdir()
+    longest = [0.0] * 6
+
+    def work(me: int) -> None:
+        mine = me % 2
+        old, new = (pair[mine] / f"{number}" for number in (mine, 1 - mine))
+        for number in range(60):
+            made, moved = old / f"made{number % 5}", old / f"moved{number % 3}"
+            begun = time.monotonic()
+            if me < 2:
+                made.mkdir()
+                made.rmdir()
+            elif me < 4:
+                moved.mkdir()
+                moved.rename(new / f"{me}").rmdir()
+            else:
+                for place in (old, new):
+                    os.listdir(place)
+                    os.path.lexists(place / made.name)
+            longest[me] = max(longest[me], time.monotonic() - begun)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    assert max(longest) < LEASE_S / 2
+    for name in ("0", "1"):
+        assert [os.listdir(path / name) for path in pair] == [[], []]
+
+
 def test_a_stopped_mount_is_waited_for_no_longer_than_a_lease(
     mounts: tuple[Mount, Mount], pair: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -293,6 +293,30 @@ async def test_mappings_and_fsync_of_both_do_not_wait_for_each_other() -> None:
             await machine.vfs.files.release(handle)
 
 
+async def test_renames_across_directories_do_not_wait_for_each_other() -> None:
+    """Each has locked one directory and waits for another, in which a change is in flight."""
+    async with machines(random.Random(1)) as (shared, pair):
+        places = await directories(pair[0])
+        await directories(pair[1])
+        for machine in pair:
+            for place in places:
+                await machine.list(place)
+        for place in places:
+            await pair[0].create(place, b"old", stat.S_IFDIR | 0o755)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for machine, place in zip(pair, places, strict=True):
+                    nursery.start_soon(machine.create, place, b"made", stat.S_IFDIR | 0o755)
+                await trio.lowlevel.checkpoint()
+                for machine, (old, new) in zip(pair, (places, places[::-1]), strict=True):
+                    nursery.start_soon(machine.rename, old, b"old", new, b"new")
+        await wait_for(lambda: all(machine.is_idle for machine in pair))
+        for machine in pair:
+            for place in places:
+                assert await machine.list(place) == {b"made", b"new"}
+            await check(shared, machine, places)
+
+
 async def test_a_lost_lease_leaves_nothing() -> None:
     async with machines(random.Random(1)) as (shared, pair):
         places = await directories(pair[0])
