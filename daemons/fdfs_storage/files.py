@@ -17,14 +17,10 @@ logger = logging.getLogger(__name__)
 # Not in the C library of every Linux.
 _libc = ctypes.CDLL(None, use_errno=True)
 _renameat2 = getattr(_libc, "renameat2", None)
-_sync_file_range = getattr(_libc, "sync_file_range", None)
-if _sync_file_range is not None:
-    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _fallocate = getattr(_libc, "fallocate", None)
 if _fallocate is not None:
     _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _KEEP_SIZE: Final = 1
-_WRITE: Final = 2
 _AT_FDCWD: Final = -100
 _EXTENTS_MAX: Final = 10_000
 _RENAME_EXCHANGE: Final = 2
@@ -131,12 +127,6 @@ def exchange(path: str, other: str) -> bool:
     if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
         return False
     raise OSError(code, os.strerror(code), path, None, other)
-
-
-def start_writing(fd: int, offset: int, count: int) -> None:
-    """Let the disk begin to write *count* bytes of the file; a later sync waits for less then."""
-    if _sync_file_range is not None:
-        _sync_file_range(fd, offset, count, _WRITE)
 
 
 def sync_directory(path: Path | str) -> None:

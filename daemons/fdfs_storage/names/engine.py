@@ -5,8 +5,9 @@ Everything that waits when the engine gets to it becomes one batch:
 1. in one open transaction of the state each change is made and applied in turn (one that is
    refused leaves no trace and is answered with its status);
 2. the records of all that were applied are appended to the log with one fdatasync;
-3. their object work is done (`effects`), new objects being sent to the peers meanwhile (already
-   during 2 where nobody else gets a turn before the end of 3);
+3. their object work is done (`effects`), new objects being sent to the peers meanwhile. Where
+   nobody else gets a turn before its end, new objects are sent and made during 2: a loss of power
+   may then leave some that no file has, as it may on the peers;
 4. the transaction is committed: now lookups see the changes;
 5. all are answered.
 
@@ -444,21 +445,19 @@ class Engine:
             work = [item.change for item in applied if type(item.change.op) in effects.WORK]
             contents = effects.contents(work) if work else []
             if at_once:
-                # The peers make new objects while the log is synced, and while they are made here.
+                # New objects are made here and by the peers while the log is synced.
                 log.write(append.records)
                 if contents:
                     log.start_sync()
                 self._announce(contents, made)
+                if len(contents) == len(work):
+                    self._perform(work, made)
+                    work = []
                 yield log.sync
             else:
                 yield partial(log.append, append.records)
                 self._announce(contents, made)
-            if work:
-                with self.gate.gathered():
-                    for change in work:
-                        file_id = effects.perform(self.objects, change)
-                        if file_id:
-                            made.append(file_id)
+            self._perform(work, made)
             state.commit(lazily=at_once and not self._eager)
             replica.has(replica.own_id, replica.last.index)
         except Exception as exc:
@@ -474,6 +473,15 @@ class Engine:
                 except StatusError as undo:
                     logger.error("the object %s, which no file has, stays: %s", file_id, undo)
             raise
+
+    def _perform(self, work: list[Change], made: list[str]) -> None:
+        """Do object work; what it makes is added to what was *made*."""
+        if work:
+            with self.gate.gathered():
+                for change in work:
+                    file_id = effects.perform(self.objects, change)
+                    if file_id:
+                        made.append(file_id)
 
     def _announce(self, contents: list[tuple[str, bytes]], made: list[str]) -> None:
         """Send new objects (name, content) to the peers, and add them to what was *made*."""
