@@ -9,7 +9,8 @@ so it holds on a busy machine too; operations per second do not. Even so it depe
 and on what else fills its caches. So each figure stands beside the *floor* of the same run: what a
 server in C costs that makes the system calls which any storage has to make for the request, and
 does nothing else (`floor.c`; needs a C compiler). The first lines say what servers cost that wait,
-receive and send, in C and in Python (`echo.py`): what the language alone adds.
+receive and send, in C and in Python (`echo.py`), there with a stat() as well, as file info needs
+it: what the language alone adds.
 
 File systems differ: ext4, for one, searches long for a free inode when many files were deleted
 just before.
@@ -344,6 +345,8 @@ def main(
                 show(*floor.echo("echo in C", number, count))
             with started(sys.executable, HERE / "echo.py") as echo:
                 show(*echo.echo("echo in Python", number, count))
+            with started(sys.executable, HERE / "echo.py", HERE / "echo.py") as echo:
+                show(*echo.echo("... with stat()", number, count))
         if address and pid:
             host, _, service = address.rpartition(":")
             storage = Bench((host, int(service)), pid)
