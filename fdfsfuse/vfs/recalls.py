@@ -13,7 +13,7 @@ a READ, WRITE or truncation of one of the files, the recall is already confirmed
 step 3 is done when that request was answered. If a WRITE or truncation comes during step 3, or a
 READ of a file with changes that are not stored, the recall is confirmed at once: before the kernel
 forgets a page that was changed through a mapping it sends it in a WRITE, which waits for an fsync
-of the file that is in flight. And if the kernel has not forgotten names within `_LOCKED_S` while
+of the file that is in flight. And if the kernel has forgotten no name for `_LOCKED_S` while
 requests are in flight, the recall is confirmed: a call that changes names there has locked the
 directory, and may itself wait for a lock. A rename, for example, waits for its other directory
 while a request there is in flight. Otherwise two mounts that work in the same directories, or on
@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _THREADS: Final = 8
-_LOCKED_S: Final = 0.05
-"""The kernel forgets a name in microseconds, unless its directory is locked."""
+_LOCKED_S: Final = 0.1
+"""The kernel forgets a name in microseconds, unless its directory is locked. This is long enough
+for a thread to get its turn on a machine with much to do."""
 _REFUSE_AGAIN_S: Final = 1.0
 
 
@@ -182,21 +183,22 @@ class Recalls:
             if pages:
                 await self._forget(pages, [])
             if entries:
+                forgotten: list[bytes] = []
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._confirm_if_locked, message.number)
-                    await self._forget([], entries)
+                    nursery.start_soon(self._confirm_if_locked, message.number, forgotten)
+                    await self._forget([], entries, forgotten)
                     nursery.cancel_scope.cancel()
         finally:
             self.late -= len(entries)
             self._confirm_now(message.number)
 
-    async def _confirm_if_locked(self, number: int) -> None:
-        """Confirm a recall if it takes long to forget its names."""
-        while True:
+    async def _confirm_if_locked(self, number: int, forgotten: list[bytes]) -> None:
+        """Confirm a recall if the kernel does not go on with forgetting its names."""
+        before = -1
+        while before != len(forgotten) or not (self._volume.waiting or self._volume.own_changes):
+            before = len(forgotten)
             await trio.sleep(_LOCKED_S)
-            if self._volume.waiting or self._volume.own_changes:
-                self._confirm_now(number)
-                return
+        self._confirm_now(number)
 
     def _confirm_now(self, number: int) -> None:
         """Confirm a recall unless that was done."""
@@ -249,13 +251,20 @@ class Recalls:
         self._refused_at = now
         return True
 
-    async def _forget(self, pages: list[int], entries: list[tuple[int, bytes]]) -> None:
+    async def _forget(
+        self,
+        pages: list[int],
+        entries: list[tuple[int, bytes]],
+        forgotten: list[bytes] | None = None,
+    ) -> None:
         kernel = self._context.kernel
         named = [(self._number(parent), name) for parent, name in entries]
+        done = forgotten if forgotten is not None else []
 
         def forget() -> None:
             for parent, name in named:
                 kernel.forget_name(parent, name)
+                done.append(name)
             for number in pages:
                 kernel.forget_pages(number)
 
