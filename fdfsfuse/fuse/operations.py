@@ -166,9 +166,13 @@ class Operations(pyfuse3.Operations):
         return ", ".join(shown) + (f" [{path}]" if path else "")
 
     def _path(self, number: int) -> str:
+        # Also called in the thread that reports: what was there just now may be gone.
         parts: list[str] = []
-        while number != ROOT and number in self._paths and len(parts) < NAME_MAX:
-            number, name = self._paths[number]
+        while number != ROOT and len(parts) < NAME_MAX:
+            found = self._paths.get(number)
+            if found is None:
+                break
+            number, name = found
             parts.append(name.decode(errors="backslashreplace"))
         return "/".join(["" if number == ROOT else "...", *reversed(parts)]) if parts else ""
 

@@ -73,10 +73,15 @@ def inside(directory: Path) -> Iterator[None]:
         os.close(old)
 
 
+def coarse_time_ns() -> int:
+    """The clock by which file systems set times: it may lag behind, but no file is older."""
+    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
+
+
 def tick() -> None:
-    """Wait until the coarse clock, by which file systems set times, has moved on."""
-    start = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
-    while time.clock_gettime_ns(_CLOCK_REALTIME_COARSE) == start:
+    """Wait until the coarse clock has moved on."""
+    start = coarse_time_ns()
+    while coarse_time_ns() == start:
         time.sleep(0.001)
 
 

@@ -261,9 +261,11 @@ def test_reading_goes_on_at_another_storage(
     failure: str, size: int, tmp_path: Path, fuse: None
 ) -> None:
     content = random.Random(1).randbytes(size)
+    # One that hangs is waited for for 5 s before the other one is asked.
+    timeout_s = 60 if failure == "hangs" else 8
     with (
         Cluster(tmp_path / "cluster", groups=("group1", "group1")) as cluster,
-        cluster.mount(tmp_path / "mnt", "timeout=8") as mount,
+        cluster.mount(tmp_path / "mnt", f"timeout={timeout_s}") as mount,
     ):
         path = mount.path / "group1" / "file"
         path.write_bytes(content)
@@ -295,9 +297,11 @@ def test_reading_goes_on_at_another_storage(
 
 
 def test_what_another_storage_lacks_is_not_read_from_it(tmp_path: Path, fuse: None) -> None:
+    # Far less than the mount's timeout, which ends the vain attempt to read.
+    conf = {"names_replica_timeout": 1}
     with (
-        Cluster(tmp_path / "cluster", groups=("group1", "group1")) as cluster,
-        cluster.mount(tmp_path / "mnt", "timeout=5") as mount,
+        Cluster(tmp_path / "cluster", groups=("group1", "group1"), storage_conf=conf) as cluster,
+        cluster.mount(tmp_path / "mnt", "timeout=6") as mount,
     ):
         path = mount.path / "group1" / "file"
         path.write_bytes(b"old" * MIB)

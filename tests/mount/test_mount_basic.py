@@ -7,6 +7,8 @@ import errno
 import os
 import random
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -198,9 +200,7 @@ def test_xattrs_are_metadata_in_both_directions(volume: Path, cluster: Cluster) 
     with cluster.client() as client:
         assert client.get_metadata(file_id(path)) == {"width": "1024"}
         client.set_metadata(file_id(path), {"height": "768"}, b"M")
-    wait_until(
-        lambda: "user.height" in os.listxattr(path), "the new metadata to be seen", timeout_s=5
-    )
+    wait_until(lambda: "user.height" in os.listxattr(path), "the new metadata to be seen")
     assert sorted(os.listxattr(path)) == ["user.height", "user.width"]
     with fails(errno.EEXIST):
         os.setxattr(path, "user.width", b"1", os.XATTR_CREATE)
@@ -280,31 +280,48 @@ def test_a_dead_volume_leaves_the_other_one_alone(tmp_path: Path, fuse: None) ->
         cluster.storage("one").kill()
         with fails(errno.EIO):
             os.listdir(one)
+        waited_s = 0.0
         for i in range(20):
             start = time.monotonic()
             with fails(errno.EIO):
                 (one / f"x{i}").stat()
-            assert time.monotonic() - start < 5, "it waited for the dead volume"
+            waited_s += time.monotonic() - start
             (two / f"x{i}").write_bytes(b"works")
+        # All together, as a busy machine may stop for seconds at any of them.
+        assert waited_s < 20 * 5 / 4, "they waited for the dead volume"
         assert sorted(os.listdir(mount.path)) == ["one", "two"]
         cluster.storage("one").start()
         wait_until(lambda: _read(one / "f") == b"one", "the volume to come back")
+
+
+_WRITER = """
+import random, sys
+content = random.Random(9).randbytes(1 << 20)
+with open(sys.argv[1], "wb", buffering=0) as file:
+    for number in range(40):
+        if number == 20:
+            print("half", flush=True)
+        file.write(content)
+"""
+"""A process of its own: starting a storage in this one would flush a copy of the descriptor."""
 
 
 def test_a_storage_that_is_killed_while_it_is_written_to(tmp_path: Path, fuse: None) -> None:
     content = random.Random(9).randbytes(MIB)
     with (
         Cluster(tmp_path / "cluster", groups=("one",)) as cluster,
-        cluster.mount(tmp_path / "mnt") as mount,
+        cluster.mount(tmp_path / "mnt", "timeout=120") as mount,
     ):
         large = mount.path / "one" / "large"
         storage = cluster.storage("one")
-        with large.open("wb", buffering=0) as file:
-            for i in range(40):
-                file.write(content)
-                if i == 20:
-                    storage.kill()
-                    storage.start()
+        with subprocess.Popen(
+            [sys.executable, "-c", _WRITER, large], stdout=subprocess.PIPE
+        ) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"half\n"
+            storage.kill()
+            storage.start()
+        assert writer.returncode == 0
         for i in range(20):
             (mount.path / "one" / f"small{i}").write_bytes(content[:4096])
             if i == 10:
