@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,100 +17,50 @@ import pytest
 
 from fdfsfuse.cli.mount_stats import find_reports
 from fdfsfuse.client.names.session import PROMPT_S
+from tests.common.changes import XATTR, Model, Worker, file
 from tests.common.cluster import Cluster
 from tests.common.mount import Mount
 from tests.common.waiting import wait_until
 from tests.mount.test_coherence import sync_directory
 
-XATTR = "user.value"
-Model = dict[str, str]
-"""What is in a directory: 'directory', the target of a symlink, or what `file` says."""
 
-
-def file(mode: int, xattr: str) -> str:
-    """A file with the value of an xattr, '' for none."""
-    return f"file {mode:o} {xattr}"
-
-
-class Worker:
-    """Changes a directory at random; ``model`` is what was acknowledged."""
+class WorkerProcess:
+    """A `Worker` as a process."""
 
     def __init__(self, place: Path, seed: int) -> None:
-        self.model: Model = {}
         self.count = 0
-        self.error: BaseException | None = None
-        self._place = place
-        self._draw = random.Random(seed)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._last = ""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.common.changes", str(place), str(seed)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
 
-    def step(self) -> None:
-        """One change."""
-        draw, model, place = self._draw, self.model, self._place
-        name = f"n{draw.randrange(40)}"
-        there = model.get(name)
-        if there is None and draw.random() < 0.4:
-            (place / name).mkdir()
-            model[name] = "directory"
-        elif there is None and draw.random() < 0.6:
-            early = draw.choice(("", f"{self.count}"))
-            with open(place / name, "xb", opener=lambda p, f: os.open(p, f, 0o644)) as made:
-                if early:
-                    os.setxattr(made.fileno(), XATTR, early.encode())
-                made.write(b"content")
-            model[name] = file(0o644, early)
-        elif there is None:
-            target = f"to{self.count}"
-            (place / name).symlink_to(target)
-            model[name] = target
-        elif there.startswith("file") and draw.random() < 0.6:
-            _, mode, xattr = there.split(" ")
-            if draw.random() < 0.6:
-                xattr = f"{self.count}"
-                os.setxattr(place / name, XATTR, xattr.encode())
-            elif xattr and draw.random() < 0.5:
-                os.removexattr(place / name, XATTR)
-                xattr = ""
-            else:
-                mode = f"{draw.randrange(0o1000):o}"
-                os.chmod(place / name, int(mode, 8))
-            model[name] = file(int(mode, 8), xattr)
-        elif draw.random() < 0.4:
-            new_name = f"n{draw.randrange(40)}"
-            if "directory" in (there, model.get(new_name)) and new_name in model:
-                return
-            (place / name).rename(place / new_name)
-            model[new_name] = model.pop(name)
-        elif there == "directory":
-            (place / name).rmdir()
-            del model[name]
-        else:
-            (place / name).unlink()
-            del model[name]
-        self.count += 1
-
-    def start(self) -> None:
-        """Make changes in a thread until `stop`."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Raises what a change failed with."""
-        self._stop.set()
-        self._thread.join()
-        if self.error is not None:
-            raise self.error
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.count += 1
+            self._last = line
 
     def wait_growth(self, count: int) -> None:
         """Wait for so many more changes."""
         wanted = self.count + count
-        wait_until(lambda: self.count > wanted or self.error is not None, "changes to be made")
+        wait_until(
+            lambda: self.count > wanted or self._process.poll() is not None, "changes to be made"
+        )
 
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                self.step()
-        except BaseException as exc:
-            self.error = exc
+    def stop(self) -> Model:
+        """End it. Returns what was acknowledged."""
+        assert self._process.stdin is not None
+        with self._process:
+            self._process.stdin.close()
+            self._reader.join()
+        assert self._process.returncode == 0
+        model: Model = json.loads(self._last)
+        return model
 
 
 def ahead(mount: Mount) -> dict[str, int]:
@@ -162,8 +115,7 @@ def test_nothing_is_lost_with_the_storage(fuse: None, tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster, cluster.mount(tmp_path / "mnt") as mount:
         place = mount.path / "group1" / "place"
         place.mkdir()
-        worker = Worker(place, 1)
-        worker.start()
+        worker = WorkerProcess(place, 1)
         try:
             for _ in range(4):
                 worker.wait_growth(50)
@@ -172,14 +124,14 @@ def test_nothing_is_lost_with_the_storage(fuse: None, tmp_path: Path) -> None:
                 time.sleep(draw.uniform(0, 0.2))
                 cluster.storage().start()
         finally:
-            worker.stop()
-        assert shown(place) == worker.model
+            model = worker.stop()
+        assert shown(place) == model
         sync_directory(place)
         counted = ahead(mount)
         assert counted["answered"] > 0
         assert counted["unanswered"] == counted["refused"] == 0
         mount.remount()
-        assert shown(place) == worker.model
+        assert shown(place) == model
 
 
 def test_a_storage_that_hangs_is_waited_for(fuse: None, tmp_path: Path) -> None:
