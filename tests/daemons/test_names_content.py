@@ -18,6 +18,9 @@ from fdfs_storage.disk_pace import DiskPace
 from fdfs_storage.names import connection, reads, writes
 from fdfs_storage.names.operations import Operations
 from fdfs_storage.names.reads import Reads, WouldBlock, warm
+from fdfs_storage.paths import metadata_location
+from fdfs_storage.replication.deleted import Deleted
+from fdfs_storage.replication.replicas import Replicas
 from fdfsfuse.client.names import NamesSession
 from fdfsfuse.proto import metadata, names
 from fdfsfuse.proto.fileid import decode_name
@@ -581,6 +584,25 @@ async def test_xattrs_are_the_metadata_of_the_object(
     attr = await session.call(names.MakeWritable(ino))
     assert await xattrs(session, ino) == expected
     assert server.store.read_metadata(server.tree.objects.locate(attr.file_id)) is not None
+
+
+async def test_metadata_that_others_gave_to_an_object_is_kept(
+    server: NamesServer, session: NamesSession
+) -> None:
+    ino = await make(session, b"a")
+    locate, read = server.tree.objects.locate, server.store.read_metadata
+    attr = await store(session, ino, b"content")
+    server.store.write_metadata(locate(attr.file_id), b"by\x02a client")
+    attr = await store(session, ino, b"other")
+    assert read(locate(attr.file_id)) == b"by\x02a client"
+    server.store.write_metadata(locate(attr.file_id), b"")
+    attr = await store(session, ino, b"content")
+    assert read(locate(attr.file_id)) is None
+    peers = Replicas(server.store, Deleted.load(server.store.changes))
+    place, now_s = metadata_location(locate(attr.file_id)), int(time.time())
+    peers.put_small(place, memoryview(b"by\x02a peer"), now_s, "c", again=False)
+    attr = await store(session, ino, b"other")
+    assert read(locate(attr.file_id)) == b"by\x02a peer"
 
 
 async def test_an_xattr_changes_its_place(server: NamesServer, session: NamesSession) -> None:

@@ -62,6 +62,7 @@ class ByIdChanges:
         if location.base.endswith(METADATA_SUFFIX):
             # Mounts keep xattrs until they are told of a change, as they keep content.
             location, kind = master_location(location), ops.MODIFY
+            self._objects.metadata_changed(location.name)
         if kind == ops.RENAME and other is not None:
             if self._engine.is_busy or self._reads.knows_object(other.name):
                 self._rename(other.name, location.name)

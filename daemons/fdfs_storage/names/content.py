@@ -81,7 +81,7 @@ def check_file(attr: Attr) -> None:
 def put_content(state: State, index: int, change: Change, op: names_record.PutContent) -> Attr:
     """Another object, or none, for an inode."""
     db = state.db
-    attr = tree.get_attr(db, op.ino)
+    attr = state.get_attr(op.ino)
     check_file(attr)
     if op.file_id:
         if op.data is None:
@@ -141,7 +141,7 @@ def drop_pending(state: State, index: int, change: Change, op: names_record.Drop
 
 def resize(state: State, index: int, change: Change, op: names_record.Resize) -> Attr:
     """New size and time of content that was changed in place. ESTALE: another object by now."""
-    attr = tree.get_attr(state.db, op.ino)
+    attr = state.get_attr(op.ino)
     check_file(attr)
     if attr.file_id != op.file_id:
         raise fail(errno.ESTALE)

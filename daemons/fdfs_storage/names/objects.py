@@ -31,6 +31,7 @@ from fdfsfuse.proto.fileid import (
 _EXTENSION: Final = re.compile(rb"[^/]+\.([A-Za-z0-9]{1,6})\Z")
 NS: Final = 10**9
 _LOCATED_MAX: Final = 1024
+_BARE_MAX: Final = 16_384
 
 
 def extension_of(name: bytes) -> str:
@@ -56,6 +57,9 @@ class Objects:
         self._metadata: dict[str, bytes] = {}
         # Checking a name costs 15 us, and each WRITE_OBJECT asks for the same few again and again.
         self._located: dict[str, Location] = {}
+        # Of objects that were made lately and have no metadata, nobody looks for any: a mount that
+        # overwrites small files would otherwise open a file that is not there each time.
+        self._bare: set[str] = set()
 
     def locate(self, file_id: str) -> Location:
         """Where an object is. EINVAL when that cannot be the file name of one."""
@@ -127,9 +131,13 @@ class Objects:
         """Make an object that was announced."""
         with self._as_own:
             self.store.creations.make(self.locate(file_id), data, time_of_name(file_id))
+        if len(self._bare) >= _BARE_MAX:
+            self._bare.clear()
+        self._bare.add(file_id)
 
     def withdraw(self, file_id: str) -> None:
         """Take back an object that was announced, whether it was made or not."""
+        self._bare.discard(file_id)
         with self._as_own:
             self.store.creations.withdraw(self.locate(file_id))
 
@@ -162,6 +170,7 @@ class Objects:
 
     def delete(self, file_id: str) -> None:
         """Delete the object and its metadata; fine when it is gone already."""
+        self._bare.discard(file_id)
         try:
             with self._as_own:
                 self.store.delete(self.locate(file_id))
@@ -182,6 +191,8 @@ class Objects:
 
     def stored_metadata(self, file_id: str) -> bytes:
         """The metadata text of the object; '' for none."""
+        if file_id in self._bare:
+            return b""
         try:
             return self.store.read_metadata(self.locate(file_id)) or b""
         except StatusError as exc:
@@ -202,8 +213,13 @@ class Objects:
     def put_metadata(self, file_id: str, text: bytes) -> None:
         """Replace the metadata text if it is another one; it is in the log."""
         if text != self.stored_metadata(file_id):
+            self._bare.discard(file_id)
             with self._as_own:
                 self.store.write_metadata(self.locate(file_id), text, kept=True)
+
+    def metadata_changed(self, file_id: str) -> None:
+        """Somebody else has changed the metadata of the object."""
+        self._bare.discard(file_id)
 
     def pwrite_pieces(
         self, file_id: str, pieces: Sequence[tuple[int, int]], data: memoryview

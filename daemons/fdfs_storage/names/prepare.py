@@ -16,7 +16,6 @@ from fdfs_storage.names import content, tree
 from fdfs_storage.names.checks import fail
 from fdfs_storage.names.content import USER, metadata_name
 from fdfs_storage.names.objects import Objects, extension_of
-from fdfs_storage.names.schema import ATTR_COLUMNS
 from fdfs_storage.names.state import State
 from fdfsfuse.errors import NotFoundError
 from fdfsfuse.proto import metadata, names, names_record
@@ -27,11 +26,7 @@ CREATE = 1
 REPLACE = 2
 METADATA_MAX = 64 << 10
 """Longest metadata text that setting xattrs may lead to."""
-_OLDEST_NAME = (
-    f"SELECT {ATTR_COLUMNS}, name, min(cookie)"
-    " FROM inode LEFT JOIN dirent ON dirent.ino = inode.ino"
-    " WHERE inode.ino = ?"
-)
+_OLDEST_NAME = "SELECT name, min(cookie) FROM dirent WHERE ino = ?"
 """In SQLite the other columns are those of the row that has the minimum."""
 
 
@@ -48,16 +43,13 @@ class Preparer:
 
         Raises ESTALE, EISDIR, EINVAL.
         """
-        row = self._db.execute(_OLDEST_NAME, (ino,)).fetchone()
-        if row[0] is None:
-            raise fail(errno.ESTALE)
-        attr = tree.to_attr(row)
-        content.check_file(attr)
-        return attr, "" if row[14] is None else extension_of(row[14])
+        attr = self.file(ino)
+        name: bytes | None = self._db.execute(_OLDEST_NAME, (ino,)).fetchone()[0]
+        return attr, "" if name is None else extension_of(name)
 
     def file(self, ino: int) -> Attr:
         """Attributes of a regular file. ESTALE, EISDIR, EINVAL."""
-        attr = tree.get_attr(self._db, ino)
+        attr = self._state.get_attr(ino)
         content.check_file(attr)
         return attr
 

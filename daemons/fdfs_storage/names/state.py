@@ -21,6 +21,7 @@ from fdfs_storage.names.results import Results
 from fdfsfuse.core.names_log import Position
 from fdfsfuse.errors import FdfsError, StatusError
 from fdfsfuse.proto import names, names_record
+from fdfsfuse.proto.names import Attr
 from fdfsfuse.proto.names_record import Change
 
 _UNSETTLED_MAX = 256
@@ -91,6 +92,7 @@ class State:
         self.inodes: int = db.execute("SELECT count(*) FROM inode").fetchone()[0]
         self.results = Results(db)
         self.parents = Parents(db)
+        self._read: Attr | None = None
         self._settled = self._counters()
         self.in_batch = False
         self.unsettled = 0
@@ -166,6 +168,7 @@ class State:
             applied again, from the log. (A savepoint per batch would cost more than its changes.)
         """
         whole = not self.unsettled
+        self._read = None
         self.in_batch = False
         self.unsettled = 0
         self.results.drop()
@@ -192,10 +195,21 @@ class State:
         except StatusError:
             self.position = before
             raise
+        finally:
+            self._read = None
         answer = names.encode(outcome)
         if change.id:
             self.results.add(change.session, change.id, change.done_below, answer)
         return answer, outcome
+
+    def get_attr(self, ino: int) -> Attr:
+        """The attributes of an inode. Raises ESTALE.
+
+        What a change was decided by is not read again to apply it.
+        """
+        if self._read is None or self._read.ino != ino:
+            self._read = tree.get_attr(self.db, ino)
+        return self._read
 
     def has_ended(self, session: int) -> bool:
         """Whether the end of the session was recorded."""
