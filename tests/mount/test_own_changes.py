@@ -135,7 +135,7 @@ def test_nothing_is_lost_with_the_storage(fuse: None, tmp_path: Path) -> None:
 
 
 def test_a_storage_that_hangs_is_waited_for(fuse: None, tmp_path: Path) -> None:
-    with Cluster(tmp_path) as cluster, cluster.mount(tmp_path / "mnt", "timeout=2") as mount:
+    with Cluster(tmp_path) as cluster, cluster.mount(tmp_path / "mnt", "timeout=6") as mount:
         place = mount.path / "group1" / "place"
         place.mkdir()
         for number in range(10):
