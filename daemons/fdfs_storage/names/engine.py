@@ -172,22 +172,19 @@ class Engine:
         batch = list(queue)
         queue.clear()
         steps = self._steps(batch, at_once=True)
-        try:
-            sync = next(steps)
-            while True:
-                start = time.monotonic()
-                try:
-                    sync()
-                except Exception as exc:
-                    sync = steps.throw(exc)
-                else:
-                    took = time.monotonic() - start
-                    self._slow_syncs = self._slow_syncs + 1 if took > _SLOW_SYNC_S else 0
-                    if self._slow_syncs >= _SLOW_IN_A_ROW:
-                        self._in_thread_until = start + took * _IN_THREAD_FACTOR
-                    sync = next(steps)
-        except StopIteration:
-            pass
+        sync = next(steps, None)
+        while sync is not None:
+            start = time.monotonic()
+            try:
+                sync()
+            except Exception as exc:
+                sync = _next_after(steps, exc)
+            else:
+                took = time.monotonic() - start
+                self._slow_syncs = self._slow_syncs + 1 if took > _SLOW_SYNC_S else 0
+                if self._slow_syncs >= _SLOW_IN_A_ROW:
+                    self._in_thread_until = start + took * _IN_THREAD_FACTOR
+                sync = next(steps, None)
         if self._failure is not None:
             self._wake.set()
         self.on_answered()
@@ -289,20 +286,17 @@ class Engine:
         # Others read while the log is synced by the thread, on their own connections.
         self.settle()
         steps = self._steps(batch)
-        try:
-            sync = next(steps)
-            while True:
-                try:
-                    if self.state.unsettled:  # it could not be shown, so nobody may read now
-                        sync()
-                    else:
-                        await self._worker.run(sync)
-                except Exception as exc:
-                    sync = steps.throw(exc)
+        sync = next(steps, None)
+        while sync is not None:
+            try:
+                if self.state.unsettled:  # it could not be shown, so nobody may read now
+                    sync()
                 else:
-                    sync = next(steps)
-        except StopIteration:
-            pass
+                    await self._worker.run(sync)
+            except Exception as exc:
+                sync = _next_after(steps, exc)
+            else:
+                sync = next(steps, None)
 
     def _steps(self, batch: list[Work], *, at_once: bool = False) -> Steps:
         """A whole batch. Yields what the caller has to call, or let a thread call: it syncs.
@@ -489,6 +483,14 @@ class Engine:
             with self.gate.gathered():
                 self.objects.announce(contents)
                 made += [file_id for file_id, _ in contents]
+
+
+def _next_after(steps: Steps, exc: Exception) -> Callable[[], None] | None:
+    """What *steps* yield next, None at their end, when what they had yielded has raised *exc*."""
+    try:
+        return steps.throw(exc)
+    except StopIteration:
+        return None
 
 
 def _status(exc: Exception) -> int:
