@@ -109,6 +109,7 @@ class Context:
         numbers: inode numbers, and which of them the kernel knows.
         volumes_at: the inode number of the directory that lists the volumes: `ROOT`, or 0 (none) if
             the mount shows a single volume.
+        volumes: those that the trackers have told.
         states: the files that are open or not stored yet, by inode number.
         objects, pages, contents: see their classes.
         dirty: memory for content that is not stored yet.
@@ -120,6 +121,7 @@ class Context:
         self.kernel = kernel
         self.numbers = Numbers()
         self.volumes_at = 0 if options.top else ROOT
+        self.volumes: list[Volume] = []
         self.states: dict[int, FileState] = {}
         self.objects = ObjectAttrs(options.attr_timeout_s)
         self.pages = Pages()
@@ -164,6 +166,10 @@ class Context:
         """The entry for a name that does not exist in a directory of *volume*."""
         memory = volume.memory
         return Entry(0, _NO_ATTR, 0.0, memory.left() if memory.give(parent, name, MISSING) else 0.0)
+
+    def has_requests(self) -> bool:
+        """Whether a request of this mount, or a change that was answered here, is in flight."""
+        return any(volume.waiting or volume.own_changes for volume in self.volumes)
 
     def told(self, volume: Volume, attr: Attr) -> None:
         """Pass attributes from an answer of *volume* on to the file, if it is open."""

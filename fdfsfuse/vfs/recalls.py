@@ -14,13 +14,13 @@ step 3 is done when that request was answered. If a WRITE or truncation comes du
 READ of a file with changes that are not stored, the recall is confirmed at once: before the kernel
 forgets a page that was changed through a mapping it sends it in a WRITE, which waits for an fsync
 of the file that is in flight. And if the kernel has forgotten no name for `_LOCKED_S` while
-requests are in flight, the recall is confirmed: a call that changes names there has locked the
-directory, and may itself wait for a lock. A rename, for example, waits for its other directory
-while a request there is in flight. Otherwise two mounts that work in the same directories, or on
-one file, could wait for each other for ever: the request, or that fsync, may be waiting until
-another mount confirms a recall of its own, which has to wait in the same way. The kernel keeps
-nothing of the answer to a request that was sent before the recall, and one that comes during step 3
-is answered with what is there now.
+requests of this mount are in flight, to any volume, the recall is confirmed: a call that changes
+names there has locked the directory, and may itself wait for a lock. A rename, for example, waits
+for its other directory while a request there is in flight. Otherwise two mounts that work in the
+same directories, or on one file, could wait for each other for ever: the request, or that fsync,
+may be waiting until another mount confirms a recall of its own, which has to wait in the same way.
+The kernel keeps nothing of the answer to a request that was sent before the recall, and one that
+comes during step 3 is answered with what is there now.
 """
 
 from __future__ import annotations
@@ -195,7 +195,8 @@ class Recalls:
     async def _confirm_if_locked(self, number: int, forgotten: list[bytes]) -> None:
         """Confirm a recall if the kernel does not go on with forgetting its names."""
         before = -1
-        while before != len(forgotten) or not (self._volume.waiting or self._volume.own_changes):
+        # A rename to another volume is refused, but both directories are locked until then.
+        while before != len(forgotten) or not self._context.has_requests():
             before = len(forgotten)
             await trio.sleep(_LOCKED_S)
         self._confirm_now(number)

@@ -163,5 +163,6 @@ class Volumes:
         volume = Volume(number, self._cluster.backend(group), self._context)
         self._by_number[number] = volume
         self.by_name[volume.name] = volume
+        self._context.volumes.append(volume)
         log.info("volume %s", group)
         self._context.spawn(volume.run)

@@ -38,8 +38,8 @@ OWNER = Owner(1000, 1001)
 class SharedVolume:
     """The storage. *rng* decides how late everything is."""
 
-    def __init__(self, rng: random.Random, nursery: trio.Nursery) -> None:
-        self.storage = FakeBackend("vol")
+    def __init__(self, rng: random.Random, nursery: trio.Nursery, name: str = "vol") -> None:
+        self.storage = FakeBackend(name)
         self.rng = rng
         self.nursery = nursery
         self.sessions: list[SessionBackend] = []
@@ -56,8 +56,8 @@ class SessionBackend(FakeBackend):
     """A `Backend` whose volume others change, too."""
 
     def __init__(self, shared: SharedVolume) -> None:
-        super().__init__("vol")
         storage = shared.storage
+        super().__init__(storage.group)
         self.objects, self.attrs = storage.objects, storage.attrs
         self.pending, self.named = storage.pending, storage.named
         self.unconfirmed: dict[int, trio.Event] = {}
@@ -254,10 +254,11 @@ class Machine:
     @property
     def is_idle(self) -> bool:
         """Nothing is left to be forgotten."""
-        (volume,) = self.vfs.volumes.by_name.values()
-        backend = volume.backend
-        assert isinstance(backend, SessionBackend)
-        return not (backend.unconfirmed or self.kernel.busy or volume.recalls.late)
+        for volume in self.vfs.volumes.by_name.values():
+            assert isinstance(volume.backend, SessionBackend)
+            if volume.backend.unconfirmed or volume.recalls.late:
+                return False
+        return not self.kernel.busy
 
     async def lookup(self, parent: int, name: bytes) -> int:
         """The number of a name; 0 when there is none."""

@@ -28,17 +28,17 @@ NAMES = (b"a", b"b", b"c", b"d")
 REFUSED = (errno.ENOENT, errno.EEXIST, errno.ESTALE)
 
 
-class OneVolume:
-    """A `Cluster` of one session."""
+class Sessions:
+    """A `Cluster` of volumes with a session each."""
 
-    def __init__(self, session: SessionBackend) -> None:
-        self._session = session
+    def __init__(self, *sessions: SessionBackend) -> None:
+        self._sessions = {session.group: session for session in sessions}
 
     async def volumes(self) -> list[str]:
-        return ["vol"]
+        return list(self._sessions)
 
     def backend(self, group: str) -> SessionBackend:
-        return self._session
+        return self._sessions[group]
 
 
 class MappingKernel(KernelModel):
@@ -67,7 +67,7 @@ async def machines(
         for _ in range(2):
             kernel = make_kernel()
             options = VfsOptions(uid=7, gid=8, cached_entries=rng.choice((5, 1000)))
-            vfs = Vfs(options, OneVolume(SessionBackend(shared)), kernel)
+            vfs = Vfs(options, Sessions(SessionBackend(shared)), kernel)
             await nursery.start(vfs.run)
             found.append(Machine(vfs, kernel))
         yield shared, found
@@ -315,6 +315,43 @@ async def test_renames_across_directories_do_not_wait_for_each_other() -> None:
             for place in places:
                 assert await machine.list(place) == {b"made", b"new"}
             await check(shared, machine, places)
+
+
+async def test_renames_across_volumes_do_not_wait_for_each_other() -> None:
+    """They are refused, but only after the kernel has locked both directories."""
+
+    async def rename(machine: Machine, old: int, new: int) -> None:
+        with pytest.raises(TreeError) as refused:
+            await machine.rename(old, b"old", new, b"new")
+        assert refused.value.errno == errno.EXDEV
+
+    async with trio.open_nursery() as nursery:
+        shared = [SharedVolume(random.Random(1), nursery, name) for name in ("one", "two")]
+        pair = []
+        for _ in range(2):
+            kernel = KernelModel()
+            sessions = Sessions(*map(SessionBackend, shared))
+            vfs = Vfs(VfsOptions(uid=7, gid=8), sessions, kernel)
+            await nursery.start(vfs.run)
+            pair.append(Machine(vfs, kernel))
+        for machine in pair:
+            places = [await machine.lookup(1, name) for name in (b"one", b"two")]
+        for place in places:
+            await pair[0].create(place, b"old", stat.S_IFDIR | 0o755)
+            for machine in pair:
+                await machine.list(place)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as working:
+                for machine, place in zip(pair, places, strict=True):
+                    working.start_soon(machine.create, place, b"made", stat.S_IFDIR | 0o755)
+                await trio.lowlevel.checkpoint()
+                for machine, (old, new) in zip(pair, (places, places[::-1]), strict=True):
+                    working.start_soon(rename, machine, old, new)
+        await wait_for(lambda: all(machine.is_idle for machine in pair))
+        for machine in pair:
+            for place in places:
+                assert await machine.list(place) == {b"made", b"old"}
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_lost_lease_leaves_nothing() -> None:
