@@ -1,9 +1,10 @@
-"""What a change does to object files, once its record is durable in the log.
+"""What a change does to object files, once its record is in the log.
 
-On the way of a request this happens between the sync of the log and the commit of the state; a
-crash in between is made good at the next start, when the record is replayed. Therefore `replay`
-does each step only where it is still missing, and never touches the content of an appender that
-exists: it may have been written to since.
+On the way of a request this happens between the sync of the log and the commit of the state, or
+for new objects perhaps during that sync (`fdfs_storage.names.engine`); a crash in between is made
+good at the next start, when the record is replayed. Therefore `replay` does each step only where it
+is still missing, and never touches the content of an appender that exists: it may have been written
+to since.
 """
 
 from __future__ import annotations
