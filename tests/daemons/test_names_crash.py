@@ -659,6 +659,25 @@ def test_segments_follow_each_other_and_are_trimmed(tmp_path: Path) -> None:
         open_log(tmp_path, applied=1)
 
 
+def test_a_sync_that_was_started_ends_with_the_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end must not be taken for that of the next one."""
+    log, _ = open_log(tmp_path)
+    log.append(records(1, 1))
+    mark = log.mark()
+    log.write(records(2, 1))
+    log.start_sync()
+    log.cut(mark)
+    synced: list[int] = []
+    with monkeypatch.context() as context:
+        context.setattr(os, "fdatasync", synced.append)
+        log.append(records(2, 2))
+    assert len(synced) == 1
+    log.close()
+    assert open_log(tmp_path)[1] == records(1, 3)
+
+
 def test_damage_that_is_no_torn_tail_is_refused(tmp_path: Path) -> None:
     log, _ = open_log(tmp_path, segment_size=100)
     for index in range(1, 10):
