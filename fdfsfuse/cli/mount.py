@@ -269,6 +269,8 @@ def _become_server(mount: Mount, handler: logging.Handler, pipe: int) -> NoRetur
     code = EXIT_FAILURE
     try:
         os.setsid()
+        # The end of a login session sends SIGTERM and SIGHUP; the first one stores everything.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         os.chdir("/")
         _log_to(handler)
         told = False

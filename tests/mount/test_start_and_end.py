@@ -81,6 +81,7 @@ def test_in_the_background(cluster: Cluster, mountpoint: Path, tmp_path: Path, f
     assert cluster.tracker.endpoint in line
     assert "nosuid" in line
     pid = mount_process(mountpoint)
+    os.kill(pid, signal.SIGHUP)  # means nothing: it has no terminal
     code, said = fdfs_mount(cluster.tracker.endpoint, mountpoint)
     assert code == 1
     assert "already mounted" in said
