@@ -244,6 +244,7 @@ async def test_kill_while_objects_are_made_and_the_log_is_synced(
             0,
             0,
         ]
+        before, size = entries(tree), tree.log.size
 
         def snapshot(moment: str) -> None:
             target = tmp_path / f"{len(snapshots)}"
@@ -270,12 +271,19 @@ async def test_kill_while_objects_are_made_and_the_log_is_synced(
     assert [moment for moment, _ in snapshots] == [
         f"{when} {step}" for step in steps for when in ("before", "after")
     ]
+    unsynced = shutil.copytree(dict(snapshots)["before sync"], tmp_path / "unsynced")
     for _, crashed in snapshots[1:]:
         async with open_tree(crashed) as tree:
             check(tree, crashed)
             assert entries(tree) == after
             assert metadata(tree) == {b"old": b"", b"made": b"a\x021"}
             assert tree.state.results.find(SESSION, 5) is not None
+    # A loss of power may keep the objects, but not the records.
+    os.truncate(unsynced / "data/names" / segment_name(1), size)
+    async with open_tree(unsynced) as tree:
+        assert entries(tree) == before
+        assert await together(tree, [put(tree, b"old", b"other")], 3, at_once=True) == [0]
+        assert entries(tree)[b"old"][0] == 5
 
 
 @pytest.mark.parametrize("at_once", [False, True])
