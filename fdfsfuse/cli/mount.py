@@ -11,6 +11,7 @@ import logging
 import logging.handlers
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -326,7 +327,8 @@ def _log_handler(where: str) -> logging.Handler:
 
 def _to_syslog() -> logging.Handler:
     handler = logging.handlers.SysLogHandler(str(_SYSLOG))
-    handler.append_nul = False  # it would be logged
+    # Between the messages of a stream; at the end of a datagram it would be logged.
+    handler.append_nul = handler.socktype == socket.SOCK_STREAM
     return handler
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from fdfsfuse.cli import mount
 from fdfsfuse.cli.install_helpers import HELPERS
 from fdfsfuse.cli.mount_options import parse_options, parse_source
 from fdfsfuse.client.address import Address
@@ -335,6 +338,29 @@ def test_what_the_guide_shows_is_right() -> None:
     for source, options in (*lines, *units):
         parse_source(source)
         parse_options([options])
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [(socket.SOCK_DGRAM, b""), (socket.SOCK_STREAM, b"\0")],
+    ids=["dgram", "stream"],
+)
+def test_messages_to_syslog(
+    kind: socket.SocketKind, end: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not run together, and nothing is logged at their ends."""
+    monkeypatch.setattr(mount, "_SYSLOG", tmp_path / "log")
+    with socket.socket(socket.AF_UNIX, kind) as listening:
+        listening.settimeout(60)
+        listening.bind(str(tmp_path / "log"))
+        if kind == socket.SOCK_STREAM:
+            listening.listen()
+        handler = mount._log_handler("syslog")
+        receiving = listening.accept()[0] if kind == socket.SOCK_STREAM else listening
+        with receiving:
+            handler.emit(logging.LogRecord("here", logging.INFO, "", 0, "what happened", (), None))
+            handler.close()
+            assert receiving.recv(1000).endswith(b"what happened" + end)
 
 
 def test_the_command_says_what_it_takes() -> None:
