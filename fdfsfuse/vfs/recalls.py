@@ -45,6 +45,8 @@ _THREADS: Final = 8
 _LOCKED_S: Final = 0.1
 """The kernel forgets a name in microseconds, unless its directory is locked. This is long enough
 for a thread to get its turn on a machine with much to do."""
+_STEPS: Final = 5
+"""In which that time is waited: when the whole process is stopped, only one of them is longer."""
 _REFUSE_AGAIN_S: Final = 1.0
 
 
@@ -198,7 +200,8 @@ class Recalls:
         # A rename to another volume is refused, but both directories are locked until then.
         while before != len(forgotten) or not self._context.has_requests():
             before = len(forgotten)
-            await trio.sleep(_LOCKED_S)
+            for _ in range(_STEPS):
+                await trio.sleep(_LOCKED_S / _STEPS)
         self._confirm_now(number)
 
     def _confirm_now(self, number: int) -> None:
