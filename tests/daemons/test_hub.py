@@ -269,8 +269,9 @@ async def test_clients_that_go_away_are_forgotten() -> None:
 
 async def test_silence_ends_a_connection_before_its_first_request_only() -> None:
     async with running(network_timeout_s=1.0) as it:
-        used, silent = await it.connect(), await it.connect()
+        used = await it.connect()
         assert await used.ask(b"x") == b"+x"
+        silent = await it.connect()
         assert await closed(silent)
         await trio.sleep(0.6)  # so that it is longer for the used one, too
         assert await used.ask(b"y") == b"+y"
