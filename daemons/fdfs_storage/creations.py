@@ -20,8 +20,6 @@ from fdfsfuse.proto import binlog as ops
 from fdfsfuse.proto.fileid import Location
 
 _File = TypeVar("_File")
-_WITHOUT_NUMBER = 1 << 32
-"""Names of files from this size on do not differ by a number that is counted up (`Naming`)."""
 
 
 class Creations:
@@ -64,7 +62,7 @@ class Creations:
             location = self._naming.new_location(
                 index, directory, size, crc32, mtime, extension, appender
             )
-            if size < _WITHOUT_NUMBER or not self._paths.exists(location):
+            if not self._paths.exists(location):
                 return location
         raise StatusError(errno.EBUSY, "no unique name found")
 
