@@ -367,6 +367,20 @@ async def test_names_are_never_given_twice(tmp_path: Path, monkeypatch: pytest.M
     store.close()
 
 
+async def test_a_name_that_is_taken_is_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number may be that of a run before, at a time that was set back."""
+    store = await open_store(make_config(tmp_path))
+    taken = put(store, b"content")
+    free = Location(taken.path_index, f"{taken.directory}/{'x' * 27}.txt")
+    given = iter((taken, free))
+    monkeypatch.setattr(store.creations._naming, "new_location", lambda *_: next(given))
+    assert put(store, b"content") == free
+    assert read(store, taken) == b"content"
+    store.close()
+
+
 async def test_directories_take_turns(tmp_path: Path) -> None:
     config = make_config(tmp_path, subdirs=2, rotate_count=2)
     store = await open_store(config)
