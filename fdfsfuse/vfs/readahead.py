@@ -8,13 +8,16 @@ a fresh one costs a page fault per page.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
 from fdfsfuse.errors import FdfsError
 from fdfsfuse.vfs.context import Context
 from fdfsfuse.vfs.volume import Volume
+
+_NEAR: Final = 8
+"""How many times its own length a read may be away from the one that it continues."""
 
 
 class Plan(NamedTuple):
@@ -36,11 +39,10 @@ def plan_read(
         chunk: bytes of a chunk.
         window: chunks that may be held, the current one included.
 
-    A reader counts as sequential when it goes on near *position*: the kernel's own read-ahead
-    requests arrive a little out of order. The first chunk of a file is always read whole; with the
-    second sequential read the window opens.
+    The first chunk of a file is always read whole; with the second sequential read the window
+    opens.
     """
-    if not is_sequential(offset, position, chunk):
+    if not is_sequential(offset, end, position, chunk):
         return Plan(True, range(0), range(0))
     first, last = offset // chunk, (end - 1) // chunk
     now = range(first, last + 1)
@@ -50,9 +52,13 @@ def plan_read(
     return Plan(False, now, range(last + 1, min(chunks, first + window)))
 
 
-def is_sequential(offset: int, position: int, chunk: int) -> bool:
-    """Whether a read at *offset* continues one that ended at *position*."""
-    return position - chunk <= offset <= position + chunk
+def is_sequential(offset: int, end: int, position: int, chunk: int) -> bool:
+    """Whether a read of ``offset .. end`` continues one that ended at *position*.
+
+    The kernel's own read-ahead arrives a little out of order, in large requests. A small one that
+    is not quite near is a random read, for which a whole chunk would be fetched in vain.
+    """
+    return abs(offset - position) <= min(chunk, _NEAR * (end - offset))
 
 
 class _Chunk:
@@ -150,7 +156,7 @@ class ObjectReader:
             self._drop(index)
 
     def _plan(self, offset: int, end: int, chunk: int) -> Plan:
-        if is_sequential(offset, self._position, chunk):
+        if is_sequential(offset, end, self._position, chunk):
             self._streak += 1
         else:
             self._streak = 0
