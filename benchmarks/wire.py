@@ -12,6 +12,12 @@ does nothing else (`floor.c`; needs a C compiler). The first lines say what serv
 receive and send, in C and in Python (`echo.py`), there with a stat() as well, as file info needs
 it: what the language alone adds.
 
+With one connection client and storage sleep in turns. Where that leaves a processor of a virtual
+machine idle, waking it for an answer can cost more than the request, and is charged to the storage.
+This measures without it, as both take turns on one processor::
+
+    taskset --cpu-list 0 python -m benchmarks.wire -c 1
+
 File systems differ: ext4, for one, searches long for a free inode when many files were deleted
 just before.
 """
