@@ -680,7 +680,7 @@ async def test_what_a_mount_that_is_gone_had_asked_is_not_looked_up(
     async with server.session() as session:
         (served,) = server.tree.sessions
         assert isinstance(served.connection, session_connection.SessionConnection)
-        served.connection._nobody_listens()  # as when a send fails
+        served.connection._outbox.nobody_listens()  # as when a send fails
         for request in (names.ReadDir(ROOT, 0, 10), names.Create(ROOT, b"a", FILE, 0, 0, NOW)):
             session.post(request, lambda error: None)
         await wait_for(lambda: bool(server.tree.state.inodes == 2))

@@ -1,9 +1,9 @@
 """A session's connection: frames in, answers out, in any order.
 
 Requests that read are answered where they are, between two awaits; changes go to the engine.
-Answers gather while whole frames are still waiting in the receive buffer, or while the engine
-answers a batch, and leave in one send. Nothing here grows without bound: a mount that has too
-many changes waiting, or that does not take its answers, is not read from until that is better,
+Answers gather (`Outbox`) while whole frames are still waiting in the receive buffer, or while the
+engine answers a batch, and leave in one send. Nothing here grows without bound: a mount that has
+too many changes waiting, or that does not take its answers, is not read from until that is better,
 and when it takes nothing at all the server's network timeout ends the connection.
 """
 
@@ -13,7 +13,6 @@ import contextlib
 import errno
 import logging
 import math
-import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -22,12 +21,12 @@ import trio
 
 from fdfs_storage.names import checks
 from fdfs_storage.names.frames import Frames
+from fdfs_storage.names.outbox import Outbox
 from fdfs_storage.names.reads import Reads, WouldBlock, read_content, warm
 from fdfs_storage.names.sessions import Session
 from fdfs_storage.names.work import Work
 from fdfsfuse.errors import ConnectionProblem, ProtocolError, StatusError
 from fdfsfuse.proto import names
-from fdfsfuse.proto.header import HEADER_SIZE, pack_header, pack_response
 
 if TYPE_CHECKING:
     from fdfs_storage.names.service import Tree
@@ -49,8 +48,6 @@ _SENDS_LESS_S: Final = 0.2
 """When it was idle for so long it sends ten again: Linux's shortest retransmission timeout."""
 _ID_MAX: Final = (1 << 63) - 1
 _CHANGES: Final = frozenset(names.CHANGES)
-_ANSWER_HEAD: Final = struct.Struct(">qBBQ")
-"""A header and the id of the request."""
 
 
 class SessionConnection:
@@ -60,22 +57,15 @@ class SessionConnection:
         self.session = session
         self._connection = connection
         self._tree = tree
-        self._out: list[bytes] = []
-        self._out_bytes = 0
         self._queued = 0
         self._queued_bytes = 0
         self._paused_at = -math.inf
         self._patience_s = PATIENCE_MIN_S
-        self._made: list[tuple[int, int]] = []
-        self._room = trio.Event()
-        self._unsent = b""
-        self._writable_wanted = trio.Event()
         self._frames = Frames(connection)
+        self._outbox = Outbox(connection)
         self._nursery: trio.Nursery
         self._ended = trio.Event()
         self._problem: ConnectionProblem | ProtocolError | None = None
-        self._closed = False
-        self._mute = False
         reads: Reads = tree.reads
         self._reads: dict[type, Callable[[Any], Any]] = {
             names.Lookup: reads.lookup,
@@ -92,12 +82,12 @@ class SessionConnection:
 
     def _greet(self, opened: names.SessionOpened) -> None:
         """Behind the answer to OPEN_SESSION goes what the session has to confirm."""
-        self._out.append(pack_response(names.encode(opened)))
+        self._outbox.opened(opened)
         if self.session.hears_in_sync:
             self.push(self._tree.in_sync())
         for recall in self._tree.callbacks.connected(self.session):
             self.push(recall)
-        self.flush()
+        self._outbox.flush()
 
     @property
     def waiting(self) -> int:
@@ -116,7 +106,7 @@ class SessionConnection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._write_loop)
+                nursery.start_soon(self._outbox.run)
                 self._greet(opened)
                 hub.watch(self._connection, self._readable)
                 self._guarded(self._take_frames)
@@ -124,7 +114,7 @@ class SessionConnection:
                 nursery.cancel_scope.cancel()
         finally:
             hub.unwatch(self._connection)
-            self._closed = True
+            self._outbox.closed = True
             self._tree.engine.kick()
         if self._problem is not None:
             raise self._problem
@@ -133,7 +123,7 @@ class SessionConnection:
         """Let `run` return."""
         self._connection.hub.unwatch(self._connection)
         self._problem = self._problem or problem
-        self._closed = True
+        self._outbox.closed = True
         self._ended.set()
 
     def _guarded(self, act: Callable[[], None]) -> None:
@@ -150,7 +140,7 @@ class SessionConnection:
         self._guarded(self._receive)
 
     def _receive(self) -> None:
-        if self._closed or not self._frames.receive():
+        if self._outbox.closed or not self._frames.receive():
             self._end()
         else:
             self.session.seen = self._tree.sessions.clock()
@@ -159,7 +149,7 @@ class SessionConnection:
     def _take_frames(self) -> None:
         """Carry out the requests that have arrived."""
         frames, ids = self._frames, names.FRAME_IDS
-        while not self._closed and (body := frames.take()) is not None:
+        while not self._outbox.closed and (body := frames.take()) is not None:
             if not body:
                 continue
             number, done_below = ids.unpack_from(body)
@@ -177,9 +167,9 @@ class SessionConnection:
                 self._nursery.start_soon(self._wait_for_room)
                 break
         else:
-            if frames.patient and not self._closed:
+            if frames.patient and not self._outbox.closed:
                 self._pause()
-        self._tree.unflushed.add(self)
+        self._tree.unflushed.add(self._outbox)
         self._connection.hub.at_turn_end(self._tree.end_turn)
 
     def _pause(self) -> None:
@@ -194,15 +184,14 @@ class SessionConnection:
         return (
             self._queued >= QUEUED_MAX
             or self._queued_bytes >= QUEUED_BYTES_MAX
-            or self._out_bytes + len(self._unsent) >= OUT_BYTES_MAX
+            or self._outbox.waiting_bytes >= OUT_BYTES_MAX
         )
 
     async def _wait_for_room(self) -> None:
         """Read on when less is waiting."""
-        while self._is_full() and not self._closed:
-            self._room = trio.Event()
-            await self._room.wait()
-        if not self._closed:
+        while self._is_full() and not self._outbox.closed:
+            await self._outbox.wait_for_room()
+        if not self._outbox.closed:
             self._connection.hub.watch(self._connection, self._readable)
             self._guarded(self._take_frames)
 
@@ -213,17 +202,17 @@ class SessionConnection:
     ) -> None:
         """Answer a request, or set going what will. *warmed*: its contents were read just now."""
         if self.session.ending:
-            self.answer(number, names.SESSION_ENDED)
+            self._outbox.answer(number, names.SESSION_ENDED)
             return
         if self._tree.engine.broken:
             # What is in the database may lie behind what was acknowledged.
-            self.answer(number, names.NOT_PRIMARY)
+            self._outbox.answer(number, names.NOT_PRIMARY)
             return
         try:
             checks.check(request)
             read = self._reads.get(type(request))
             if read is not None:
-                if self._mute and type(request) is not names.Holds:
+                if self._outbox.mute and type(request) is not names.Holds:
                     return  # nobody hears the answer, and there may be thousands more
                 answer = self._tree.reads.open(request, partly=True) if warmed else read(request)
                 told = _told(request, answer)
@@ -231,7 +220,7 @@ class SessionConnection:
                     return
                 if self.session.caches:
                     self._tree.callbacks.hold(self.session, told)
-                self.answer(number, 0, names.encode(answer))
+                self._outbox.answer(number, 0, names.encode(answer))
             elif type(request) in _CHANGES:
                 self._change(number, done_below, request, size)
             elif isinstance(request, names.ListObjects):
@@ -248,23 +237,23 @@ class SessionConnection:
                     return
                 # That there is no such name is something to hold, too.
                 self._tree.callbacks.hold(self.session, (request.parent,))
-            self.answer(number, exc.errno or errno.EIO)
+            self._outbox.answer(number, exc.errno or errno.EIO)
         except WouldBlock:
             self._queued += 1
             wait = self._open_waiting if warmed else self._warm
             self._nursery.start_soon(wait, number, request)
         except Exception:
             logger.exception("a request failed: %s", type(request).__name__)
-            self.answer(number, errno.EIO)
+            self._outbox.answer(number, errno.EIO)
 
     def _waits(self, number: int, request: Any, told: Sequence[int]) -> bool:
         """Whether a request that reads has to wait, as others make files where it looks."""
 
         def again() -> None:
             self._queued -= 1
-            if not self._closed:
+            if not self._outbox.closed:
                 self._dispatch(number, 0, request, 0)
-                self.flush()
+                self._outbox.flush()
 
         if not self._tree.callbacks.wait_for_grants(self.session.number, told, again):
             return False
@@ -284,8 +273,8 @@ class SessionConnection:
             self._queued -= 1
             if not status and not self._tree.callbacks.grant(self.session, request.ino):
                 status, answer = errno.EAGAIN, b""
-            self.answer(number, status, answer)
-            self._tree.unflushed.add(self)
+            self._outbox.answer(number, status, answer)
+            self._tree.unflushed.add(self._outbox)
 
         self._queued += 1
         self._tree.engine.submit_lazily(Work(make, reply, session=self.session.number))
@@ -315,10 +304,10 @@ class SessionConnection:
             if before is not None:
                 before(status)
             if together and not status:
-                self._note_made(number)
+                self._outbox.note_made(number)
             else:
-                self.answer(number, status, answer)
-            tree.unflushed.add(self)
+                self._outbox.answer(number, status, answer)
+            tree.unflushed.add(self._outbox)
 
         self._queued += 1
         self._queued_bytes += size
@@ -355,9 +344,9 @@ class SessionConnection:
         with contextlib.suppress(StatusError):
             await trio.to_thread.run_sync(warm, self._tree.reads.contents(request))
         self._queued -= 1
-        if not self._closed:
+        if not self._outbox.closed:
             self._dispatch(number, 0, request, 0, warmed=True)
-            self.flush()
+            self._outbox.flush()
 
     async def _open_waiting(self, number: int, request: names.Open) -> None:
         """Open whose content does not even stay in memory until it is sent."""
@@ -409,100 +398,16 @@ class SessionConnection:
 
     def _answer_late(self, number: int, status: int, answer: bytes) -> None:
         self._queued -= 1
-        self.answer(number, status, answer)
-        self.flush()
-
-    # --- answers ----------------------------------------------------------------------------
-
-    def answer(self, number: int, status: int, body: bytes = b"") -> None:
-        """Queue an answer; `flush` sends it."""
-        if self._closed or self._mute:
-            return
-        if self._made:
-            self._tell_made()
-        size = names.ANSWER_ID.size + len(body)
-        self._out.append(_ANSWER_HEAD.pack(size, names.ANSWER, status, number) + body)
-        self._out_bytes += HEADER_SIZE + size
-
-    def _note_made(self, number: int) -> None:
-        """In place of an answer: one frame tells of all that follow each other."""
-        made = self._made
-        if made and made[-1][1] == number - 1:
-            made[-1] = (made[-1][0], number)
-        else:
-            made.append((number, number))
-
-    def _tell_made(self) -> None:
-        body = b"".join(names.ID_RANGE.pack(*ids) for ids in self._made)
-        self._made.clear()
-        if not self._mute:
-            self._out.append(pack_header(len(body), names.MADE) + body)
-            self._out_bytes += HEADER_SIZE + len(body)
+        self._outbox.answer(number, status, answer)
+        self._outbox.flush()
 
     def push(self, message: names.Push) -> None:
         """Send a push."""
-        if self._made:
-            self._tell_made()
-        body = names.ANSWER_ID.pack(0) + names.encode(message)
-        self._out.append(pack_header(len(body), names.PUSH) + body)
-        self._out_bytes += HEADER_SIZE + len(body)
-        self.flush()
-
-    def flush(self) -> None:
-        """Hand what is queued to the kernel, as far as it takes it; the rest follows by itself."""
-        if self._made:
-            self._tell_made()
-        if not self._out or self._unsent or self._closed or self._mute:
-            return
-        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-        self._out.clear()
-        self._out_bytes = 0
-        try:
-            sent = self._connection.sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._nobody_listens()
-            return
-        if sent < len(data):
-            self._unsent = data[sent:]
-            self._writable_wanted.set()
-        self._room.set()
-
-    async def _write_loop(self) -> None:
-        """Sends what the kernel did not take at once."""
-        while True:
-            await self._writable_wanted.wait()
-            self._writable_wanted = trio.Event()
-            while self._unsent:
-                rest, self._unsent = memoryview(self._unsent), b"\0"
-                try:
-                    while rest:
-                        await self._connection.wait_writable()
-                        try:
-                            rest = rest[self._connection.sock.send(rest) :]
-                        except BlockingIOError:
-                            continue
-                except OSError:
-                    self._nobody_listens()
-                    return
-                self._unsent = b""
-                self.flush()
-                self._room.set()
-
-    def _nobody_listens(self) -> None:
-        """The mount is gone. What it had sent is carried out all the same, up to the end.
-
-        It may have told its programs that it will be (changes answered ahead of the storage).
-        """
-        self._mute = True
-        self._out.clear()
-        self._out_bytes, self._unsent = 0, b""
-        self._room.set()
+        self._outbox.push(message)
 
     def shutdown(self) -> None:
         """End the connection from this side; `run` returns soon."""
-        self._closed = True
+        self._outbox.closed = True
         self._connection.shutdown()
         self._ended.set()
 

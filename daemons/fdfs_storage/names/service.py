@@ -36,6 +36,7 @@ from fdfs_storage.names.listing import Listing
 from fdfs_storage.names.log import Log
 from fdfs_storage.names.objects import Objects
 from fdfs_storage.names.operations import Operations
+from fdfs_storage.names.outbox import Outbox
 from fdfs_storage.names.prepare import Preparer
 from fdfs_storage.names.reads import Reads
 from fdfs_storage.names.sessions import Session, Sessions
@@ -165,7 +166,7 @@ class Tree:
                 max(limits.grace_s, longest_lease_s),
             )
             self.by_id = ByIdChanges(self.engine, self.reads, self.objects, self.preparer)
-            self.unflushed: set[SessionConnection] = set()
+            self.unflushed: set[Outbox] = set()
             self._nursery: trio.Nursery | None = None
             store.changes.observers += [self.listing.observe, self.by_id.observe]
             self._files = files.pop_all()
