@@ -6,7 +6,8 @@
      +-- UsageError               EINVAL: the caller broke a rule of ours (also a ValueError)
      +-- ProtocolError            EPROTO: the peer sent bytes that the protocol does not allow
      +-- StatusError              the peer answered with a status other than 0 (also an OSError)
-     |    +-- NotFoundError       ENOENT: no such file or group (also a FileNotFoundError)
+     |    +-- NotFoundError       ENOENT: no such file or volume (also a FileNotFoundError)
+     |         +-- NoVolumeError  ENOENT: the trackers know no such volume
      +-- TreeError                the tree refuses an operation (also an OSError)
      +-- TooFewCopiesError        EAGAIN: the file is stored, but not on as many servers as asked
      +-- IntegrityError           EIO: content is not what its file id says
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -71,6 +73,25 @@ class StatusError(FdfsError, OSError):
 
 class NotFoundError(StatusError, FileNotFoundError):
     """There is no such file, metadata, group or server."""
+
+
+class NoVolumeError(NotFoundError):
+    """The trackers know no such volume. The text says which they know."""
+
+    volume: str
+    known: Sequence[str]
+
+    def __new__(cls, volume: str, known: Sequence[str]) -> NoVolumeError:
+        what = f"there is no volume {volume}; there are: {', '.join(known) or 'none'}"
+        self = OSError.__new__(cls, errno.ENOENT, what)
+        self.what, self.volume, self.known = what, volume, known
+        return self
+
+    def __init__(self, volume: str, known: Sequence[str]) -> None:
+        """OSError has taken its arguments in ``__new__``."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NoVolumeError, (self.volume, self.known)
 
 
 class TreeError(FdfsError, OSError):

@@ -91,12 +91,12 @@ def _is_well(cluster: ClusterState) -> bool:
 
 
 def _select(found: ClusterState, names: tuple[str, ...]) -> None:
-    from fdfsfuse.cli.failure import NotFound
+    from fdfsfuse.errors import NoVolumeError
 
     known = {volume.stat.group: volume for volume in found.volumes}
     for name in names:
         if name not in known:
-            raise NotFound(f"there is no volume {name}")
+            raise NoVolumeError(name, sorted(known))
     found.volumes = [known[name] for name in names]
 
 

@@ -30,6 +30,7 @@ from fdfsfuse.errors import (
     ConnectionProblem,
     DeadlineExceeded,
     IntegrityError,
+    NotFoundError,
     StatusError,
     TooFewCopiesError,
     UsageError,
@@ -440,9 +441,10 @@ async def test_what_trackers_do_not_know(cluster: MakeCluster) -> None:
             await setup.client.download(file_id)
         with pytest.raises(ConnectionProblem, match="takes uploads"):
             await setup.client.upload(b"x")
-        with pytest.raises(StatusError, match="no volume group9") as info:
+        with pytest.raises(NotFoundError) as info:
             await setup.client.upload(b"x", group="group9")
         assert info.value.errno == errno.ENOENT
+        assert info.value.strerror == "there is no volume group9; there are: group1"
         with pytest.raises(UsageError):
             await setup.client.info("nonsense")
 

@@ -104,7 +104,10 @@ def test_errors_of_servers() -> None:
     assert str(full) == "[Errno 28] No space left on device"
     few = errors.TooFewCopiesError("group1/M00", 1, 2, "why")
     assert (few.errno, few.file_id, few.count) == (errno.EAGAIN, "group1/M00", 1)
-    for error in (missing, full):
+    unknown = errors.NoVolumeError("group9", [])
+    assert isinstance(unknown, errors.NotFoundError)
+    assert unknown.strerror == "there is no volume group9; there are: none"
+    for error in (missing, full, unknown):
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), copy.args, copy.what) == (type(error), error.args, error.what)
 

@@ -27,6 +27,7 @@ from tests.common.processes import program
 from tests.common.waiting import wait_until
 
 MISSING = "group1/M00/00/00/fwAAC2sC71qAc1b5AAAACw1KEYU551.txt"
+NO_GROUP9 = "fdfs: there is no volume group9; there are: group1, group2\n"
 
 
 class Result(NamedTuple):
@@ -155,10 +156,10 @@ def test_appenders(command: Fdfs) -> None:
         (["delete", MISSING], 3, MISSING),
         (["meta", "get", MISSING], 3, MISSING),
         (["path", MISSING], 3, "no such file"),
-        (["info", "group9/" + MISSING[7:]], 3, "no volume group9"),
-        (["path", "group9/" + MISSING[7:]], 3, "No such file"),
-        (["status", "group9"], 3, "no volume group9"),
-        (["upload", "-g", "group9", "-"], 3, "no volume group9"),
+        (["info", "group9/" + MISSING[7:]], 3, NO_GROUP9),
+        (["path", "group9/" + MISSING[7:]], 3, NO_GROUP9),
+        (["status", "group9"], 3, NO_GROUP9),
+        (["upload", "-g", "group9", "-"], 3, NO_GROUP9),
         (["info", "nonsense"], 2, "not a file id"),
         (["upload", "no-such-file"], 2, "no-such-file"),
         (["append", MISSING, "/"], 2, "directory"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Generic
 
 from fdfsfuse.client.plans.steps import Plan, Request, Step, T
-from fdfsfuse.errors import FdfsError, StatusError
+from fdfsfuse.errors import FdfsError, NoVolumeError, StatusError
 
 
 class Running(Generic[T]):
@@ -45,6 +45,8 @@ class Running(Generic[T]):
         except StopIteration as stop:
             self.result = stop.value
             return None
+        except NoVolumeError:
+            raise  # is a whole sentence
         except StatusError as exc:
             raise StatusError(exc.errno or 0, f"{self.what}: {exc.what}") from exc
 

@@ -6,7 +6,6 @@ answered last is asked first.
 
 from __future__ import annotations
 
-import errno
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from fdfsfuse.errors import (
     ConnectionProblem,
     FdfsError,
     NotFoundError,
+    NoVolumeError,
     ProtocolError,
     StatusError,
     UsageError,
@@ -123,10 +123,18 @@ class TrackerPlans:
         return self.ask(TrackerCommand.LIST_ALL_GROUPS, b"", limit, decode_group_stats)
 
     def list_storages(self, group: str) -> Plan[list[StorageStat]]:
-        """All storages of *group*, sorted by id, deleted ones included (92)."""
+        """All storages of *group*, sorted by id, deleted ones included (92).
+
+        Raises:
+            NoVolumeError: there is no such group. ConnectionProblem: it has no storages.
+        """
         body = ServerRequest(group).encode()
         limit = 2 * MAX_SERVERS_PER_GROUP * (STORAGE_STAT_REST + IPV6_SIZE)
-        return self.ask(TrackerCommand.LIST_STORAGES, body, limit, decode_storage_stats)
+        command, decode = TrackerCommand.LIST_STORAGES, decode_storage_stats
+        try:
+            return (yield from self.ask(command, body, limit, decode))
+        except NotFoundError as exc:
+            raise (yield from self.no_server(group, "is known")) from exc
 
     def reachable(self, endpoint: Endpoint) -> Address:
         """How to reach a storage that a tracker names."""
@@ -136,7 +144,7 @@ class TrackerPlans:
         """What a tracker's status 2 means: an unknown group, or no server that *what*."""
         groups = [stat.group for stat in (yield from self.list_groups())]
         if group is not None and group not in groups:
-            return StatusError(errno.ENOENT, f"there is no volume {group}")
+            return NoVolumeError(group, groups)
         volume = f"of volume {group} " if group else ""
         return ConnectionProblem(f"no storage {volume}{what} now")
 
