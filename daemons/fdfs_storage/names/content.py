@@ -1,4 +1,4 @@
-"""Changes of content, xattrs, sessions and garbage. Called by `State.apply`; see `tree`."""
+"""Changes of content, xattrs, sessions and garbage. Called by `State.apply`; see `namespace`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from fdfs_storage.names import tree
+from fdfs_storage.names import namespace
 from fdfs_storage.names.checks import fail
 from fdfsfuse.core import acl
 from fdfsfuse.proto import metadata, names_record
@@ -59,7 +59,7 @@ def put_xattr(state: State, index: int, change: Change, op: names_record.PutXatt
     if op.value is None or (op.name == acl.ACCESS and _put_access(db, op.ino, op.value)):
         db.execute("DELETE FROM xattr WHERE ino = ? AND name = ?", (op.ino, op.name))
     else:
-        tree.put_xattr(db, op.ino, op.name, op.value)
+        namespace.put_xattr(db, op.ino, op.name, op.value)
     return Done()
 
 
@@ -150,7 +150,7 @@ def resize(state: State, index: int, change: Change, op: names_record.Resize) ->
         " WHERE ino = ?",
         (op.size, op.mtime_ns, _ctime_ns(attr, op.mtime_ns), op.ino),
     )
-    return tree.get_attr(state.db, op.ino)
+    return namespace.get_attr(state.db, op.ino)
 
 
 def _ctime_ns(attr: Attr, mtime_ns: int) -> int:

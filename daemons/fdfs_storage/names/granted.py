@@ -1,7 +1,8 @@
 """Grants, and files that a mount has made on its own under one.
 
-The changes are called by `State.apply`; see `tree`. The inode numbers of such files were reserved
-before, by a record, so that no number is used twice, whatever becomes of mount and storage.
+The changes are called by `State.apply`; see `namespace`. The inode numbers of such files were
+reserved before, by a record, so that no number is used twice, whatever becomes of mount and
+storage.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sqlite3
 import stat
 from typing import TYPE_CHECKING, Any
 
-from fdfs_storage.names import tree
+from fdfs_storage.names import namespace
 from fdfs_storage.names.checks import fail
 from fdfsfuse.core import acl
 from fdfsfuse.proto import names, names_record
@@ -35,25 +36,25 @@ def make_file(state: State, index: int, change: Change, op: names_record.MakeFil
     """A file with attributes and content, under a new name."""
     ino = op.ino
     state.parents.check(op.parent)
-    tree.check_reserved(state, ino)
+    namespace.check_reserved(state, ino)
     mode, size = stat.S_IFREG | op.mode, len(op.data)
     times = (op.atime_ns, op.mtime_ns, op.ctime_ns)
     # A mount shows an empty file of version 0 until the storage has the file.
-    tree.add_inode(
+    namespace.add_inode(
         state,
         (op.parent, index, op.name, ino),
         (ino, mode, 1, op.uid, op.gid, 0, size, *times, 1, op.file_id or None, b""),
     )
     for name, value in op.xattrs.items():
-        tree.put_xattr(state.db, ino, name, value)
+        namespace.put_xattr(state.db, ino, name, value)
     state.parents.touch(op.parent, op.parent_ns)
     return names.Attr(ino, mode, 1, op.uid, op.gid, 0, size, *times, 1, op.file_id)
 
 
 def check_grantable(db: sqlite3.Connection, ino: int) -> None:
-    """May files be made in the directory without asking? EAGAIN, and as `tree.check_directory`."""
-    tree.check_directory(db, ino)
-    if tree.get_xattr(db, ino, acl.DEFAULT):
+    """May files be made there without asking? EAGAIN, and as `namespace.check_directory`."""
+    namespace.check_directory(db, ino)
+    if namespace.get_xattr(db, ino, acl.DEFAULT):
         raise fail(errno.EAGAIN)
 
 
@@ -87,7 +88,7 @@ def changes_in(db: sqlite3.Connection, op: Any) -> tuple[int, ...]:
 
 def _target(db: sqlite3.Connection, parent: int, name: bytes) -> tuple[int, ...]:
     """What a name stands for: perhaps a directory, which must not look empty when it is to go."""
-    entry = tree.find_entry(db, parent, name)
+    entry = namespace.find_entry(db, parent, name)
     return () if entry is None else (entry[1],)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from fdfs_storage.names import tree
+from fdfs_storage.names import namespace
 
 
 class Parents:
@@ -27,10 +27,10 @@ class Parents:
         self._touched: dict[int, tuple[int, int]] = {}
 
     def check(self, ino: int) -> tuple[int, int, bytes]:
-        """See `tree.check_directory`."""
+        """See `namespace.check_directory`."""
         known = self._known.get(ino)
         if known is None:
-            known = self._known[ino] = tree.check_directory(self._db, ino)
+            known = self._known[ino] = namespace.check_directory(self._db, ino)
         return known
 
     def touch(self, ino: int, now_ns: int, subdirs: int = 0) -> None:

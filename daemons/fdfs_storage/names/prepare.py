@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fdfs_storage.names import content, tree
+from fdfs_storage.names import content, namespace
 from fdfs_storage.names.checks import fail
 from fdfs_storage.names.content import USER, metadata_name
 from fdfs_storage.names.objects import Objects, extension_of
@@ -150,7 +150,7 @@ class Preparer:
 
     def adopt(self, request: names.Adopt) -> Op:
         """A name for an object of a plain client."""
-        tree.check_unnamed(self._db, request.file_id)
+        namespace.check_unnamed(self._db, request.file_id)
         info = self._objects.stat(request.file_id)
         return names_record.AdoptObject(
             request.file_id,

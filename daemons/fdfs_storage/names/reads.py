@@ -20,10 +20,10 @@ from typing import Any, Final
 
 from fdfs_storage.names.checks import fail
 from fdfs_storage.names.content import USER
+from fdfs_storage.names.namespace import check_directory, find_attr, get_attr, to_attr
 from fdfs_storage.names.objects import Objects
 from fdfs_storage.names.schema import ATTR_COLUMNS
 from fdfs_storage.names.state import State
-from fdfs_storage.names.tree import check_directory, find_attr, get_attr, to_attr
 from fdfsfuse.proto import metadata, names
 from fdfsfuse.proto.names import Attr, DirEntry, FollowingEntry, Listing, Opened, Xattrs
 

@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from fdfs_storage.names import content, granted, schema, tree
+from fdfs_storage.names import content, granted, namespace, schema
 from fdfs_storage.names.parents import Parents
 from fdfs_storage.names.results import Results
 from fdfsfuse.core.names_log import Position
@@ -30,12 +30,12 @@ _DROPPED = "the transaction is gone"
 
 Handler = Callable[["State", int, Change, Any], Any]
 HANDLERS: dict[type, Handler] = {
-    names.Create: tree.create,
-    names.Remove: tree.remove,
-    names.Rename: tree.rename,
-    names.Link: tree.link,
-    names.SetAttr: tree.set_attr,
-    names_record.AdoptObject: tree.adopt,
+    names.Create: namespace.create,
+    names.Remove: namespace.remove,
+    names.Rename: namespace.rename,
+    names.Link: namespace.link,
+    names.SetAttr: namespace.set_attr,
+    names_record.AdoptObject: namespace.adopt,
     names_record.PutXattr: content.put_xattr,
     names_record.PutContent: content.put_content,
     names_record.MakePending: content.make_pending,
@@ -208,7 +208,7 @@ class State:
         What a change was decided by is not read again to apply it.
         """
         if self._read is None or self._read.ino != ino:
-            self._read = tree.get_attr(self.db, ino)
+            self._read = namespace.get_attr(self.db, ino)
         return self._read
 
     def has_ended(self, session: int) -> bool:
