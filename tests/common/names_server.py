@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from fdfs_storage.names import Names
-from fdfs_storage.names.service import Tree
+from fdfs_storage.names.tree import Tree
 from fdfs_storage.serving.service import StorageService
 from fdfs_storage.store import Store
 from fdfsfuse.client.address import Address

@@ -26,7 +26,7 @@ from fdfs_storage.names import effects, founding, housekeeping, schema
 from fdfs_storage.names.housekeeping import Housekeeping
 from fdfs_storage.names.log import Log, LogDamaged, segment_name
 from fdfs_storage.names.prepare import CREATE
-from fdfs_storage.names.service import Tree
+from fdfs_storage.names.tree import Tree
 from fdfs_storage.names.work import Work
 from fdfsfuse.core.names_log import Position
 from fdfsfuse.proto import names, names_record

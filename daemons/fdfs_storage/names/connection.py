@@ -29,7 +29,7 @@ from fdfsfuse.errors import ConnectionProblem, ProtocolError, StatusError
 from fdfsfuse.proto import names
 
 if TYPE_CHECKING:
-    from fdfs_storage.names.service import Tree
+    from fdfs_storage.names.tree import Tree
     from fdfsfuse.server.connection import FramedConnection
 
 logger = logging.getLogger(__name__)

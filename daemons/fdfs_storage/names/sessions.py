@@ -11,13 +11,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fdfsfuse.errors import StatusError
-from fdfsfuse.proto import names_record
+from fdfsfuse.proto import names, names_record
 
 if TYPE_CHECKING:
-    from fdfs_storage.names.connection import SessionConnection
     from fdfs_storage.names.engine import Engine
 
 HOLDS_MAX = 1 << 20
@@ -27,6 +26,20 @@ HOLDS_MAX = 1 << 20
 def boottime() -> float:
     """Seconds since the machine started."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Connection(Protocol):
+    """Where a session is connected."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no answer yet."""
+
+    def push(self, message: names.Push) -> None:
+        """Send a push."""
+
+    def shutdown(self) -> None:
+        """End it; `Session.connection` is None soon."""
 
 
 @dataclass(slots=True)
@@ -57,7 +70,7 @@ class Session:
     caches: bool = False
     hears_in_sync: bool = False
     hears_made: bool = False
-    connection: SessionConnection | None = None
+    connection: Connection | None = None
 
     def end(self) -> names_record.EndSession:
         """The record of its end. From now on none of its changes is carried out."""
