@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import stat
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
+from msgspec.structs import replace
 
 from fdfsfuse.core.recent import Recent
 from fdfsfuse.errors import FdfsError
@@ -176,6 +178,23 @@ class Context:
         state = self.states.get(self.numbers.of_inode(volume.number, attr.ino))
         if state is not None and volume.memory.knows(attr):
             state.fresh_attr(attr)
+
+    def object_attr(self, attr: Attr) -> Attr:
+        """*attr* of an object, if it has no name: the mount's owner, 0644, one link.
+
+        Nobody counts the changes of its content, so the mtime has to do as the version.
+        """
+        if attr.ino:
+            return attr
+        options = self.options
+        return replace(
+            attr,
+            mode=stat.S_IFREG | 0o644 & ~options.umask,
+            nlink=1,
+            uid=options.uid,
+            gid=options.gid,
+            version=attr.mtime_ns,
+        )
 
     def object_entry(self, number: int, attr: Attr) -> Entry:
         """The entry of an object without a name, from an answer that has just come."""

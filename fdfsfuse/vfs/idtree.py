@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import errno
 import re
-import stat
-
-from msgspec.structs import replace
 
 from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.proto import names
@@ -73,12 +70,8 @@ class IdTree:
         return self._context.object_entry(number, self.attributes(attr))
 
     def attributes(self, attr: Attr) -> Attr:
-        """Of an unnamed object: the mount's owner, 0644, one link."""
-        if attr.ino:
-            return attr
-        options = self._context.options
-        mode = stat.S_IFREG | 0o644 & ~options.umask
-        return replace(attr, mode=mode, nlink=1, uid=options.uid, gid=options.gid)
+        """See `Context.object_attr`."""
+        return self._context.object_attr(attr)
 
     def directory_entry(self, number: int) -> Entry:
         """A directory of ids."""

@@ -226,7 +226,8 @@ class ReadableFile(ABC):
             if attr is None:
                 return
         else:
-            attr = await self.volume.call(names.LookupObject(self.attr.file_id))
+            found: Attr = await self.volume.call(names.LookupObject(self.attr.file_id))
+            attr = self._context.object_attr(found)
         self.fresh_attr(attr)
 
     @property

@@ -39,6 +39,7 @@ class FakeTree:
         self.named: dict[str, int] = {}
         self.pending: set[str] = set()
         self.garbage: set[str] = set()
+        self.object_mtime_ns = 1_700_000_000 * 10**9
         self.held: set[int] = set()
         self.grants = True
         self.granted: set[int] = set()
@@ -87,6 +88,11 @@ class FakeTree:
         file_id = f"M00/{self._serial >> 8:02X}/{self._serial % 256:02X}/{base}"
         self.objects[file_id] = bytearray(data)
         return file_id
+
+    def modify(self, file_id: str, data: bytes) -> None:
+        """Change an unnamed object in place, as a FastDFS client does."""
+        self.objects[file_id][:] = data
+        self.object_mtime_ns += 1
 
     def by_path(self, path: str) -> Attr:
         """The inode at a path inside the volume."""
@@ -306,7 +312,7 @@ class FakeTree:
             return self._owner(file_id)
         if file_id in self.pending | self.garbage:
             raise StatusError(errno.ENOENT)
-        then = 1_700_000_000 * 10**9
+        then = self.object_mtime_ns
         return replace(_attr(0, 0, 0, 0, then), nlink=0, size=len(content), file_id=file_id)
 
     def _list_objects(self, request: names.ListObjects) -> names.ObjectListing:

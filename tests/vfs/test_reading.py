@@ -309,3 +309,31 @@ async def test_a_name_whose_content_is_gone_is_an_error_and_can_be_removed() -> 
         await m.close(handle)
         await m.vfs.tree.remove((await m.lookup("vol")).number, b"a", directory=False)
         assert b"a" not in await m.names("vol")
+
+
+async def test_what_was_read_ahead_of_an_object_is_dropped_when_it_has_changed() -> None:
+    """By a FastDFS client, in place: neither id nor size tells."""
+    async with mounted(attr_timeout_s=0.0, read_chunk_bytes=64 * KIB) as m:
+        file_id = m.volume.upload(b"a" * MIB)
+        handle = await m.open(f"vol/{file_id}")
+        for offset in (0, 4 * KIB):
+            assert await m.vfs.files.read(handle, offset, 4 * KIB) == b"a" * 4 * KIB
+        m.volume.modify(file_id, b"b" * MIB)
+        assert (await m.lookup(f"vol/{file_id}")).attr.size == MIB
+        for offset in (8 * KIB, 0, 64 * KIB):
+            assert await m.vfs.files.read(handle, offset, 4 * KIB) == b"b" * 4 * KIB
+        await m.close(handle)
+
+
+async def test_pages_of_an_object_are_kept_until_it_has_changed() -> None:
+    async with mounted(attr_timeout_s=0.0) as m:
+        file_id = m.volume.upload(b"content")
+        number = m.vfs.remember(await m.lookup(f"vol/{file_id}")).number
+        kept = []
+        for change in (None, None, b"changed"):
+            if change is not None:
+                m.volume.modify(file_id, change)
+            opened = await m.vfs.files.open(number, os.O_RDONLY)
+            kept.append(opened.keep_cache)
+            await m.close(opened.handle)
+        assert kept == [False, True, False]
