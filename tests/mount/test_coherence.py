@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import random
@@ -382,6 +383,47 @@ def test_a_stopped_mount_is_waited_for_no_longer_than_a_lease(
             assert seen(there) == seen(path)
             assert os.pread(file.fileno(), 20, 0) == b"new content"
             assert os.fstat(file.fileno()).st_size == len(b"new content")
+
+
+@pytest.mark.parametrize("size", [20_000, 3_000_000])
+def test_pages_of_an_open_file_are_relied_upon_no_longer_than_a_lease(
+    size: int, mounts: tuple[Mount, Mount], pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """While a mount is stopped nobody drops them: the kernel has to ask before it reads them."""
+    one, path = mounts[0], pair[0] / "file"
+    _write(path, b"a" * size)
+    with (
+        one.cluster.mount(tmp_path / "mnt", "lease=2") as stopped,
+        (stopped.path / path.relative_to(one.path)).open("rb", buffering=0) as file,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        offset = 0
+        while part := os.pread(file.fileno(), 1 << 20, offset):
+            offset += len(part)
+        stopped.signal(signal.SIGSTOP)
+        try:
+            with path.open("r+b", buffering=0) as other:
+                os.pwrite(other.fileno(), b"b" * 5_000, 5_000)
+            # In the middle: at the end of a file the kernel would ask in any case.
+            reading = pool.submit(os.pread, file.fileno(), 4, 8_000)
+            concurrent.futures.wait([reading], 0.1)
+        finally:
+            stopped.signal(signal.SIGCONT)
+        assert reading.result(60) == b"bbbb"
+        assert os.pread(file.fileno(), 4, 9_998) == b"bbaa"
+
+
+def test_an_open_object_shows_what_a_client_has_changed_in_place(
+    mounts: tuple[Mount, Mount],
+) -> None:
+    with mounts[0].cluster.client() as client:
+        file_id = client.upload(b"a" * 20_000, appender=True, group="group1")
+        with (mounts[0].path / file_id).open("rb", buffering=0) as file:
+            assert os.pread(file.fileno(), 30_000, 0) == b"a" * 20_000
+            client.modify(file_id, 5_000, b"b" * 5_000)
+            wait_until(lambda: os.pread(file.fileno(), 4, 8_000) == b"bbbb", "the change")
+            assert os.pread(file.fileno(), 4, 4_998) == b"aabb"
+        client.delete(file_id)
 
 
 def calls(mount: Mount) -> Counter[str]:
