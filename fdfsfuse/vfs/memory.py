@@ -229,6 +229,8 @@ class Memory:
         directory = self._directories.get(ino)
         if directory is None:
             directory = self._directories[ino] = Directory()
+            # Names of it that are not remembered any more may be among those the kernel relies on.
+            directory.until = self._forgotten_until
             self._names += 1
         return directory
 

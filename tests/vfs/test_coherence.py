@@ -16,7 +16,9 @@ import trio
 from fdfsfuse.client.names.lease import Lease
 from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.proto import names
+from fdfsfuse.vfs import ownfiles
 from fdfsfuse.vfs.ahead import Ahead, Wanted
+from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.memory import Memory
 from fdfsfuse.vfs.options import VfsOptions
 from fdfsfuse.vfs.vfs import Vfs
@@ -146,6 +148,12 @@ async def check(shared: SharedVolume, machine: Machine, places: Sequence[int]) -
             content = bytes(storage.objects[expected.file_id]) if expected.file_id else b""
             assert await machine.read(number) == content
         assert await machine.list(place) == set(entries)
+
+
+@pytest.fixture(autouse=True)
+def grants_are_asked_for_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else these tests are mostly over before a mount asks for a grant that it was refused."""
+    monkeypatch.setattr(ownfiles, "_REFUSED_S", 0.0)
 
 
 @pytest.fixture(params=["", "ahead"])
@@ -405,3 +413,23 @@ def test_recalls_while_requests_never_cease_take_bounded_memory() -> None:
     memory.flights.end(began)
     # It may be one that was recalled.
     assert memory.attr(5) is None
+
+
+def test_a_directory_is_kept_while_the_kernel_relies_on_names_that_were_forgotten() -> None:
+    lease = Lease()
+    lease.renew(0.0, 10.0)
+    memory = Memory(lambda: 0.0, lease, 2)
+
+    def not_found(parent: int, name: bytes) -> None:
+        request = names.Lookup(parent, name)
+        began = memory.flights.begin(request)
+        memory.refused(request, StatusError(errno.ENOENT), began)
+        memory.flights.end(began)
+
+    not_found(5, b"a")
+    assert memory.give(5, b"a", MISSING)
+    not_found(6, b"a")
+    assert memory.lookup(5, b"a") is None
+    not_found(5, b"b")
+    assert memory.lookup(5, b"b") == MISSING
+    assert memory.kept([5]) == [5]
