@@ -88,7 +88,6 @@ class StorageMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self._disconnect()
-        super().teardown()
 
     # --- sending ------------------------------------------------------------------------------
 
