@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from fdfs_storage.names import engine
+from fdfs_storage.names.housekeeping import Housekeeping
 from fdfs_storage.names.log import segment_name
 from fdfsfuse.errors import DeadlineExceeded, StatusError
 from fdfsfuse.proto import names
@@ -29,6 +30,17 @@ from tests.daemons.test_names_crash import check, entries
 def disk_counts_as_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is, changes take the way that these tests are about."""
     monkeypatch.setattr(engine, "_SLOW_SYNC_S", float("inf"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_cleaned_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a test takes: what looks for garbage shows all changes first."""
+
+    async def sleep(self: Housekeeping) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Housekeeping, "run", sleep)
+    monkeypatch.setattr(Housekeeping, "maintain_files", sleep)
 
 
 async def test_a_kill_loses_nothing_that_was_not_settled(tmp_path: Path) -> None:
