@@ -68,17 +68,19 @@ class ControlSocket:
         return self
 
     def _listen(self, path: Path) -> None:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Another mount that starts must not meet it before it listens: it would be stale.
-        new = path.with_suffix(".new")
-        new.unlink(missing_ok=True)
-        old = os.umask(0o177)
-        try:
-            listener.bind(str(new))
-        finally:
-            os.umask(old)
-        listener.listen(8)
-        new.rename(path)
+        with contextlib.ExitStack() as on_failure:
+            listener = on_failure.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            # Another mount that starts must not meet it before it listens: it would be stale.
+            new = path.with_suffix(".new")
+            new.unlink(missing_ok=True)
+            old = os.umask(0o177)
+            try:
+                listener.bind(str(new))
+            finally:
+                os.umask(old)
+            listener.listen(8)
+            new.rename(path)
+            on_failure.pop_all()
         self._socket, self._path = listener, path
         threading.Thread(target=self._serve, args=(listener,), daemon=True).start()
 

@@ -188,30 +188,55 @@ def test_the_socket(alone: Cluster, tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_stale_sockets_go(tmp_path: Path) -> None:
-    stale, live = tmp_path / "a-1.sock", tmp_path / "b-2.sock"
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``tmp_path``, which may be too long for the name of a socket, by a short one."""
+    monkeypatch.chdir(tmp_path)
+    return Path()
+
+
+def test_stale_sockets_go(here: Path) -> None:
+    stale, live = here / "a-1.sock", here / "b-2.sock"
     with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as listening:
         dead.bind(str(stale))
         listening.bind(str(live))
         listening.listen()
-        control.remove_stale(tmp_path)
-        assert sorted(tmp_path.iterdir()) == [live]
+        control.remove_stale(here)
+        assert sorted(here.iterdir()) == [live]
 
 
-def test_mounts_that_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mounts_that_start_at_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One looks for stale sockets just before the other one's is listened on."""
 
     class Slow(socket.socket):
         def listen(self, *args: Any) -> None:
-            control.remove_stale(tmp_path)
+            control.remove_stale(here)
             super().listen(*args)
 
-    monkeypatch.setattr(control, "directory", lambda: tmp_path)
+    monkeypatch.setattr(control, "directory", lambda: here)
     monkeypatch.setattr(socket, "socket", Slow)
     with control.ControlSocket("/mnt", lambda: {"mountpoint": "/mnt"}):
         (path,) = control.sockets("/mnt")
         assert control.ask(path) == {"mountpoint": "/mnt"}
-    assert list(tmp_path.iterdir()) == []
+    assert list(here.iterdir()) == []
+
+
+def test_a_control_socket_that_cannot_be_made_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (long := tmp_path / ("x" * 200)).mkdir()
+    monkeypatch.setattr(control, "directory", lambda: long)
+    opened = []
+
+    class Noted(socket.socket):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            opened.append(self)
+
+    monkeypatch.setattr(socket, "socket", Noted)
+    with control.ControlSocket("/mnt", dict):
+        assert "AF_UNIX path too long" in caplog.text
+    assert [made.fileno() for made in opened] == [-1]
 
 
 def test_a_mount_that_hangs_is_no_reason_to_wait(
@@ -265,14 +290,14 @@ def test_outcomes_are_told_apart() -> None:
 
 
 def test_a_report_of_another_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(control, "directory", lambda: tmp_path)
+    monkeypatch.setattr(control, "directory", lambda: here)
     old = {"mountpoint": "/mnt", "version": "0.0", "pid": 1, "format": 0}
     with control.ControlSocket("/mnt", lambda: old):
         assert mount_stats.main(["/mnt"], standalone_mode=False) is None
     assert "/mnt: version 0.0 tells other things" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []
+    assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize(
