@@ -6,8 +6,10 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -363,10 +365,13 @@ async def test_who_takes_what_a_task_waits_for_does_not_let_the_hub_sleep(
 
 
 @pytest.mark.parametrize("end", ["enough", "time", "end of the connection"])
-async def test_what_arrives_in_a_pause_gathers(end: str) -> None:
+async def test_what_arrives_in_a_pause_gathers(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed)
+    monkeypatch.setattr(hub, "time", clock)
     async with running() as it:
         kept = await it.connect()
-        it.service.pause_s = 0.2 if end == "time" else 3600.0
+        it.service.pause_s = 3600.0
         await kept.send(packet(b"", WATCH))
         await wait_for(lambda: it.service.slow == 1)  # what comes with it is not for the hub
         await kept.send(b"1,")
@@ -378,6 +383,7 @@ async def test_what_arrives_in_a_pause_gathers(end: str) -> None:
             await kept.send(b"defgh")
             assert await kept.receive(8) == b"abcdefgh"
         elif end == "time":
+            passed = 3600.0
             assert await kept.receive(3) == b"abc"
         else:
             await kept.stream.send_eof()
