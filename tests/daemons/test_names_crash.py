@@ -165,31 +165,45 @@ def before_and_after(
     monkeypatch.setattr(owner, name, wrapper)
 
 
+class Snapshots:
+    """What a kill would leave of *base*: copies beside it, made around calls."""
+
+    def __init__(self, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.taken: list[tuple[str, Path]] = []
+        self._base = base
+        self._monkeypatch = monkeypatch
+
+    def around(self, owner: Any, name: str) -> None:
+        before_and_after(self._monkeypatch, owner, name, self._take)
+
+    def _take(self, moment: str) -> None:
+        target = self._base.with_name(f"{len(self.taken)}")
+        shutil.copytree(self._base, target)
+        self.taken.append((moment, target))
+
+
+async def make_old(tree: Tree) -> None:
+    """A session, and a file that was made before."""
+    await together(tree, [names_record.StartSession(b"t" * 16, "m")])
+    makes = [create(b"old"), put(tree, b"old", b"old content")]
+    assert await together(tree, makes, 1) == [0, 0]
+
+
 @pytest.mark.parametrize("at_once", [False, True])
 async def test_kill_at_each_step_of_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     base = tmp_path / "base"
-    snapshots: list[tuple[str, Path]] = []
+    snapshots = Snapshots(base, monkeypatch)
     async with open_tree(base) as tree:
-        await together(tree, [names_record.StartSession(b"t" * 16, "m")])
-        assert await together(tree, [create(b"old"), put(tree, b"old", b"old content")], 1) == [
-            0,
-            0,
-        ]
+        await make_old(tree)
         before = entries(tree)
-
-        def snapshot(moment: str) -> None:
-            target = tmp_path / f"{len(snapshots)}"
-            shutil.copytree(base, target)
-            snapshots.append((moment, target))
-
-        before_and_after(monkeypatch, tree.log, "write", snapshot)
-        before_and_after(monkeypatch, tree.log, "sync", snapshot)
-        before_and_after(monkeypatch, tree.objects, "announce", snapshot)
-        before_and_after(monkeypatch, effects, "perform", snapshot)
-        before_and_after(monkeypatch, paths, "write_all", snapshot)
-        before_and_after(monkeypatch, tree.state, "commit", snapshot)
+        snapshots.around(tree.log, "write")
+        snapshots.around(tree.log, "sync")
+        snapshots.around(tree.objects, "announce")
+        snapshots.around(effects, "perform")
+        snapshots.around(paths, "write_all")
+        snapshots.around(tree.state, "commit")
         makes = [
             create(b"new"),
             put(tree, b"new", b"new content"),
@@ -205,7 +219,7 @@ async def test_kill_at_each_step_of_a_batch(
         assert metadata(tree) == {b"new": b"", b"old": b"c\x024", b"made": b"a\x022"}
     monkeypatch.undo()
     steps = ["announce", "sync"] if at_once else ["sync", "announce"]
-    assert [moment for moment, _ in snapshots] == [
+    assert [moment for moment, _ in snapshots.taken] == [
         "before write",
         "after write",
         *[f"{when} {step}" for step in steps for when in ("before", "after")],
@@ -214,7 +228,7 @@ async def test_kill_at_each_step_of_a_batch(
         "before commit",
         "after commit",
     ]
-    for moment, crashed in snapshots:
+    for moment, crashed in snapshots.taken:
         async with open_tree(crashed) as tree:
             check(tree, crashed)
             if moment == "before write":
@@ -237,28 +251,15 @@ async def test_kill_while_objects_are_made_and_the_log_is_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tmp_path / "base"
-    snapshots: list[tuple[str, Path]] = []
+    snapshots = Snapshots(base, monkeypatch)
     async with open_tree(base) as tree:
-        await together(tree, [names_record.StartSession(b"t" * 16, "m")])
-        assert await together(tree, [create(b"old"), put(tree, b"old", b"old content")], 1) == [
-            0,
-            0,
-        ]
+        await make_old(tree)
         before, size = entries(tree), tree.log.size
-
-        def snapshot(moment: str) -> None:
-            target = tmp_path / f"{len(snapshots)}"
-            shutil.copytree(base, target)
-            snapshots.append((moment, target))
-
-        for owner, name in (
-            (tree.log, "write"),
-            (tree.log, "start_sync"),
-            (tree.objects, "announce"),
-            (effects, "perform"),
-            (tree.log, "sync"),
-        ):
-            before_and_after(monkeypatch, owner, name, snapshot)
+        snapshots.around(tree.log, "write")
+        snapshots.around(tree.log, "start_sync")
+        snapshots.around(tree.objects, "announce")
+        snapshots.around(effects, "perform")
+        snapshots.around(tree.log, "sync")
         makes = [
             put(tree, b"old", b"other"),
             names.ReserveInodes(10),
@@ -268,11 +269,11 @@ async def test_kill_while_objects_are_made_and_the_log_is_synced(
         after = entries(tree)
     monkeypatch.undo()
     steps = ["write", "start_sync", "announce", "perform", "perform", "sync"]
-    assert [moment for moment, _ in snapshots] == [
+    assert [moment for moment, _ in snapshots.taken] == [
         f"{when} {step}" for step in steps for when in ("before", "after")
     ]
-    unsynced = shutil.copytree(dict(snapshots)["before sync"], tmp_path / "unsynced")
-    for _, crashed in snapshots[1:]:
+    unsynced = shutil.copytree(dict(snapshots.taken)["before sync"], tmp_path / "unsynced")
+    for _, crashed in snapshots.taken[1:]:
         async with open_tree(crashed) as tree:
             check(tree, crashed)
             assert entries(tree) == after

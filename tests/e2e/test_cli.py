@@ -49,6 +49,20 @@ class Result(NamedTuple):
 Fdfs = Callable[..., Result]
 
 
+def in_this_process(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> Fdfs:
+    """Calls fdfs as a function."""
+
+    def call(*arguments: str | Path, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = run(fdfs, "fdfs", [str(argument) for argument in arguments])
+        captured = capsysbinary.readouterr()
+        return Result(code, captured.out, captured.err.decode())
+
+    return call
+
+
 @pytest.fixture
 def command(
     cluster: Cluster,
@@ -60,13 +74,7 @@ def command(
     monkeypatch.setenv("FDFS_TRACKERS", cluster.tracker.endpoint)
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str | Path, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = run(fdfs, "fdfs", [str(argument) for argument in arguments])
-        captured = capsysbinary.readouterr()
-        return Result(code, captured.out, captured.err.decode())
-
-    return call
+    return in_this_process(monkeypatch, capsysbinary)
 
 
 def upload(command: Fdfs, content: bytes, *options: str) -> str:

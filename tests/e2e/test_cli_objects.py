@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import sys
 import zlib
 from pathlib import Path
 
 import pytest
 
 from fdfsfuse.cli.decode import explain
-from fdfsfuse.cli.main import COMMANDS, fdfs, run
+from fdfsfuse.cli.main import COMMANDS
 from fdfsfuse.cli.options import settings_of
 from fdfsfuse.cli.url import make_token
 from fdfsfuse.client.address import Address
 from fdfsfuse.errors import UsageError
 from tests.common.cluster import Cluster
-from tests.e2e.test_cli import MISSING, Fdfs, Result, command, upload
+from tests.e2e.test_cli import MISSING, Fdfs, command, in_this_process, upload
 
 __all__ = ["command"]
 
@@ -182,13 +180,7 @@ def offline(
     monkeypatch.setattr("fdfsfuse.cli.options.DEFAULT_CONFIG", str(tmp_path / "none.conf"))
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str | Path, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = run(fdfs, "fdfs", [str(argument) for argument in arguments])
-        captured = capsysbinary.readouterr()
-        return Result(code, captured.out, captured.err.decode())
-
-    return call
+    return in_this_process(monkeypatch, capsysbinary)
 
 
 def test_decode_explains_every_field(offline: Fdfs) -> None:

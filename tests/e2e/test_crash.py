@@ -429,7 +429,7 @@ def test_mount_survives_kills_of_the_storage(
                     wait_for_growth(writer, "count", 6)
         finally:
             for writer in writers:
-                writer.stop()
+                writer.kill()
         mount.remount()
         for writer in writers:
             assert writer.count > 20

@@ -49,7 +49,7 @@ def test_kills_under_a_mount(fuse: None, tmp_path: Path, long_run: bool) -> None
                     writer.wait_growth(4)
         finally:
             for writer in writers:
-                writer.stop()
+                writer.kill()
         mount.remount()
         for writer in writers:
             writer.check()

@@ -7,9 +7,6 @@ import os
 import random
 import signal
 import stat
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
@@ -20,45 +17,23 @@ from fdfsfuse.client.names.session import PROMPT_S
 from tests.common.changes import XATTR, Model, Worker, file
 from tests.common.cluster import Cluster
 from tests.common.mount import Mount
-from tests.common.waiting import wait_until
+from tests.common.reporting import Reporting
 from tests.mount.test_coherence import sync_directory
 
 
-class WorkerProcess:
+class WorkerProcess(Reporting):
     """A `Worker` as a process."""
 
     def __init__(self, place: Path, seed: int) -> None:
-        self.count = 0
         self._last = ""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.common.changes", str(place), str(seed)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
+        super().__init__(self._note, "tests.common.changes", place, seed)
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.count += 1
-            self._last = line
-
-    def wait_growth(self, count: int) -> None:
-        """Wait for so many more changes."""
-        wanted = self.count + count
-        wait_until(
-            lambda: self.count > wanted or self._process.poll() is not None, "changes to be made"
-        )
+    def _note(self, line: str) -> None:
+        self._last = line
 
     def stop(self) -> Model:
         """End it. Returns what was acknowledged."""
-        assert self._process.stdin is not None
-        with self._process:
-            self._process.stdin.close()
-            self._reader.join()
-        assert self._process.returncode == 0
+        self.end()
         model: Model = json.loads(self._last)
         return model
 

@@ -91,12 +91,17 @@ def test_in_the_background(cluster: Cluster, mountpoint: Path, tmp_path: Path, f
     assert "ERROR" not in log.read_text()
 
 
+def mount_with_log(cluster: Cluster, mountpoint: Path, log: Path) -> tuple[list[str], int]:
+    """Mount in the background: the arguments for it, and the process."""
+    arguments = [cluster.tracker.endpoint, str(mountpoint), "-o", f"log={log}"]
+    assert fdfs_mount(*arguments)[0] == 0
+    return arguments, mount_process(mountpoint)
+
+
 def test_a_mount_left_by_a_killed_process(
     cluster: Cluster, mountpoint: Path, tmp_path: Path, fuse: None
 ) -> None:
-    arguments = [cluster.tracker.endpoint, str(mountpoint), "-o", f"log={tmp_path / 'log'}"]
-    assert fdfs_mount(*arguments)[0] == 0
-    pid = mount_process(mountpoint)
+    arguments, pid = mount_with_log(cluster, mountpoint, tmp_path / "log")
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: ended(pid), "the mount process to be gone")
     code, said = fdfs_mount(*arguments)
@@ -111,9 +116,7 @@ def test_a_mount_that_is_killed_while_it_is_looked_at(
     cluster: Cluster, mountpoint: Path, tmp_path: Path, fuse: None
 ) -> None:
     """A request that is under way then gets another error than those that come later."""
-    arguments = [cluster.tracker.endpoint, str(mountpoint), "-o", f"log={tmp_path / 'log'}"]
-    assert fdfs_mount(*arguments)[0] == 0
-    pid = mount_process(mountpoint)
+    arguments, pid = mount_with_log(cluster, mountpoint, tmp_path / "log")
     os.kill(pid, signal.SIGSTOP)
     try:
         second = subprocess.Popen(
