@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from fdfsfuse.proto import names
+from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.ownfiles import tell
 
 if TYPE_CHECKING:
@@ -246,6 +247,16 @@ class Recalls:
             if context.numbers.known(number):
                 context.kernel.forget_attributes(number)
         self._forget_later([], entries)
+
+    def changed_by_name(self, attr: Attr) -> None:
+        """A change by name, of this mount, was about this inode.
+
+        When the kernel found another one under a name that it should have forgotten, it keeps the
+        attributes of this one.
+        """
+        number = self._number(attr.ino)
+        if self.late and self._context.numbers.known(number):
+            self._context.kernel.forget_attributes(number)
 
     def refuse_orphan(self) -> bool:
         """Whether opening an inode that has no name any more is to fail with ESTALE.

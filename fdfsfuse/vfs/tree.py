@@ -281,7 +281,7 @@ class Tree:
         request = names.Remove(ino, name, directory, clock.now_ns())
         attr: Attr = await volume.own_changes.remove(request) or await volume.call(request)
         self._directories.removed(parent, name)
-        self._context.told(volume, attr)
+        self._changed_by_name(volume, attr)
 
     async def link(self, number: int, parent: int, name: bytes) -> Entry:
         """A further name for an inode, or the first of an object. The caller counts the lookup."""
@@ -346,5 +346,9 @@ class Tree:
 
     def _renamed(self, volume: Volume, answer: names.Renamed) -> None:
         if answer.replaced is not None:
-            self._context.told(volume, answer.replaced)
-        self._context.told(volume, answer.moved)
+            self._changed_by_name(volume, answer.replaced)
+        self._changed_by_name(volume, answer.moved)
+
+    def _changed_by_name(self, volume: Volume, attr: Attr) -> None:
+        self._context.told(volume, attr)
+        volume.recalls.changed_by_name(attr)

@@ -273,6 +273,36 @@ async def test_files_made_without_asking_are_seen_at_once(seed: int) -> None:
         assert sum(session.requests["CreateFile"] for session in shared.sessions) >= 6
 
 
+@pytest.mark.parametrize("call", ["unlink", "rename"])
+async def test_a_name_had_another_inode_than_the_kernel_knew(call: str) -> None:
+    """Of that inode, which has lost this name, it keeps no attributes either."""
+    async with machines(random.Random(1)) as (shared, pair):
+        places = await directories(pair[0], [b"one"])
+        (place,) = await directories(pair[1], [b"one"])
+        for name in (b"a", b"b", b"c"):
+            await pair[0].write(place, name, name)
+        await pair[0].link(place, b"b", b"d")
+        volume, kernel = pair[1].vfs.volumes.by_name[b"vol"], pair[1].kernel
+        ino = pair[1].vfs.context.numbers.inode_and_object(place)[0]
+        known, linked, moved = [await pair[1].lookup(place, name) for name in (b"a", b"b", b"c")]
+        async with kernel.locks[place]:
+            with volume.memory.flights.locked(ino):
+                await pair[0].rename(place, b"d", place, b"a")
+            assert (await pair[1].stat(linked)).nlink == 2
+            if call == "unlink":
+                await pair[1].vfs.tree.remove(place, b"a", directory=False)
+            else:
+                await pair[1].vfs.tree.rename(place, b"c", place, b"a", 0)
+                kernel.names.pop((place, b"c"))
+            kernel.names.pop((place, b"a"), None)
+            for changed in (place, known, moved):
+                kernel.attrs.pop(changed, None)
+        await wait_for(lambda: all(machine.is_idle for machine in pair))
+        assert (await pair[1].stat(linked)).nlink == 1
+        for machine in pair:
+            await check(shared, machine, places)
+
+
 async def test_mappings_and_fsync_of_both_do_not_wait_for_each_other() -> None:
     """Forgetting pages makes the kernel WRITE, which waits for an fsync, and that for the other."""
     async with machines(random.Random(1), MappingKernel) as (_, pair):
