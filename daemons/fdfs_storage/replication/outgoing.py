@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from fdfs_storage.replication.requests import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from fdfs_storage.binlog import BinlogPosition
     from fdfs_storage.recent import Content
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fdfsfuse.proto.binlog import BinlogRecord
 
 _SEND_BYTES: Final = 128 << 10
+_COVERED_MAX: Final = 10_000
+PARTS: Final = frozenset("AMT")
+"""Operations on a part of a file."""
 
 
 class Entry:
@@ -37,6 +40,67 @@ class Entry:
         self.late = late
         self.finished = False
         self.theirs: tuple[int, int] | None = None
+
+
+class Unfinished:
+    """The records that a peer is not known to have dealt with, in the order of the binlog.
+
+    Attributes:
+        acked: the peer has dealt with all records before this position.
+    """
+
+    __slots__ = ("_advanced", "_entries", "acked")
+
+    def __init__(self, start: BinlogPosition, advanced: Callable[[int], None]) -> None:
+        """*advanced* is called with the number of records when ``acked`` has moved."""
+        self.acked = start
+        self._advanced = advanced
+        self._entries: deque[Entry] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def add(self, entry: Entry) -> None:
+        """Add the record that is next in the binlog."""
+        self._entries.append(entry)
+
+    def skip_to(self, behind: BinlogPosition) -> None:
+        """Records up to *behind* need nothing."""
+        if self._entries:
+            self._entries[-1].behind = behind
+        else:
+            self.acked = behind
+            self._advanced(0)
+
+    def advance(self) -> None:
+        """Drop those at the beginning that are finished."""
+        entries = self._entries
+        done = 0
+        while entries and entries[0].finished:
+            self.acked = entries.popleft().behind
+            done += 1
+        if done:
+            self._advanced(done)
+
+
+class Covered:
+    """Files that went over whole, with all that was logged of them before a position."""
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until: dict[str, BinlogPosition] = {}
+
+    def add(self, name: str, until: BinlogPosition) -> None:
+        """The file went over as it was when the binlog ended at *until*."""
+        if len(self._until) >= _COVERED_MAX:
+            self._until.clear()
+        self._until[name] = until
+
+    def includes(self, record: BinlogRecord, behind: BinlogPosition) -> bool:
+        """True when the peer got the change, which ends at *behind*, with its whole file."""
+        until = self._until.get(record.name)
+        return until is not None and behind <= until and record.op.upper() in PARTS
 
 
 class Asked:

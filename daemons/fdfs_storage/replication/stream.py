@@ -4,12 +4,11 @@ Theory of operation. Two tasks share a connection: one reads the binlog and send
 other takes the answers, which come in the order of the requests. Storages of our own kind are sent
 many requests before the first is answered; stock ones one at a time.
 
-``_unfinished`` holds the records that were read and are not known to be dealt with, in the order of
-the binlog; ``acked`` is the position before the first of them. ``_asked`` holds what is under way,
-in the order of the requests. An answer may ask for more (the whole file, a look at its size): that
-goes to ``_followups``, which the sender sees to first, and the record stays unfinished until then.
-All of it is sent in one row on one connection, so no two requests about one file are ever carried
-out at the same time.
+``_unfinished`` holds the records that were read and are not known to be dealt with. ``_asked``
+holds what is under way, in the order of the requests. An answer may ask for more (the whole file, a
+look at its size): that goes to ``_followups``, which the sender sees to first, and the record stays
+unfinished until then. All of it is sent in one row on one connection, so no two requests about one
+file are ever carried out at the same time.
 
 What has just been logged does not take that way if the peer has nothing else to do: lines and
 contents are still in memory then (`BinlogReader.feed`, `recent`), and who logged them sends them
@@ -31,7 +30,7 @@ import trio
 from fdfs_storage.binlog import BinlogPosition
 from fdfs_storage.binlog_reader import BinlogReader
 from fdfs_storage.replication.in_sync import SLOW
-from fdfs_storage.replication.outgoing import Asked, Entry, Row
+from fdfs_storage.replication.outgoing import PARTS, Asked, Covered, Entry, Row, Unfinished
 from fdfs_storage.replication.requests import Request, Requests
 from fdfs_storage.replication.unreadable import AGAIN_S, Unreadable
 from fdfsfuse.client.link import PROBLEMS
@@ -66,9 +65,7 @@ _AT_ONCE: Final = 64
 """Records that are sent from where they were logged, without a turn of the loop."""
 _COVER_BYTES: Final = 64 << 10
 """Parts of a file that was smaller when it went over whole are sent nevertheless."""
-_COVERED_MAX: Final = 10_000
-_PARTS: Final = frozenset("AMT")
-_CONTENT: Final = _PARTS | frozenset("CU")
+_CONTENT: Final = PARTS | frozenset("CU")
 _WHOLE: Final = frozenset({Send.CREATE, Send.UPDATE})
 _VERSION_SPARSE: Final = 2
 _KEEP_ALIVE = pack_header(0, StorageCommand.ACTIVE_TEST)
@@ -99,7 +96,6 @@ class Stream:
         at_rest: called when the peer has everything; may wait.
 
     Attributes:
-        acked: the peer has dealt with all records before this position.
         scanned, sent: records read, and requests sent for them.
     """
 
@@ -117,7 +113,6 @@ class Stream:
         advanced: Callable[[int], None],
         at_rest: Callable[[], Awaitable[None]],
     ) -> None:
-        self.acked = start
         self.scanned = self.sent = 0
         self._link = link
         self._store = store
@@ -127,23 +122,26 @@ class Stream:
         self._late_at = 0.0
         self._concerns = concerns
         self._received_until = received_until
-        self._advanced = advanced
         self._at_rest = at_rest
         sparse = link.hello is not None and link.hello.version >= _VERSION_SPARSE
         self._requests = Requests(store, config.group_name, sparse=sparse)
         self._reader = BinlogReader(store.binlog, start)
-        self._unfinished: deque[Entry] = deque()
+        self._unfinished = Unfinished(start, advanced)
         self._asked: deque[Asked] = deque()
         self._asked_bytes = 0
         self._followups: deque[tuple[Entry, Next]] = deque()
-        self._covered: dict[str, BinlogPosition] = {}
-        """Files that went over whole, with all that was logged of them before the position."""
+        self._covered = Covered()
         self._row = Row(link)
         self._full = False
         self._wake = trio.Event()
         self._waiting = False
         self._restless = True
         self._failure: Exception | None = None
+
+    @property
+    def acked(self) -> BinlogPosition:
+        """The peer has dealt with all records before this position."""
+        return self._unfinished.acked
 
     @property
     def is_idle(self) -> bool:
@@ -165,7 +163,7 @@ class Stream:
         if self._waiting and reader.position == start and self._is_of_others(lines):
             reader.skip_to(BinlogPosition(start.number, start.offset + len(lines)))
             self.scanned += 1
-            self._skip_to(reader.position)
+            self._unfinished.skip_to(reader.position)
             return
         reader.feed(lines, start)
         if wake:
@@ -259,7 +257,7 @@ class Stream:
     async def _rest(self) -> None:
         """Nothing to send now: wait, and keep the connection alive."""
         end = self._store.binlog.position
-        self._skip_to(self._reader.position)
+        self._unfinished.skip_to(self._reader.position)
         if not self._unfinished:
             await self._at_rest()
             self._restless = False
@@ -308,15 +306,15 @@ class Stream:
             left_out = (
                 record is None
                 or not self._concerns(record)
-                or self._is_covered(record, behind)
+                or self._covered.includes(record, behind)
                 or self._is_left_out(record)
             )
             if record is None or left_out:
-                self._skip_to(behind)
+                self._unfinished.skip_to(behind)
             else:
                 entry = Entry(record, behind, behind <= self._again_until)
                 entries.append(entry)
-                self._unfinished.append(entry)
+                self._unfinished.add(entry)
         return entries
 
     def _make_now(self, entries: list[Entry]) -> list[Request | OSError | None]:
@@ -355,7 +353,7 @@ class Stream:
             raise problem
         self._unreadable.add(entry.record, problem)
         entry.finished = True
-        self._advance()
+        self._unfinished.advance()
 
     def _is_awaited(self, record: BinlogRecord) -> bool:
         """True while somebody may wait for *record* to be on the peer."""
@@ -371,19 +369,6 @@ class Stream:
         entry.finished = True
         if entry.late:
             self._unreadable.remove(entry.record.name)
-
-    def _is_covered(self, record: BinlogRecord, behind: BinlogPosition) -> bool:
-        """True when the peer got the change as a part of its whole file."""
-        covers = self._covered.get(record.name)
-        return covers is not None and behind <= covers and record.op.upper() in _PARTS
-
-    def _skip_to(self, behind: BinlogPosition) -> None:
-        """Records up to *behind* need nothing."""
-        if self._unfinished:
-            self._unfinished[-1].behind = behind
-        else:
-            self.acked = behind
-            self._advanced(0)
 
     def _queue(
         self,
@@ -406,7 +391,7 @@ class Stream:
             else:
                 self.sent += 1
                 self._ask(entry, request.send, request.size, covers)
-        self._advance()
+        self._unfinished.advance()
 
     async def _send_row(self) -> None:
         try:
@@ -461,7 +446,7 @@ class Stream:
         found = await self._read(self._requests.checksum, entry.record)
         if found is None or found == (size, crc):
             entry.finished = True
-            self._advance()
+            self._unfinished.advance()
         else:
             self._followups.append((entry, Next.SEND_UPDATE))
 
@@ -484,7 +469,7 @@ class Stream:
                     name,
                 )
         entry.finished = True
-        self._advance()
+        self._unfinished.advance()
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -512,7 +497,7 @@ class Stream:
             self._asked_bytes -= asked.size
             if asked.entry is not None:
                 self._take(asked, asked.entry, status, body)
-        self._advance()
+        self._unfinished.advance()
         half = len(self._asked) > WINDOW // 2 or self._asked_bytes > WINDOW_BYTES // 2
         if self._full and half:
             return  # so that the sender has much to do when it is woken
@@ -543,7 +528,7 @@ class Stream:
             self._finish(entry)
             self._store.counters.success_sync_out_bytes += asked.size
             if not status and asked.send in _WHOLE and asked.size > _COVER_BYTES:
-                self._cover(entry.record.name, asked.covers)
+                self._covered.add(entry.record.name, asked.covers)
         elif what is Next.FAIL and status == errno.EFBIG:
             self._leave_out(entry, OSError(status, "too large for its file system"))
         elif what is Next.FAIL:
@@ -551,17 +536,3 @@ class Stream:
             raise PeerRefused(f"it cannot take a change: {problem}")
         else:
             self._followups.append((entry, what))
-
-    def _cover(self, name: str, position: BinlogPosition) -> None:
-        if len(self._covered) >= _COVERED_MAX:
-            self._covered.clear()
-        self._covered[name] = position
-
-    def _advance(self) -> None:
-        unfinished = self._unfinished
-        done = 0
-        while unfinished and unfinished[0].finished:
-            self.acked = unfinished.popleft().behind
-            done += 1
-        if done:
-            self._advanced(done)
