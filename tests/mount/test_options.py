@@ -221,6 +221,10 @@ def helpers(fuse: None, tmp_path: Path) -> Path:
         pytest.skip("mount(8) needs root")
     if os.path.realpath("/sbin") != "/usr/sbin" or not shutil.which("unshare"):
         pytest.skip("needs /sbin -> /usr/sbin and unshare")
+    # Not in a chroot whose root is no mount point, for example.
+    done = subprocess.run(["unshare", "-m", "true"], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no mount namespace can be made here: {done.stderr.strip()}")
     done = subprocess.run(
         [program("fdfs"), "install-helpers", "--prefix", tmp_path / "prefix"],
         capture_output=True,
