@@ -251,14 +251,23 @@ async def test_leftover_temporaries_are_removed_at_start(tmp_path: Path) -> None
     store.close()
 
 
-@pytest.mark.skipif(shutil.which("lsattr") is None, reason="needs lsattr of e2fsprogs")
-async def test_new_sub_directories_are_spread_where_the_file_system_can(tmp_path: Path) -> None:
-    (tmp_path / "any").mkdir()
+@pytest.fixture
+def spread(tmp_path: Path) -> Path:
+    """A directory whose sub directories are spread; skips where the file system cannot do that."""
+    path = tmp_path / "any"
+    path.mkdir()
     try:
-        directories.spread(tmp_path / "any")
+        directories.spread(path)
     except OSError as exc:
         pytest.skip(f"not on this file system: {exc}")
-    assert is_top_directory(tmp_path / "any")
+    return path
+
+
+@pytest.mark.skipif(shutil.which("lsattr") is None, reason="needs lsattr of e2fsprogs")
+async def test_new_sub_directories_are_spread_where_the_file_system_can(
+    tmp_path: Path, spread: Path
+) -> None:
+    assert is_top_directory(spread)
     store = await open_store(make_config(tmp_path))
     data = Path(store.data_directory(0))
     assert is_top_directory(data)
@@ -418,7 +427,7 @@ async def test_reserved_space_is_kept_free(tmp_path: Path) -> None:
     refused(store, errno.ENOSPC, (free_mb + 1) << 20, 0)
     store.configure("127.0.0.11", ReservedSpace(total_mb * 2))
     refused(store, errno.ENOSPC, 1, None)
-    store.configure("127.0.0.11", ReservedSpace(0, 0.9999999))
+    store.configure("127.0.0.11", ReservedSpace(0, 1.0))
     refused(store, errno.ENOSPC, 1, 0)
     space = store.total_space()
     assert space.available_bytes == 0
