@@ -22,8 +22,10 @@ may be waiting until another mount confirms a recall of its own, which has to wa
 The kernel keeps nothing of the answer to a request that was sent before the recall, and one that
 comes during step 3 is answered with what is there now.
 
-After step 2 no read() gets an outdated page: the kernel first asks for the attributes that it has
-forgotten, sees a new mtime, and drops the pages itself. That it asks, also when a lease has run out
+After step 2 a read() does without the pages that are outdated: the kernel first asks for the
+attributes that it has forgotten, sees a new mtime, and drops the pages itself. (Not quite: while it
+drops them for one read(), it holds the new attributes valid already. Another read() at that moment
+may get an old page, if the recall was confirmed early.) That it asks, also when a lease has run out
 (a mount that is stopped cannot drop pages), is what FUSE_AUTO_INVAL_DATA does, which libfuse sets
 by default; with FUSE_EXPLICIT_INVAL_DATA the kernel would read pages without asking. The price: it
 drops them after changes by this mount, too.
