@@ -55,6 +55,21 @@ def long_run(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--long"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runtime_directory() -> Iterator[None]:
+    """Give control sockets a place: without a login session, as after su, a user has none."""
+    if os.geteuid() == 0:
+        yield
+        return
+    # Not below tmp_path, whose name can be too long for the address of a socket.
+    with (
+        tempfile.TemporaryDirectory(prefix="fdfsfuse-run-") as path,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("XDG_RUNTIME_DIR", path)
+        yield
+
+
 @pytest.fixture(scope="session")
 def fuse() -> None:
     """Ask for it in tests that mount: skips where nothing can be mounted, but fails in CI."""
