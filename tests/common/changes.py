@@ -60,7 +60,8 @@ class Worker:
                 os.removexattr(place / name, XATTR)
                 xattr = ""
             else:
-                mode = f"{draw.randrange(0o1000):o}"
+                # Whoever is not root must be able to go on with it.
+                mode = f"{draw.randrange(0o1000) | 0o600:o}"
                 os.chmod(place / name, int(mode, 8))
             model[name] = file(int(mode, 8), xattr)
         elif draw.random() < 0.4:

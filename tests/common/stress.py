@@ -81,7 +81,7 @@ OPERATIONS = (
     lambda draw: os.link(path(draw), path(draw), follow_symlinks=False),
     lambda draw: os.symlink(path(draw), path(draw)),
     lambda draw: os.truncate(path(draw), BLOCK * draw.randrange(300)),
-    lambda draw: os.chmod(path(draw), draw.choice((0o644, 0o755))),
+    lambda draw: os.chmod(path(draw), draw.choice((0o744, 0o755))),
     lambda draw: os.utime(path(draw), ns=(draw.randrange(10**18), draw.randrange(10**18))),
     lambda draw: os.setxattr(path(draw), "user.x", draw.randbytes(20)),
     lambda draw: os.stat(path(draw)),
