@@ -417,6 +417,8 @@ class Runner:
     def op_chmod(self) -> None:
         path = self.path()
         mode = self.draw.choice((0o644, 0o755, 0o600, 0o1777, 0o4755, 0o2755))
+        if os.geteuid() != 0:
+            mode |= 0o700  # or nothing could be done in a directory from then on
 
         def call(_side: int, root: str) -> object:
             os.chmod(f"{root}/{path}", mode)
