@@ -157,13 +157,11 @@ class FileState(MergingFile):
         """
         # Writes to a volume that is down must not fill the memory that other volumes need.
         ticket = self.volume.enter()
-        self._begin_transfer(waits=True)
         self.writes += 1
         try:
             await self._write(offset, data, append)
         finally:
             self.writes -= 1
-            self.transfers -= 1
             self.volume.leave(ticket)
 
     async def _write(self, offset: int, data: bytes, append: bool) -> None:
@@ -325,13 +323,6 @@ class FileState(MergingFile):
 
     async def truncate(self, size: int) -> None:
         """Set the size. The change is stored by the next flush at the latest."""
-        self._begin_transfer(waits=True)
-        try:
-            await self._truncate(size)
-        finally:
-            self.transfers -= 1
-
-    async def _truncate(self, size: int) -> None:
         async with self.lock:
             self._raise_error()
             small = size <= SMALL_CONTENT_MAX and (not size or self.size <= SMALL_CONTENT_MAX)

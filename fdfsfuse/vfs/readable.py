@@ -34,8 +34,6 @@ class ReadableFile(ABC):
         dirty, content, writer: see `fdfsfuse.vfs.files`.
         mtime_ns: the modification time of content that is not stored.
         changed_ns: when that content was changed last, whatever ``mtime_ns`` was set to since.
-        transfers: READs, WRITEs and truncations in flight: the kernel has locked the pages of the
-            first two, and sends no changed pages while it waits for the third.
         writes: WRITEs that came and are not taken yet.
         lock: held while the file is changed.
     """
@@ -54,7 +52,6 @@ class ReadableFile(ABC):
         "mtime_ns",
         "number",
         "outdated",
-        "transfers",
         "volume",
         "writer",
         "writes",
@@ -67,7 +64,6 @@ class ReadableFile(ABC):
         self.ino = attr.ino
         self.attr = attr
         self.outdated = bool(attr.ino) and not volume.memory.knows(attr)
-        self.transfers = 0
         self.writes = 0
         self.content: bytes | bytearray | None = None
         self._content_version = -1
@@ -128,23 +124,10 @@ class ReadableFile(ABC):
         if data is not None and len(data) == attr.size:
             self._keep_content(data)
 
-    def _begin_transfer(self, *, waits: bool) -> None:
-        """*waits*: perhaps for others who store the file."""
-        self.transfers += 1
-        if waits:
-            self.volume.recalls.transfer_began(self.number)
-
     # --- reading ---------------------------------------------------------------------------------
 
     async def read(self, handle: Handle, offset: int, length: int) -> bytes | memoryview:
         """Read through *handle*. The result is valid until the caller's next checkpoint."""
-        self._begin_transfer(waits=self.dirty or self.writes > 0)
-        try:
-            return await self._read(handle, offset, length)
-        finally:
-            self.transfers -= 1
-
-    async def _read(self, handle: Handle, offset: int, length: int) -> bytes | memoryview:
         if self.writes:
             # Not locked are pages that the kernel had before it wrote to them. It may drop such a
             # page while the WRITE waits here: without that WRITE it would keep older content then,

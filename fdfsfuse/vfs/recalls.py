@@ -8,27 +8,26 @@ A recall is carried out in three steps:
    pages, or for a request in flight in the same directory, which the kernel has locked. So it is
    done in threads.
 
-Then the recall is confirmed. If a request of this mount is in flight in one of the directories, or
-a READ, WRITE or truncation of one of the files, the recall is already confirmed after step 2, and
-step 3 is done when that request was answered. If a WRITE or truncation comes during step 3, or a
-READ of a file with changes that are not stored, the recall is confirmed at once: before the kernel
-forgets a page that was changed through a mapping it sends it in a WRITE, which waits for an fsync
-of the file that is in flight. And if the kernel has forgotten no name for `_LOCKED_S` while
+Then the recall is confirmed. If a request of this mount is in flight in one of the directories, its
+names are forgotten when that request was answered, and the recall does not wait for that. And if
+the kernel has not gone on with forgetting for a moment (`_LOCKED_S`, `_PAGES_LOCKED_S`) while
 requests of this mount are in flight, to any volume, the recall is confirmed: a call that changes
-names there has locked the directory, and may itself wait for a lock. A rename, for example, waits
-for its other directory while a request there is in flight. Otherwise two mounts that work in the
-same directories, or on one file, could wait for each other for ever: the request, or that fsync,
-may be waiting until another mount confirms a recall of its own, which has to wait in the same way.
+names has locked the directory; or a page is locked by a READ or WRITE, or was changed through a
+mapping and goes to this mount in a WRITE first. All these may themselves wait: a rename for its
+other directory while a request there is in flight, a WRITE for an fsync of the file. Otherwise two
+mounts that work in the same directories, or on one file, could wait for each other for ever: the
+request, or that fsync, may be waiting until another mount confirms a recall of its own, which has
+to wait in the same way.
 The kernel keeps nothing of the answer to a request that was sent before the recall, and one that
 comes during step 3 is answered with what is there now.
 
 After step 2 a read() does without the pages that are outdated: the kernel first asks for the
-attributes that it has forgotten, sees a new mtime, and drops the pages itself. (Not quite: while it
-drops them for one read(), it holds the new attributes valid already. Another read() at that moment
-may get an old page, if the recall was confirmed early.) That it asks, also when a lease has run out
-(a mount that is stopped cannot drop pages), is what FUSE_AUTO_INVAL_DATA does, which libfuse sets
-by default; with FUSE_EXPLICIT_INVAL_DATA the kernel would read pages without asking. The price: it
-drops them after changes by this mount, too.
+attributes that it has forgotten, sees a new mtime, and drops the pages itself. That does not make
+step 3 needless: while the kernel drops them for one read(), it holds the new attributes valid
+already, and another read() at that moment may get an old page. That it asks, also when a lease has
+run out (a mount that is stopped cannot drop pages), is what FUSE_AUTO_INVAL_DATA does, which
+libfuse sets by default; with FUSE_EXPLICIT_INVAL_DATA the kernel would read pages without asking.
+The price: it drops them after changes by this mount, too.
 """
 
 from __future__ import annotations
@@ -54,6 +53,9 @@ _THREADS: Final = 8
 _LOCKED_S: Final = 0.1
 """The kernel forgets a name in microseconds, unless its directory is locked. This is long enough
 for a thread to get its turn on a machine with much to do."""
+_PAGES_LOCKED_S: Final = 0.005
+"""The same for pages. Where two mounts write to one file and both sync it, each waits so long for
+the other, time and again."""
 _STEPS: Final = 5
 """In which that time is waited: when the whole process is stopped, only one of them is longer."""
 _REFUSE_AGAIN_S: Final = 1.0
@@ -113,8 +115,8 @@ class Recalls:
         # Threads that wait must not keep those of other volumes from working.
         self._limiter = trio.CapacityLimiter(_THREADS)
         self.late = 0
-        # What waits until the kernel has forgotten: recall and pages, by the number of the recall.
-        self._unconfirmed: dict[int, tuple[names.Recall, Collection[int]]] = {}
+        # What waits until the kernel has forgotten, by the number of the recall.
+        self._unconfirmed: dict[int, names.Recall] = {}
         self._refused_at = float("-inf")
 
     def recalled(self, message: names.Recall) -> None:
@@ -132,13 +134,11 @@ class Recalls:
         inos = [*message.attrs, *message.unused]
         memory.recall(inos, message.names)
         changed = frozenset(message.content)
-        busy = False
         for ino in inos:
             number = numbers.of_inode(volume.number, ino)
             state = context.states.get(number)
             if state is not None:
                 state.recalled()
-                busy = busy or (ino in changed and state.transfers > 0)
             if ino in changed:
                 context.pages.drop(number)
                 context.contents.drop(number)
@@ -147,10 +147,10 @@ class Recalls:
         pages = [number for number in map(self._number, changed) if numbers.known(number)]
         entries = [(p, n) for p, n in message.names if numbers.known(self._number(p))]
         parents = {parent for parent, _ in entries}
-        if busy or any(memory.flights.concern(parent) for parent in parents):
-            self._confirm(message)
-            self._forget_later(pages, entries)
-        elif pages or entries:
+        if any(memory.flights.concern(parent) for parent in parents):
+            self._forget_later(entries)
+            entries = []
+        if pages or entries:
             context.spawn(self._forget_and_confirm, message, pages, entries)
         else:
             self._confirm(message)
@@ -173,7 +173,7 @@ class Recalls:
         busy = [entry for entry in entries if memory.flights.concern(entry[0])]
         self.lost()
         if busy:
-            self._forget_later([], busy)
+            self._forget_later(busy)
         self._context.spawn(self._forget_names, message, idle)
 
     async def _forget_names(self, message: names.Recall, entries: list[tuple[int, bytes]]) -> None:
@@ -189,52 +189,52 @@ class Recalls:
         self, message: names.Recall, pages: list[int], entries: list[tuple[int, bytes]]
     ) -> None:
         self.late += len(entries)
-        self._unconfirmed[message.number] = message, pages
+        self._unconfirmed[message.number] = message
         try:
             if pages:
-                await self._forget(pages, [])
+                await self._forget_watched(message.number, pages, [], _PAGES_LOCKED_S)
             if entries:
-                forgotten: list[bytes] = []
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._confirm_if_locked, message.number, forgotten)
-                    await self._forget([], entries, forgotten)
-                    nursery.cancel_scope.cancel()
+                await self._forget_watched(message.number, [], entries, _LOCKED_S)
         finally:
             self.late -= len(entries)
             self._confirm_now(message.number)
 
-    async def _confirm_if_locked(self, number: int, forgotten: list[bytes]) -> None:
-        """Confirm a recall if the kernel does not go on with forgetting its names."""
+    async def _forget_watched(
+        self, number: int, pages: list[int], entries: list[tuple[int, bytes]], locked_s: float
+    ) -> None:
+        """Let the kernel forget; a recall is confirmed if that does not go on for *locked_s*."""
+        forgotten: list[object] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._confirm_if_locked, number, forgotten, locked_s)
+            await self._forget(pages, entries, forgotten)
+            nursery.cancel_scope.cancel()
+
+    async def _confirm_if_locked(
+        self, number: int, forgotten: list[object], locked_s: float
+    ) -> None:
         before = -1
         # A rename to another volume is refused, but both directories are locked until then.
         while before != len(forgotten) or not self._context.has_requests():
             before = len(forgotten)
             for _ in range(_STEPS):
-                await trio.sleep(_LOCKED_S / _STEPS)
+                await trio.sleep(locked_s / _STEPS)
         self._confirm_now(number)
 
     def _confirm_now(self, number: int) -> None:
         """Confirm a recall unless that was done."""
-        message, _ = self._unconfirmed.pop(number, (None, ()))
+        message = self._unconfirmed.pop(number, None)
         if message is not None:
             self._confirm(message)
 
-    def transfer_began(self, number: int) -> None:
-        """Confirm what waits for the kernel to forget pages of a file: that may wait for this."""
-        if self._unconfirmed:
-            for message, pages in list(self._unconfirmed.values()):
-                if number in pages:
-                    self._confirm_now(message.number)
-
-    def _forget_later(self, pages: list[int], entries: list[tuple[int, bytes]]) -> None:
+    def _forget_later(self, entries: list[tuple[int, bytes]]) -> None:
         self.late += len(entries)
-        self._context.spawn(self._forget_when_landed, pages, entries)
+        self._context.spawn(self._forget_when_landed, entries)
 
-    async def _forget_when_landed(self, pages: list[int], entries: list[tuple[int, bytes]]) -> None:
+    async def _forget_when_landed(self, entries: list[tuple[int, bytes]]) -> None:
         try:
             for parent in {parent for parent, _ in entries}:
                 await self._volume.wait_landed(parent)
-            await self._forget(pages, entries)
+            await self._forget([], entries, [])
         finally:
             self.late -= len(entries)
 
@@ -248,7 +248,7 @@ class Recalls:
                 state.recalled()
             if context.numbers.known(number):
                 context.kernel.forget_attributes(number)
-        self._forget_later([], entries)
+        self._forget_later(entries)
 
     def changed_by_name(self, attr: Attr) -> None:
         """A change by name, of this mount, was about this inode.
@@ -275,21 +275,19 @@ class Recalls:
         return True
 
     async def _forget(
-        self,
-        pages: list[int],
-        entries: list[tuple[int, bytes]],
-        forgotten: list[bytes] | None = None,
+        self, pages: list[int], entries: list[tuple[int, bytes]], forgotten: list[object]
     ) -> None:
+        """Let the kernel forget; what is done is added to *forgotten*."""
         kernel = self._context.kernel
         named = [(self._number(parent), name) for parent, name in entries]
-        done = forgotten if forgotten is not None else []
 
         def forget() -> None:
-            for parent, name in named:
-                kernel.forget_name(parent, name)
-                done.append(name)
             for number in pages:
                 kernel.forget_pages(number)
+                forgotten.append(number)
+            for parent, name in named:
+                kernel.forget_name(parent, name)
+                forgotten.append(name)
 
         await trio.to_thread.run_sync(forget, abandon_on_cancel=True, limiter=self._limiter)
 
@@ -321,4 +319,4 @@ class Recalls:
             await trio.to_thread.run_sync(forget, abandon_on_cancel=True)
         finally:
             done.set()
-        await self._forget(pages, [])
+        await self._forget(pages, [], [])

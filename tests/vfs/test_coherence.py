@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import stat
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,7 +17,7 @@ import trio
 from fdfsfuse.client.names.lease import Lease
 from fdfsfuse.errors import StatusError, TreeError
 from fdfsfuse.proto import names
-from fdfsfuse.vfs import ownfiles
+from fdfsfuse.vfs import ownfiles, recalls
 from fdfsfuse.vfs.ahead import Ahead, Wanted
 from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.memory import Memory
@@ -328,6 +329,66 @@ async def test_mappings_and_fsync_of_both_do_not_wait_for_each_other() -> None:
         wanted = b"ww" + bytes(8) + b"mm" + bytes(8)
         for machine, handle in zip(pair, handles, strict=True):
             assert bytes(await machine.vfs.files.read(handle, 0, 99)) == wanted
+            await machine.vfs.files.release(handle)
+
+
+class SlowKernel(KernelModel):
+    """Forgets pages when it is told to ``go_on``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = trio.Event()
+        self.go_on = threading.Event()
+
+    def forget_pages(self, number: int) -> None:
+        trio.from_thread.run_sync(self.begun.set)
+        self.go_on.wait()
+        super().forget_pages(number)
+
+
+async def test_a_change_returns_when_pages_of_a_busy_file_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two reads at once the kernel may answer one from pages that it drops for the other."""
+    monkeypatch.setattr(recalls, "_PAGES_LOCKED_S", 60.0)
+    async with machines(random.Random(1), SlowKernel) as (_, pair):
+        places = await directories(pair[0])
+        await directories(pair[1])
+        for machine in pair:
+            assert isinstance(machine.kernel, SlowKernel)
+            machine.kernel.go_on.set()
+        await pair[0].write(places[0], b"a", bytes(20))
+        handles = []
+        for machine in pair:
+            number = await machine.lookup(places[0], b"a")
+            handles.append((await machine.vfs.files.open(number, os.O_RDWR)).handle)
+        await wait_for(lambda: all(machine.is_idle for machine in pair))
+        one, two = (machine.vfs.files for machine in pair)
+        kernel = pair[1].kernel
+        assert isinstance(kernel, SlowKernel)
+        kernel.go_on.clear()
+        kernel.begun = trio.Event()
+        await one.write(handles[0], 0, b"new")
+        state = pair[1].vfs.context.states[await pair[1].lookup(places[0], b"a")]
+        synced = trio.Event()
+
+        async def sync() -> None:
+            await one.sync(handles[0])
+            synced.set()
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                async with state.lock:
+                    nursery.start_soon(two.write, handles[1], 10, b"w")
+                    await wait_for(lambda: state.writes == 1)
+                    nursery.start_soon(sync)
+                    await kernel.begun.wait()
+                await wait_for(lambda: state.writes == 0)
+                assert not pair[1].is_idle
+                assert not synced.is_set()
+                kernel.go_on.set()
+                await synced.wait()
+        for handle, machine in zip(handles, pair, strict=True):
             await machine.vfs.files.release(handle)
 
 
