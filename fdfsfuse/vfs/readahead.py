@@ -39,8 +39,8 @@ def plan_read(
         chunk: bytes of a chunk.
         window: chunks that may be held, the current one included.
 
-    The first chunk of a file is always read whole; with the second sequential read the window
-    opens.
+    The first read at the beginning of a file brings its whole chunk; with the second sequential
+    read the window opens.
     """
     if not is_sequential(offset, end, position, chunk):
         return Plan(True, range(0), range(0))

@@ -54,8 +54,10 @@ _LOCKED_S: Final = 0.1
 """The kernel forgets a name in microseconds, unless its directory is locked. This is long enough
 for a thread to get its turn on a machine with much to do."""
 _PAGES_LOCKED_S: Final = 0.005
-"""The same for pages. Where two mounts write to one file and both sync it, each waits so long for
-the other, time and again."""
+"""The same for pages of an open file, and more for a large one. Where two mounts write to one file
+and both sync it, each waits so long for the other, time and again."""
+_FORGOTTEN_PER_S: Final = 1 << 30
+"""Bytes of pages that the kernel forgets per second at least."""
 _STEPS: Final = 5
 """In which that time is waited: when the whole process is stopped, only one of them is longer."""
 _REFUSE_AGAIN_S: Final = 1.0
@@ -115,8 +117,6 @@ class Recalls:
         # Threads that wait must not keep those of other volumes from working.
         self._limiter = trio.CapacityLimiter(_THREADS)
         self.late = 0
-        # What waits until the kernel has forgotten, by the number of the recall.
-        self._unconfirmed: dict[int, names.Recall] = {}
         self._refused_at = float("-inf")
 
     def recalled(self, message: names.Recall) -> None:
@@ -171,12 +171,15 @@ class Recalls:
         entries = memory.names_in_use()
         idle = [entry for entry in entries if not memory.flights.concern(entry[0])]
         busy = [entry for entry in entries if memory.flights.concern(entry[0])]
-        self.lost()
+        forgotten = self.lost()
         if busy:
             self._forget_later(busy)
-        self._context.spawn(self._forget_names, message, idle)
+        self._context.spawn(self._forget_names, message, idle, forgotten)
 
-    async def _forget_names(self, message: names.Recall, entries: list[tuple[int, bytes]]) -> None:
+    async def _forget_names(
+        self, message: names.Recall, entries: list[tuple[int, bytes]], others: trio.Event
+    ) -> None:
+        await others.wait()
         # The kernel may rely on names that are not remembered here any more: until they expire.
         await trio.sleep(self._volume.memory.unknown_left())
         await self._forget_and_confirm(message, [], entries)
@@ -189,42 +192,51 @@ class Recalls:
         self, message: names.Recall, pages: list[int], entries: list[tuple[int, bytes]]
     ) -> None:
         self.late += len(entries)
-        self._unconfirmed[message.number] = message
         try:
-            if pages:
-                await self._forget_watched(message.number, pages, [], _PAGES_LOCKED_S)
-            if entries:
-                await self._forget_watched(message.number, [], entries, _LOCKED_S)
+            async with trio.open_nursery() as nursery:
+                # Pages that are locked do not keep names from being forgotten, nor these those.
+                enough = [trio.Event(), trio.Event()]
+                locked_s = self._pages_locked_s(pages)
+                nursery.start_soon(self._forget_watched, pages, [], locked_s, enough[0])
+                nursery.start_soon(self._forget_watched, [], entries, _LOCKED_S, enough[1])
+                for event in enough:
+                    await event.wait()
+                self._confirm(message)
         finally:
             self.late -= len(entries)
-            self._confirm_now(message.number)
+
+    def _pages_locked_s(self, numbers: list[int]) -> float:
+        """How long to wait for pages of these files. Those of a file nobody has open are free."""
+        states = self._context.states
+        sizes = [states[number].size for number in numbers if number in states]
+        return _PAGES_LOCKED_S + max(sizes) / _FORGOTTEN_PER_S if sizes else _LOCKED_S
 
     async def _forget_watched(
-        self, number: int, pages: list[int], entries: list[tuple[int, bytes]], locked_s: float
+        self,
+        pages: list[int],
+        entries: list[tuple[int, bytes]],
+        locked_s: float,
+        enough: trio.Event,
     ) -> None:
-        """Let the kernel forget; a recall is confirmed if that does not go on for *locked_s*."""
+        """Let the kernel forget. Sets *enough* then, or if that does not go on for *locked_s*."""
+        if not pages and not entries:
+            enough.set()
+            return
         forgotten: list[object] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._confirm_if_locked, number, forgotten, locked_s)
+            nursery.start_soon(self._watch, forgotten, locked_s, enough)
             await self._forget(pages, entries, forgotten)
+            enough.set()
             nursery.cancel_scope.cancel()
 
-    async def _confirm_if_locked(
-        self, number: int, forgotten: list[object], locked_s: float
-    ) -> None:
+    async def _watch(self, forgotten: list[object], locked_s: float, enough: trio.Event) -> None:
         before = -1
         # A rename to another volume is refused, but both directories are locked until then.
         while before != len(forgotten) or not self._context.has_requests():
             before = len(forgotten)
             for _ in range(_STEPS):
                 await trio.sleep(locked_s / _STEPS)
-        self._confirm_now(number)
-
-    def _confirm_now(self, number: int) -> None:
-        """Confirm a recall unless that was done."""
-        message = self._unconfirmed.pop(number, None)
-        if message is not None:
-            self._confirm(message)
+        enough.set()
 
     def _forget_later(self, entries: list[tuple[int, bytes]]) -> None:
         self.late += len(entries)
@@ -291,10 +303,13 @@ class Recalls:
 
         await trio.to_thread.run_sync(forget, abandon_on_cancel=True, limiter=self._limiter)
 
-    def lost(self) -> None:
+    def lost(self) -> trio.Event:
         """The lease is lost: forget everything, and let no call return before that is done.
 
         The kernel forgets names by itself: it was told to rely on them no longer than the lease.
+
+        Returns:
+            What is set when the kernel has forgotten attributes, and pages unless they are locked.
         """
         volume, context = self._volume, self._context
         volume.memory.clear()
@@ -306,9 +321,13 @@ class Recalls:
                 state.recalled()
         for state in volume.own_files.lost():
             state.write_back_soon()
-        context.spawn(self._forget_all, volume.hold_answers(), numbers, pages)
+        enough = trio.Event()
+        context.spawn(self._forget_all, volume.hold_answers(), numbers, pages, enough)
+        return enough
 
-    async def _forget_all(self, done: trio.Event, numbers: Iterable[int], pages: list[int]) -> None:
+    async def _forget_all(
+        self, done: trio.Event, numbers: Iterable[int], pages: list[int], enough: trio.Event
+    ) -> None:
         kernel = self._context.kernel
 
         def forget() -> None:
@@ -319,4 +338,4 @@ class Recalls:
             await trio.to_thread.run_sync(forget, abandon_on_cancel=True)
         finally:
             done.set()
-        await self._forget(pages, [], [])
+        await self._forget_watched(pages, [], _LOCKED_S, enough)

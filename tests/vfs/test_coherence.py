@@ -7,12 +7,14 @@ import os
 import random
 import stat
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 import pytest
 import trio
+import trio.testing
+from msgspec.structs import replace
 
 from fdfsfuse.client.names.lease import Lease
 from fdfsfuse.errors import StatusError, TreeError
@@ -23,6 +25,7 @@ from fdfsfuse.vfs.directory import MISSING
 from fdfsfuse.vfs.memory import Memory
 from fdfsfuse.vfs.options import VfsOptions
 from fdfsfuse.vfs.vfs import Vfs
+from fdfsfuse.vfs.volume import Volume
 from tests.common.fake_sessions import KernelModel, Machine, SessionBackend, SharedVolume
 from tests.common.waiting import wait_for
 from tests.vfs.common import OWNER
@@ -333,17 +336,112 @@ async def test_mappings_and_fsync_of_both_do_not_wait_for_each_other() -> None:
 
 
 class SlowKernel(KernelModel):
-    """Forgets pages when it is told to ``go_on``."""
+    """Forgets pages, and in a thread attributes, when it is told to ``go_on``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.begun = trio.Event()
         self.go_on = threading.Event()
 
+    def forget_attributes(self, number: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            self._wait()
+        super().forget_attributes(number)
+
     def forget_pages(self, number: int) -> None:
+        self._wait()
+        super().forget_pages(number)
+
+    def _wait(self) -> None:
         trio.from_thread.run_sync(self.begun.set)
         self.go_on.wait()
-        super().forget_pages(number)
+
+
+@contextmanager
+def unblocked(event: threading.Event) -> Iterator[None]:
+    """A thread that waits for *event* must not outlive a test that fails."""
+    try:
+        yield
+    finally:
+        event.set()
+
+
+@asynccontextmanager
+async def slow_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[tuple[Volume, SlowKernel, names.Recall, list[int]]]:
+    """A volume with a file that is known, not open, and a request in flight; a recall of nothing;
+    the numbers of recalls that were confirmed."""
+    confirmed: list[int] = []
+    async with machines(random.Random(1), SlowKernel) as (shared, pair):
+        kernel = pair[0].kernel
+        assert isinstance(kernel, SlowKernel)
+        kernel.go_on.set()
+        (place,) = await directories(pair[0], [b"one"])
+        await pair[0].write(place, b"a", bytes(20))
+        volume = pair[0].vfs.volumes.by_name[b"vol"]
+        monkeypatch.setattr(
+            volume.backend, "recalled", lambda number, kept: confirmed.append(number)
+        )
+        ticket = volume.enter()
+        kernel.begun, kernel.go_on = trio.Event(), threading.Event()
+        try:
+            with trio.fail_after(30):
+                yield (
+                    volume,
+                    kernel,
+                    shared.storage.recall_since(shared.storage.snapshot()),
+                    confirmed,
+                )
+        finally:
+            kernel.go_on.set()
+            volume.leave(ticket)
+
+
+async def test_pages_of_a_file_that_is_not_open_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody has locked them, so it only takes the kernel a while."""
+    monkeypatch.setattr(recalls, "_PAGES_LOCKED_S", 0.0)
+    monkeypatch.setattr(recalls, "_LOCKED_S", 60.0)
+    async with slow_machine(monkeypatch) as (volume, kernel, nothing, confirmed):
+        file = volume.memory.lookup(*volume.memory.names_in_use()[-1])
+        assert file
+        volume.recalls.recalled(replace(nothing, attrs=[file], content=[file]))
+        await kernel.begun.wait()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not confirmed
+        kernel.go_on.set()
+        await wait_for(lambda: confirmed == [nothing.number])
+
+
+async def test_names_are_forgotten_although_pages_are_locked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with slow_machine(monkeypatch) as (volume, kernel, nothing, confirmed):
+        parent, name = volume.memory.names_in_use()[-1]
+        file = volume.memory.lookup(parent, name)
+        assert file
+        assert name in {known for _, known in kernel.names}
+        volume.recalls.recalled(
+            replace(nothing, attrs=[parent, file], content=[file], names=[(parent, name)])
+        )
+        await wait_for(lambda: name not in {known for _, known in kernel.names})
+        await wait_for(lambda: confirmed == [nothing.number])
+        assert not kernel.go_on.is_set()
+
+
+async def test_a_recall_of_everything_waits_for_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recalls, "_LOCKED_S", 60.0)
+    async with slow_machine(monkeypatch) as (volume, kernel, nothing, confirmed):
+        volume.recalls.recalled(replace(nothing, everything=True))
+        await kernel.begun.wait()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not confirmed
+        kernel.go_on.set()
+        await wait_for(lambda: confirmed == [nothing.number])
 
 
 async def test_a_change_returns_when_pages_of_a_busy_file_are_forgotten(
@@ -376,7 +474,7 @@ async def test_a_change_returns_when_pages_of_a_busy_file_are_forgotten(
             await one.sync(handles[0])
             synced.set()
 
-        with trio.fail_after(30):
+        with trio.fail_after(30), unblocked(kernel.go_on):
             async with trio.open_nursery() as nursery:
                 async with state.lock:
                     nursery.start_soon(two.write, handles[1], 10, b"w")
