@@ -26,6 +26,7 @@ PUBLIC = {
     "FileDetails",
     "FileKind",
     "IntegrityError",
+    "NoVolumeError",
     "NotFoundError",
     "ProtocolError",
     "StatusError",
