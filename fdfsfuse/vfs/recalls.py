@@ -209,7 +209,9 @@ class Recalls:
         """How long to wait for pages of these files. Those of a file nobody has open are free."""
         states = self._context.states
         sizes = [states[number].size for number in numbers if number in states]
-        return _PAGES_LOCKED_S + max(sizes) / _FORGOTTEN_PER_S if sizes else _LOCKED_S
+        if not sizes:
+            return _LOCKED_S
+        return min(_LOCKED_S, _PAGES_LOCKED_S + max(sizes) / _FORGOTTEN_PER_S)
 
     async def _forget_watched(
         self,

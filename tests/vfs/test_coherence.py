@@ -448,6 +448,7 @@ async def test_a_change_returns_when_pages_of_a_busy_file_are_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of two reads at once the kernel may answer one from pages that it drops for the other."""
+    monkeypatch.setattr(recalls, "_LOCKED_S", 60.0)
     monkeypatch.setattr(recalls, "_PAGES_LOCKED_S", 60.0)
     async with machines(random.Random(1), SlowKernel) as (_, pair):
         places = await directories(pair[0])
