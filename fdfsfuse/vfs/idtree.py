@@ -67,11 +67,7 @@ class IdTree:
             # Found by its id: the kernel must look that up again, as it is not a name.
             return self._context.entry(volume, attr)._replace(entry_timeout_s=0.0)
         number = numbers.of_object(volume.number, attr.file_id)
-        return self._context.object_entry(number, self.attributes(attr))
-
-    def attributes(self, attr: Attr) -> Attr:
-        """See `Context.object_attr`."""
-        return self._context.object_attr(attr)
+        return self._context.object_entry(number, self._context.object_attr(attr))
 
     def directory_entry(self, number: int) -> Entry:
         """A directory of ids."""

@@ -20,7 +20,6 @@ from fdfsfuse.proto import names
 from fdfsfuse.proto.names import Attr
 from fdfsfuse.vfs.context import Context, Entry
 from fdfsfuse.vfs.directory import MISSING
-from fdfsfuse.vfs.idtree import IdTree
 from fdfsfuse.vfs.numbers import IdDirectory, id_directory_number
 from fdfsfuse.vfs.options import Ids
 from fdfsfuse.vfs.volume import Volume
@@ -156,8 +155,8 @@ class IdSource(Source):
 class ObjectSource(Source):
     """The unnamed objects of M00/HH/HH. Cookies count entries; page starts are remembered."""
 
-    def __init__(self, ids: IdTree, volume: Volume, directory: IdDirectory) -> None:
-        self._ids = ids
+    def __init__(self, context: Context, volume: Volume, directory: IdDirectory) -> None:
+        self._context = context
         self._volume = volume
         self._path = directory.path
         self._starts: list[tuple[int, str]] = [(0, "")]
@@ -173,7 +172,7 @@ class ObjectSource(Source):
             for entry in listing.entries:
                 count, after = count + 1, entry.name
                 if count > cookie and entry.attr is not None:
-                    attr = self._ids.attributes(entry.attr)
+                    attr = self._context.object_attr(entry.attr)
                     rows.append(Row(count, entry.name.encode(), attr, None))
             if count > self._starts[-1][0]:
                 self._starts.append((count, after))

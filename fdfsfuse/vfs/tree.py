@@ -200,7 +200,7 @@ class Tree:
         if known is not None:
             return Entry(number, known[0], known[1], known[1])
         found: Attr = await volume.call(names.LookupObject(file_id))
-        return self._context.object_entry(number, self._ids.attributes(found))
+        return self._context.object_entry(number, self._context.object_attr(found))
 
     async def _ask_for_attributes(self, volume: Volume, number: int, ino: int) -> Attr:
         state = self._context.states.get(number)

@@ -49,9 +49,9 @@ class Vfs:
     def __init__(self, options: VfsOptions, cluster: Cluster, kernel: Kernel | None = None) -> None:
         self.context = Context(options, kernel or NoKernel())
         self.volumes = Volumes(self.context, cluster)
-        self._ids = IdTree(self.context, self.volumes)
+        ids = IdTree(self.context, self.volumes)
         self.directories = DirHandles()
-        self.tree = Tree(self.context, self.volumes, self._ids, self.directories)
+        self.tree = Tree(self.context, self.volumes, ids, self.directories)
         self.files = OpenFiles(self.context, self.volumes, self.tree)
         self.xattrs = Xattrs(self.context, self.tree)
         self._stop = trio.Event()
@@ -140,4 +140,4 @@ class Vfs:
             return NamesSource(self.context, volume, ino)
         if directory.level < 2:
             return IdSource(self.volumes, volume, directory)
-        return ObjectSource(self._ids, volume, directory)
+        return ObjectSource(self.context, volume, directory)
