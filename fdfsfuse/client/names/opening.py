@@ -31,9 +31,9 @@ def send_small_at_once(sock: socket.socket) -> None:
     """Choose a congestion control that lets small packets leave at once.
 
     BBR, the default of some machines, paces: of small frames sent in a row it held back one in
-    eight. CUBIC's HyStart takes it for a queue in the network when the storage lets
-    frames gather, and stops at 16 packets under way. Reno widens its window until a packet is lost;
-    the kernel allows it to everybody, unless an administrator says otherwise.
+    eight. CUBIC's HyStart takes it for a queue in the network when the storage lets frames gather,
+    and stops at 16 packets under way. Reno widens its window until a packet is lost; the kernel
+    allows it to everybody, unless an administrator says otherwise.
     """
     for algorithm in (b"reno", b"cubic"):
         try:
